@@ -116,6 +116,20 @@ class Timings(Struct, frozen=True):
     """From the request's arrival in the worker to its first sampled token."""
 
 
+class MemoryPlan(Struct, frozen=True):
+    """What a model will take, and the shape it was computed for. All bytes."""
+
+    n_ctx: int
+    slots: int
+    tensor_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.tensor_bytes + self.kv_bytes + self.compute_bytes
+
+
 # ---- front -> worker -------------------------------------------------------------------------
 
 
@@ -127,6 +141,9 @@ class Load(Struct, frozen=True, tag="load"):
     settings: EngineSettings
     sha256: str | None = None
     """When given, the file is hashed and refused (model_corrupt) if it differs."""
+    plan: MemoryPlan | None = None
+    """Given when this daemon has loaded this very file (inode, size, mtime) with these settings
+    before: the header check and the dry run are skipped, so that a crashed worker is back sooner."""
 
 
 class Generate(Struct, frozen=True, tag="generate"):

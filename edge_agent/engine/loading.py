@@ -1,0 +1,168 @@
+"""From a path to a model that answers: check, admit, load, warm up.
+
+Flows in: records.Load. Flows out: `Engine` (model, context, prompt builder, ModelInfo). Order
+matters: the hash and the header are checked before llama.cpp sees the file, admission is decided
+before weights are read. Raises ModelCorrupt, ModelFormatError, ModelRefused. Not here: sockets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from edge_agent.engine.admission import Admission, admit, read_memory
+from edge_agent.engine.prompt import PromptBuilder
+from edge_agent.errors import ModelCorrupt, ModelFormatError
+from edge_agent.gguf_file import read_gguf
+from edge_agent.llama.binding import LogTail, build_name, lib, system_info
+from edge_agent.llama.context import Context
+from edge_agent.llama.model import Model
+from edge_agent.records import EngineSettings, Load, ModelInfo
+
+_WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Everything a scheduler needs."""
+
+    model: Model
+    context: Context
+    prompts: PromptBuilder
+    info: ModelInfo
+
+
+def load(message: Load, log: LogTail) -> Engine:
+    """Load a model, and read every weight once so that the first answer is not the slow one."""
+    began = time.monotonic()
+    path = Path(message.path)
+    settings = _with_threads(message.settings)
+    if message.sha256 is not None:
+        check_sha256(path, message.sha256)
+    admission = _admission(path, message, settings, log)
+    model = Model(path, settings, log)
+    plan = admission.plan
+    context = Context(model, settings, log, n_ctx=plan.n_ctx, slots=plan.slots)
+    prompts = PromptBuilder(model, model.metadata("general.architecture") or "unknown")
+    _warm_up(model, context)
+    info = _info(message, settings, model, context, prompts, admission)
+    return Engine(
+        model, context, prompts, msgspec.structs.replace(info, load_s=time.monotonic() - began)
+    )
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises ModelCorrupt when the file's hash differs, ModelFormatError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ModelFormatError(
+            f"{path} cannot be read", str(error), "pull the model again"
+        ) from error
+    if digest.hexdigest() != expected:
+        raise ModelCorrupt(
+            f"{path} is not the file that was registered",
+            f"its SHA-256 is {digest.hexdigest()}, expected {expected}",
+            "remove the model and pull it again; check the disk",
+        )
+
+
+def _with_threads(settings: EngineSettings) -> EngineSettings:
+    """Physical cores by default: hyper-threads slow matrix products down."""
+    if settings.n_threads:
+        return settings
+    allowed = len(os.sched_getaffinity(0))
+    physical = psutil.cpu_count(logical=False) or allowed
+    return msgspec.structs.replace(settings, n_threads=max(1, min(allowed, physical)))
+
+
+def _admission(path: Path, message: Load, settings: EngineSettings, log: LogTail) -> Admission:
+    if message.plan is not None:
+        return Admission(message.plan, ("same plan as before the restart",))
+    gguf = read_gguf(path)
+    with _DryRun(path, settings, log) as dry_run:
+        return admit(gguf, settings, read_memory(), dry_run.compute_bytes)
+
+
+class _DryRun:
+    """The compute buffer llama.cpp would take, without taking it (no_alloc)."""
+
+    def __init__(self, path: Path, settings: EngineSettings, log: LogTail) -> None:
+        self._settings = settings
+        self._log = log
+        self._model = Model(path, settings, log, no_alloc=True)
+
+    def __enter__(self) -> _DryRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._model.close()
+
+    def compute_bytes(self, n_ctx: int, slots: int) -> int:
+        context = Context(self._model, self._settings, self._log, n_ctx=n_ctx, slots=slots)
+        context.close()
+        return context.buffer_bytes["compute"]
+
+
+def _warm_up(model: Model, context: Context) -> None:
+    token = max(0, model.vocabulary.bos)
+    context.clear_batch()
+    for position in range(min(_WARM_UP_TOKENS, context.n_batch)):
+        context.add(token, position, 0, output=False)
+    context.decode()
+    context.truncate(0, 0)
+
+
+def _info(
+    message: Load,
+    settings: EngineSettings,
+    model: Model,
+    context: Context,
+    prompts: PromptBuilder,
+    admission: Admission,
+) -> ModelInfo:
+    plan, vocabulary = admission.plan, model.vocabulary
+    return ModelInfo(
+        name=message.name,
+        path=message.path,
+        sha256=message.sha256,
+        architecture=model.metadata("general.architecture") or "unknown",
+        description=model.description,
+        n_params=model.n_params,
+        file_bytes=Path(message.path).stat().st_size,
+        n_vocab=vocabulary.n_tokens,
+        n_ctx_train=model.n_ctx_train,
+        n_ctx=context.n_ctx,
+        slots=plan.slots,
+        n_threads=settings.n_threads or 1,
+        n_embd=model.n_embd,
+        n_layer=model.n_layer,
+        chat_template=prompts.renderer,
+        chat_template_source=model.chat_template or "",
+        bos_token=vocabulary.text(vocabulary.bos),
+        eos_token=vocabulary.text(vocabulary.eos),
+        tensor_bytes=model.tensor_bytes,
+        kv_bytes=context.buffer_bytes["KV"] or plan.kv_bytes,
+        compute_bytes=context.buffer_bytes["compute"],
+        load_s=0.0,
+        system_info=system_info(),
+        build=build_name(),
+        notes=list(admission.notes),
+    )
+
+
+def start_backend() -> LogTail:
+    """Once per process, before anything else of llama.cpp."""
+    log = LogTail()
+    log.install()
+    lib.llama_backend_init()
+    return log

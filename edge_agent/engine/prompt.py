@@ -1,0 +1,91 @@
+"""From a request to the parts of its prompt: control tokens as ids, plain text as text.
+
+Why it exists: text of a user must never become a control token (`hi<|im_end|>` stays text), so a
+prompt is not a string but a row of fixed ids and strings; each string is later tokenized whole with
+special parsing off. Exactly one BOS is put in front where the vocabulary asks for one. Flows in:
+records.Generate. Flows out: `Part`s for prefix_cache.encode. Not here: the templates themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from edge_agent.engine.chat_template import Control, Item, identify, render
+from edge_agent.engine.grammar import schema_to_gbnf
+from edge_agent.engine.prefix_cache import Part
+from edge_agent.errors import RequestError, TemplateError
+from edge_agent.llama.model import Model
+from edge_agent.records import Generate, Message
+
+
+class PromptBuilder:
+    """The prompt side of one model: its template and its control tokens."""
+
+    def __init__(self, model: Model, architecture: str) -> None:
+        self._vocabulary = model.vocabulary
+        self._template = model.chat_template
+        self.control_ids: Collection[int] = frozenset(self._vocabulary.control_ids.values())
+        self.renderer = identify(self._template, architecture, self._vocabulary.control_ids)
+
+    def parts(self, generate: Generate) -> list[Part]:
+        """Raises RequestError for an empty or impossible prompt, TemplateError for its template."""
+        if generate.messages is not None:
+            return self._with_bos(self._resolve(self._items(generate.messages)))
+        if generate.text is not None:
+            parts = self._with_bos([generate.text] if generate.text else [])
+            if not parts:
+                raise RequestError("the prompt is empty", "", "send at least one character")
+            return parts
+        return self._checked(generate.tokens or [])
+
+    def grammar(self, schema: dict[str, Any] | None) -> str | None:
+        """GBNF for a schema the front has checked; None for none."""
+        return None if schema is None else schema_to_gbnf(schema)
+
+    def as_text(self, messages: Sequence[Message]) -> str:
+        """What a chat looks like to the model, without BOS, for /apply-template."""
+        return "".join(
+            item.text if isinstance(item, Control) else item for item in self._items(messages)
+        )
+
+    def _items(self, messages: Sequence[Message]) -> list[Item]:
+        return render(
+            self.renderer,
+            messages,
+            template=self._template,
+            control_tokens=self._vocabulary.control_ids,
+            bos_token=self._vocabulary.text(self._vocabulary.bos),
+            eos_token=self._vocabulary.text(self._vocabulary.eos),
+        )
+
+    def _resolve(self, items: Sequence[Item]) -> list[Part]:
+        return [self._control(item) if isinstance(item, Control) else item for item in items]
+
+    def _control(self, item: Control) -> int:
+        token = self._vocabulary.control_ids.get(item.text)
+        if token is None:
+            raise TemplateError(
+                f"the chat template uses {item.text!r}",
+                "this model's vocabulary has no such control token",
+                "use /v1/completions, or a model whose template fits its vocabulary",
+            )
+        return token
+
+    def _with_bos(self, parts: list[Part]) -> list[Part]:
+        vocabulary = self._vocabulary
+        if vocabulary.add_bos and vocabulary.bos >= 0:
+            return [vocabulary.bos, *parts]
+        return parts
+
+    def _checked(self, tokens: Sequence[int]) -> list[Part]:
+        outside = [token for token in tokens if not 0 <= token < self._vocabulary.n_tokens]
+        if outside or not tokens:
+            raise RequestError(
+                f"token {outside[0]} is not in the vocabulary"
+                if outside
+                else "the prompt is empty",
+                f"ids run from 0 to {self._vocabulary.n_tokens - 1}",
+                "ask /tokenize for ids",
+            )
+        return list(tokens)

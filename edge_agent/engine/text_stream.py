@@ -1,0 +1,52 @@
+"""From token pieces to text that may be shown: whole characters, nothing of a stop string.
+
+Flows in: the bytes of one token after the other. Flows out: text. A piece may end inside a UTF-8
+character and a stop string may be spread over tokens, so text is held back until it is known to
+belong to the answer. Leaf file: pure, knows nothing of models.
+
+>>> stream = TextStream(["END"])
+>>> [stream.push(piece) for piece in (b"caf\\xc3", b"\\xa9 E", b"N", b"D more")], stream.stopped
+(['caf', 'é ', '', ''], 'END')
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextStream:
+    """One answer's text. `stopped` is the stop string that ended it, else None."""
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self.stopped: str | None = None
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, piece: bytes) -> str:
+        """The text `piece` makes safe to show; '' once stopped. Invalid bytes give U+FFFD."""
+        if self.stopped is not None:
+            return ""
+        text = self._held + self._decoder.decode(piece)
+        if not self._stops:
+            return text
+        found = [(text.find(stop), stop) for stop in self._stops if stop in text]
+        if found:
+            position, self.stopped = min(found)
+            self._held = ""
+            return text[:position]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back when the answer ends otherwise; an incomplete character is dropped."""
+        held, self._held = self._held, ""
+        return held if self.stopped is None else ""
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

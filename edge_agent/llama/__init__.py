@@ -1,0 +1,1 @@
+"""The only package that touches llama.cpp: a binding change stays in here."""

@@ -1,0 +1,87 @@
+"""llama.cpp's C functions, through llama-cpp-python's ctypes declarations.
+
+Why it exists: `import llama_cpp` also imports the high-level `Llama` class with diskcache (which
+unpickles), jinja2 and a web of helpers we never call: 0.4 s and 30 MB for nothing. Only the
+declarations module is loaded here, under its real name. Flows out: `lib`, the module of functions;
+`LogTail`, the last lines llama.cpp said. Not here: models, contexts, samplers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.machinery
+import importlib.util
+import logging
+import sys
+from collections import deque
+from types import ModuleType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_DEBUG = 1
+_CONTINUATION = 5
+
+
+def _declarations() -> Any:
+    """llama_cpp.llama_cpp without the package's own __init__."""
+    if "llama_cpp" not in sys.modules:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None or spec.submodule_search_locations is None:
+            raise ImportError("llama-cpp-python is not installed in this environment")
+        package = ModuleType("llama_cpp")
+        package.__path__ = list(spec.submodule_search_locations)
+        package.__spec__ = spec
+        sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+lib: Any = _declarations()
+
+
+class LogTail:
+    """Keeps llama.cpp's last lines, so that a refused load can say why, and forwards warnings."""
+
+    def __init__(self, keep: int = 400) -> None:
+        self.lines: deque[str] = deque(maxlen=keep)
+        self._level = logging.INFO
+        self._partial = ""
+        self._callback = lib.llama_log_callback(self._receive)
+
+    def install(self) -> None:
+        """Route llama.cpp's log here. The callback stays alive as long as this object does."""
+        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _receive(self, level: int, text: bytes, user_data: object) -> None:
+        if level != _CONTINUATION:
+            self._level = _DEBUG if level == _DEBUG else _LEVELS.get(level, logging.INFO)
+        if self._level == _DEBUG:
+            return  # thousands of lines a graph
+        self._partial += text.decode("utf-8", "replace")
+        while "\n" in self._partial:
+            line, self._partial = self._partial.split("\n", 1)
+            if line.strip():
+                self.lines.append(line)
+                logger.log(self._level, "%s", line)
+
+    def errors(self, most: int = 3) -> str:
+        """The last lines that speak of an error, oldest first, joined by '; '."""
+        words = ("error", "failed", "invalid", "missing", "unknown", "unsupported")
+        found = [line for line in self.lines if any(word in line.lower() for word in words)]
+        return "; ".join(found[-most:])
+
+
+def system_info() -> str:
+    """The CPU and GPU features llama.cpp was built with, in its own words."""
+    return str(lib.llama_print_system_info().decode("utf-8", "replace")).strip()
+
+
+def build_name() -> str:
+    """llama.cpp's version string as the loaded library gives it."""
+    version = getattr(lib, "llama_version", None)
+    if version is None:
+        return "unknown"
+    value = version()
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,169 @@
+"""One llama.cpp context: the KV cache of all slots, the batch, and decoding.
+
+Flows in: a Model, EngineSettings with n_ctx and slots decided, rows of (token, position, slot).
+Flows out: logits, read by the samplers by row. One thread owns a context; only `Abort.request` may
+be called from another. Not here: which tokens go in (scheduler), how one is chosen (sampling).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import Any
+
+from edge_agent.errors import ModelRefused
+from edge_agent.llama.binding import LogTail, lib
+from edge_agent.llama.model import Model
+from edge_agent.records import EngineSettings
+
+_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+_FLASH = {"auto": -1, "off": 0, "on": 1}
+_BUFFER_LINE = re.compile(r"(compute|KV|RS) buffer size\s*=\s*([0-9.]+) MiB")
+_ABORTED = 2
+
+
+class Abort:
+    """Stops a running decode call from another thread, without Python in ggml's loop.
+
+    ggml asks its abort callback after every graph node, some 500 times a token: a Python callback
+    would cost a GIL round each time. The callback here is libc's strlen on a two-byte buffer: empty
+    string = 0 = go on, one character = 1 = stop.
+    """
+
+    def __init__(self) -> None:
+        libc = ctypes.CDLL(None)
+        self._flag = ctypes.create_string_buffer(2)
+        self._callback = ctypes.cast(libc.strlen, lib.ggml_abort_callback)
+
+    def attach(self, context_handle: Any) -> None:
+        lib.llama_set_abort_callback(
+            context_handle, self._callback, ctypes.cast(self._flag, ctypes.c_void_p)
+        )
+
+    def request(self) -> None:
+        self._flag[0] = b"x"
+
+    def clear(self) -> None:
+        self._flag[0] = b"\0"
+
+
+class DecodeFailed(RuntimeError):
+    """llama_decode returned a code after which the context cannot be trusted."""
+
+
+class Context:
+    """KV cache and compute buffers for `slots` independent sequences of n_ctx tokens each."""
+
+    def __init__(
+        self, model: Model, settings: EngineSettings, log: LogTail, *, n_ctx: int, slots: int
+    ) -> None:
+        """Raises ModelRefused when the buffers cannot be had."""
+        n_batch = max(settings.n_batch, slots)
+        params = lib.llama_context_default_params()
+        params.n_ctx = n_ctx * slots
+        params.n_batch = params.n_ubatch = n_batch
+        params.n_seq_max = params.n_outputs_max = slots
+        params.kv_unified = False
+        params.swa_full = settings.swa_full
+        params.n_threads = params.n_threads_batch = settings.n_threads or 1
+        params.flash_attn_type = _FLASH[settings.flash_attn]
+        params.type_k, params.type_v = _KV_TYPES[settings.type_k], _KV_TYPES[settings.type_v]
+        params.no_perf = True
+        log.lines.clear()
+        handle = lib.llama_init_from_model(model.handle, params)
+        if not handle:
+            raise ModelRefused(
+                f"no context of {slots} x {n_ctx} tokens could be made",
+                log.errors() or "llama.cpp gave no reason",
+                "ask for less with --ctx or --slots",
+            )
+        self.handle = handle
+        self.n_batch = n_batch
+        self.n_ctx = int(lib.llama_n_ctx_seq(handle))
+        self.buffer_bytes = _logged_buffers(log)
+        self.abort = Abort()
+        self.abort.attach(handle)
+        self._memory = lib.llama_get_memory(handle)
+        self._batch = _Batch(n_batch)
+
+    def close(self) -> None:
+        """Free all buffers. Safe to call twice."""
+        if self.handle:
+            lib.llama_free(self.handle)
+            self.handle = None
+
+    # ---- one decode call ----
+
+    def clear_batch(self) -> None:
+        self._batch.raw.n_tokens = 0
+
+    def add(self, token: int, position: int, slot: int, *, output: bool) -> int:
+        """Append one token to the batch; its row number, which is where its logits will be."""
+        batch = self._batch
+        row = int(batch.raw.n_tokens)
+        batch.tokens[row] = token
+        batch.positions[row] = position
+        batch.slots[row] = slot
+        batch.outputs[row] = output
+        batch.raw.n_tokens = row + 1
+        return row
+
+    def decode(self) -> bool:
+        """Run the batch. False: aborted, the caller must roll its sequence back with `truncate`.
+
+        Raises DecodeFailed for every other outcome (llama.h: 1 no KV slot, negative fatal).
+        """
+        code = lib.llama_decode(self.handle, self._batch.raw)
+        if code == 0:
+            return True
+        if code == _ABORTED:
+            return False
+        raise DecodeFailed(f"llama_decode returned {code} for {self._batch.raw.n_tokens} tokens")
+
+    def logits(self, row: int) -> Any:
+        """Pointer to n_vocab floats of a row that was added with output=True."""
+        return lib.llama_get_logits_ith(self.handle, row)
+
+    # ---- the KV cache ----
+
+    def truncate(self, slot: int, length: int) -> bool:
+        """Forget positions >= length of a slot. False when the cache cannot."""
+        return bool(lib.llama_memory_seq_rm(self._memory, slot, length, -1))
+
+    def first_position(self, slot: int) -> int:
+        """Smallest position still present, -1 for an empty slot (> 0 with a sliding window)."""
+        return int(lib.llama_memory_seq_pos_min(self._memory, slot))
+
+
+class _Batch:
+    """A llama_batch over arrays that live as long as it does."""
+
+    def __init__(self, size: int) -> None:
+        self.tokens = (ctypes.c_int32 * size)()
+        self.positions = (ctypes.c_int32 * size)()
+        self.slots = (ctypes.c_int32 * size)()
+        self.outputs = (ctypes.c_int8 * size)()
+        self._counts = (ctypes.c_int32 * size)(*([1] * size))
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        item = ctypes.sizeof(ctypes.c_int32)
+        base = ctypes.addressof(self.slots)
+        self._slot_pointers = (pointer * size)(
+            *[ctypes.cast(base + index * item, pointer) for index in range(size)]
+        )
+        self.raw = lib.llama_batch()
+        self.raw.n_tokens = 0
+        self.raw.token = ctypes.cast(self.tokens, pointer)
+        self.raw.pos = ctypes.cast(self.positions, pointer)
+        self.raw.n_seq_id = ctypes.cast(self._counts, pointer)
+        self.raw.seq_id = ctypes.cast(self._slot_pointers, ctypes.POINTER(pointer))
+        self.raw.logits = ctypes.cast(self.outputs, ctypes.POINTER(ctypes.c_int8))
+
+
+def _logged_buffers(log: LogTail) -> dict[str, int]:
+    """Bytes of compute and KV buffers, which llama.cpp only tells in its log."""
+    found = {"compute": 0, "KV": 0, "RS": 0}
+    for line in log.lines:
+        match = _BUFFER_LINE.search(line)
+        if match:
+            found[match.group(1)] += int(float(match.group(2)) * 1024 * 1024)
+    return found

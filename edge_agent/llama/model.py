@@ -1,0 +1,209 @@
+"""A GGUF file opened by llama.cpp, and its vocabulary.
+
+Flows in: a path and EngineSettings. Flows out: `Model` (shape, metadata) and `Vocabulary` (text to
+ids and back). With `no_alloc` only the shape is loaded, which is how admission asks for the compute
+buffer without taking the memory. Not here: contexts, and any check of the file (gguf_file.py has
+already refused what would kill this process).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_agent.errors import ModelFormatError, ModelRefused, RequestError
+from edge_agent.llama.binding import LogTail, lib
+from edge_agent.records import EngineSettings
+
+_LOAD_MODES = {"auto": -1, "read": 0, "mmap": 1, "mlock": 3, "direct_io": 4}
+_MEMORY_WORDS = ("unable to allocate", "failed to allocate", "out of memory")
+_CONTROL_ATTRIBUTES = (1 << 3) | (1 << 4)
+"""LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED (llama.h): added tokens."""
+
+
+class Vocabulary:
+    """Token ids of one model. Texts are UTF-8; a token's piece may be a part of a character."""
+
+    def __init__(self, model_handle: Any) -> None:
+        self._handle = lib.llama_model_get_vocab(model_handle)
+        self.n_tokens = int(lib.llama_vocab_n_tokens(self._handle))
+        self.add_bos = bool(lib.llama_vocab_get_add_bos(self._handle))
+        self.bos = int(lib.llama_vocab_bos(self._handle))
+        self.eos = int(lib.llama_vocab_eos(self._handle))
+        self.control_ids: dict[str, int] = {}
+        self.eog_ids: frozenset[int] = frozenset()
+        self._pieces: dict[int, bytes] = {}
+        self._scan_added_tokens()
+
+    @property
+    def handle(self) -> Any:
+        """llama_vocab pointer, for the grammar sampler."""
+        return self._handle
+
+    def _scan_added_tokens(self) -> None:
+        """Fill control_ids (text to id of control and user-defined tokens) and eog_ids."""
+        attribute, is_eog = lib.llama_vocab_get_attr, lib.llama_vocab_is_eog
+        eog = set()
+        for token in range(self.n_tokens):
+            if attribute(self._handle, token) & _CONTROL_ATTRIBUTES:
+                self.control_ids.setdefault(self.text(token), token)
+                if is_eog(self._handle, token):
+                    eog.add(token)
+        self.eog_ids = frozenset(eog | {self.eos} if self.eos >= 0 else eog)
+
+    def text(self, token: int) -> str:
+        """The token as the vocabulary spells it, '' for an id outside."""
+        if not 0 <= token < self.n_tokens:
+            return ""
+        return str(
+            (lib.llama_vocab_get_text(self._handle, token) or b"").decode("utf-8", "replace")
+        )
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Ids of `text`. add_special adds BOS/EOS where the vocabulary asks for them.
+
+        Raises RequestError for text that is not valid Unicode (lone surrogates).
+        """
+        try:
+            raw = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                "the text is not valid Unicode", str(error), "send UTF-8 without lone surrogates"
+            ) from error
+        size = len(raw) + 4
+        buffer = (ctypes.c_int32 * size)()
+        n = lib.llama_tokenize(
+            self._handle, raw, len(raw), buffer, size, add_special, parse_special
+        )
+        if n < 0:
+            raise RequestError(
+                f"a text of {len(raw)} bytes could not be tokenized", f"llama_tokenize said {n}"
+            )
+        return buffer[:n]
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token adds to a text; control tokens add none. Cached."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._piece(token, special=False)
+        return known
+
+    def spelled(self, token: int) -> bytes:
+        """The bytes of a token with control tokens spelled out."""
+        return self._piece(token, special=True)
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = lib.llama_token_to_piece(self._handle, token, buffer, size, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Text of ids, control tokens spelled out. Raises RequestError for ids outside."""
+        for token in tokens:
+            if not 0 <= token < self.n_tokens:
+                raise RequestError(
+                    f"token {token} is not in the vocabulary",
+                    f"ids run from 0 to {self.n_tokens - 1}",
+                )
+        return b"".join(self.spelled(token) for token in tokens).decode("utf-8", "replace")
+
+
+class Model:
+    """One loaded model. `close` frees it; contexts on it must be closed before."""
+
+    def __init__(
+        self, path: Path, settings: EngineSettings, log: LogTail, *, no_alloc: bool = False
+    ):
+        """Raises ModelRefused when llama.cpp runs out of memory, ModelFormatError otherwise."""
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = settings.n_gpu_layers
+        params.load_mode = 0 if no_alloc else _LOAD_MODES[settings.load_mode]
+        params.no_alloc = no_alloc
+        handle = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not handle:
+            raise _load_error(path, log.errors())
+        self.handle = handle
+        self.vocabulary = Vocabulary(handle)
+
+    def close(self) -> None:
+        """Free the weights. Safe to call twice."""
+        if self.handle:
+            lib.llama_model_free(self.handle)
+            self.handle = None
+
+    def metadata(self, key: str) -> str | None:
+        """One metadata value as llama.cpp prints it, None when absent."""
+        return self._text(
+            lambda buffer, size: lib.llama_model_meta_val_str(
+                self.handle, key.encode(), buffer, size
+            )
+        )
+
+    @property
+    def description(self) -> str:
+        """Such as 'gemma3 270M Q4_K - Medium'."""
+        return (
+            self._text(lambda buffer, size: lib.llama_model_desc(self.handle, buffer, size))
+            or "unknown"
+        )
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source the file carries, if any."""
+        raw = lib.llama_model_chat_template(self.handle, None)
+        return raw.decode("utf-8", "replace") if raw else None
+
+    @property
+    def n_ctx_train(self) -> int:
+        return int(lib.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def n_swa(self) -> int:
+        """Sliding window in tokens, 0 for none."""
+        return int(lib.llama_model_n_swa(self.handle))
+
+    @property
+    def n_embd(self) -> int:
+        return int(lib.llama_model_n_embd(self.handle))
+
+    @property
+    def n_layer(self) -> int:
+        return int(lib.llama_model_n_layer(self.handle))
+
+    @property
+    def n_params(self) -> int:
+        return int(lib.llama_model_n_params(self.handle))
+
+    @property
+    def tensor_bytes(self) -> int:
+        return int(lib.llama_model_size(self.handle))
+
+    @staticmethod
+    def _text(read: Any) -> str | None:
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = read(buffer, size)
+            if n < 0:
+                return None
+            if n < size:
+                return buffer.raw[:n].decode("utf-8", "replace")
+            size = n + 1
+
+
+def _load_error(path: Path, reason: str) -> ModelFormatError | ModelRefused:
+    if any(word in reason.lower() for word in _MEMORY_WORDS):
+        return ModelRefused(
+            f"{path} could not be loaded", reason, "close other programs or choose a smaller file"
+        )
+    return ModelFormatError(
+        f"llama.cpp refused {path}",
+        reason or "it gave no reason",
+        "check the file with `edge-agent show`, or pull it again",
+    )

@@ -1,0 +1,98 @@
+"""A real worker process at the end of a socketpair, driven synchronously by tests."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from edge_agent.records import (
+    Chunk,
+    Done,
+    EngineSettings,
+    Failed,
+    FromWorker,
+    Generate,
+    Load,
+    Loaded,
+    Message,
+    ModelInfo,
+    Sampling,
+    ToWorker,
+)
+from edge_agent.wire import encode, to_front
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class WorkerProcess:
+    """Context manager: spawn, send records, receive records."""
+
+    def __init__(self, argv: list[str] | None = None) -> None:
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(60)
+        command = argv or [sys.executable, "-m", "edge_agent.engine.worker"]
+        self.process = subprocess.Popen(
+            [*command, "--fd", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+        theirs.close()
+        self._decoder = to_front()
+        self._ready: list[FromWorker] = []
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def send(self, *records: ToWorker) -> None:
+        self.socket.sendall(b"".join(encode(record) for record in records))
+
+    def receive(self) -> FromWorker:
+        while not self._ready:
+            data = self.socket.recv(65536)
+            if not data:
+                raise EOFError(f"worker ended with {self.process.wait()}")
+            self._ready = self._decoder.feed(data)
+        return self._ready.pop(0)
+
+    def load(self, path: Path, settings: EngineSettings | None = None, **fields: object) -> ModelInfo:
+        chosen = settings or EngineSettings(n_ctx=512, slots=2)
+        self.send(Load("test", str(path), chosen, **fields))  # type: ignore[arg-type]
+        answer = self.receive()
+        assert isinstance(answer, Loaded), answer
+        return answer.info
+
+    def answer(self, request: Generate) -> tuple[str, Done]:
+        """Run one request alone; its whole text and its Done. Raises on Failed."""
+        self.send(request)
+        return self.collect(request.id)
+
+    def collect(self, request_id: int) -> tuple[str, Done]:
+        text = ""
+        while True:
+            record = self.receive()
+            if isinstance(record, Failed):
+                raise RuntimeError(f"{record.code}: {record.what}: {record.why}")
+            if isinstance(record, Chunk) and record.id == request_id:
+                text += record.text
+            if isinstance(record, Done) and record.id == request_id:
+                return text + record.text, record
+
+
+def chat(request_id: int, *contents: str, **fields: object) -> Generate:
+    """A Generate of alternating user and assistant turns, greedy, 16 tokens unless told."""
+    roles = ("user", "assistant")
+    messages = [Message(roles[index % 2], text) for index, text in enumerate(contents)]
+    options: dict[str, object] = {"sampling": GREEDY, "max_tokens": 16, **fields}
+    return Generate(id=request_id, messages=messages, **options)  # type: ignore[arg-type]
