@@ -37,7 +37,8 @@ class WorkerProcess:
         self.process = subprocess.Popen(
             [*command, "--fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+            # Passive waiting: tests share two cores with whatever else runs (spinning: 50x slower).
+            env={**os.environ, "GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "passive"},
         )
         theirs.close()
         self._decoder = to_front()
@@ -66,7 +67,9 @@ class WorkerProcess:
             self._ready = self._decoder.feed(data)
         return self._ready.pop(0)
 
-    def load(self, path: Path, settings: EngineSettings | None = None, **fields: object) -> ModelInfo:
+    def load(
+        self, path: Path, settings: EngineSettings | None = None, **fields: object
+    ) -> ModelInfo:
         chosen = settings or EngineSettings(n_ctx=512, slots=2)
         self.send(Load("test", str(path), chosen, **fields))  # type: ignore[arg-type]
         answer = self.receive()
@@ -79,15 +82,21 @@ class WorkerProcess:
         return self.collect(request.id)
 
     def collect(self, request_id: int) -> tuple[str, Done]:
-        text = ""
-        while True:
+        return self.finish(request_id)[request_id]
+
+    def finish(self, *request_ids: int) -> dict[int, tuple[str, Done]]:
+        """Read until all of these have ended: id -> (whole text, Done)."""
+        texts = dict.fromkeys(request_ids, "")
+        ended: dict[int, tuple[str, Done]] = {}
+        while len(ended) < len(request_ids):
             record = self.receive()
             if isinstance(record, Failed):
                 raise RuntimeError(f"{record.code}: {record.what}: {record.why}")
-            if isinstance(record, Chunk) and record.id == request_id:
-                text += record.text
-            if isinstance(record, Done) and record.id == request_id:
-                return text + record.text, record
+            if isinstance(record, Chunk | Done) and record.id in texts:
+                texts[record.id] += record.text
+            if isinstance(record, Done) and record.id in texts:
+                ended[record.id] = (texts[record.id], record)
+        return ended
 
 
 def chat(request_id: int, *contents: str, **fields: object) -> Generate:
