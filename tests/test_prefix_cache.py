@@ -53,6 +53,13 @@ def test_control_tokens_in_the_cache_end_a_text() -> None:
     assert encode([USER, "ab"], known, LETTERS, CONTROLS) == [USER, *ids("ab")]
 
 
+def test_an_added_token_of_the_prompt_ends_a_text_too() -> None:
+    think = ord("t")
+    known = [USER, ord("a"), think, ord("b")]
+    prompt = encode([USER, "a", think, "b", END], known, LETTERS, CONTROLS)
+    assert prompt == [*known, END]
+
+
 def test_one_token_is_always_left_to_decode() -> None:
     assert reusable(common=10, n_prompt=10, first_position=0, n_swa=0, n_known=12) == 9
 

@@ -29,6 +29,7 @@ def encode(
     parts: Sequence[Part], known: Sequence[int], vocabulary: Pieces, control_ids: Collection[int]
 ) -> list[int]:
     """Ids of a prompt, spelled as `known` spells it for as long as the text agrees."""
+    ends = {*control_ids, *(part for part in parts if isinstance(part, int))}
     ids: list[int] = []
     at = 0
     aligned = bool(known)
@@ -38,7 +39,7 @@ def encode(
             aligned = aligned and at < len(known) and known[at] == part
             at += 1
             continue
-        spelled = _same_text(part, known, at, vocabulary, control_ids) if aligned else None
+        spelled = _same_text(part, known, at, vocabulary, ends) if aligned else None
         if spelled is None:
             aligned = False
             ids += vocabulary.tokenize(part, add_special=False, parse_special=False)
@@ -53,18 +54,18 @@ def _same_text(
     known: Sequence[int],
     at: int,
     vocabulary: Pieces,
-    control_ids: Collection[int],
+    ends: Collection[int],
 ) -> list[int] | None:
-    """known[at:] up to the next control token, if that is exactly `text`."""
+    """known[at:] up to the next of `ends`, if that is exactly `text`."""
     raw = text.encode("utf-8", "surrogatepass")
     end, length = at, 0
-    while end < len(known) and length < len(raw) and known[end] not in control_ids:
+    while end < len(known) and length < len(raw) and known[end] not in ends:
         piece = vocabulary.piece(known[end])
         if raw[length : length + len(piece)] != piece:
             return None
         length += len(piece)
         end += 1
-    whole = end == len(known) or known[end] in control_ids
+    whole = end == len(known) or known[end] in ends
     return list(known[at:end]) if length == len(raw) and whole else None
 
 

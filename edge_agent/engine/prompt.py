@@ -8,32 +8,58 @@ records.Generate. Flows out: `Part`s for prefix_cache.encode. Not here: the temp
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
-from edge_agent.engine.chat_template import Control, Item, identify, render
+from edge_agent.engine.chat_template import (
+    ChatTemplate,
+    Control,
+    Item,
+    SpecialTokens,
+    as_text,
+    identify,
+)
 from edge_agent.engine.grammar import schema_to_gbnf
 from edge_agent.engine.prefix_cache import Part
 from edge_agent.errors import RequestError, TemplateError
 from edge_agent.llama.model import Model
 from edge_agent.records import Generate, Message
 
+_NFC_TOKENIZERS = ("qwen2",)
+"""tokenizer.ggml.pre of families whose own tokenizer normalizes text to NFC; llama.cpp does not."""
+
 
 class PromptBuilder:
     """The prompt side of one model: its template and its control tokens."""
 
     def __init__(self, model: Model, architecture: str) -> None:
-        self._vocabulary = model.vocabulary
-        self._template = model.chat_template
-        self.control_ids: Collection[int] = frozenset(self._vocabulary.control_ids.values())
-        self.renderer = identify(self._template, architecture, self._vocabulary.control_ids)
+        vocabulary = self._vocabulary = model.vocabulary
+        self.control_ids = frozenset(
+            map(vocabulary.added_ids.__getitem__, vocabulary.control_texts)
+        )
+        self._is_nfc = model.metadata("tokenizer.ggml.pre") in _NFC_TOKENIZERS
+        self._template = ChatTemplate(
+            identify(model.chat_template, architecture, vocabulary.control_texts),
+            model.chat_template,
+            SpecialTokens(
+                vocabulary.control_texts,
+                vocabulary.text(vocabulary.bos),
+                vocabulary.text(vocabulary.eos),
+            ),
+        )
+
+    @property
+    def renderer(self) -> str:
+        """Name of the template's renderer, for ModelInfo."""
+        return self._template.name
 
     def parts(self, generate: Generate) -> list[Part]:
         """Raises RequestError for an empty or impossible prompt, TemplateError for its template."""
         if generate.messages is not None:
-            return self._with_bos(self._resolve(self._items(generate.messages)))
+            return self._with_bos(self._resolve(self._template.render(generate.messages)))
         if generate.text is not None:
-            parts = self._with_bos([generate.text] if generate.text else [])
+            parts = self._with_bos([self._normal(generate.text)] if generate.text else [])
             if not parts:
                 raise RequestError("the prompt is empty", "", "send at least one character")
             return parts
@@ -45,25 +71,19 @@ class PromptBuilder:
 
     def as_text(self, messages: Sequence[Message]) -> str:
         """What a chat looks like to the model, without BOS, for /apply-template."""
-        return "".join(
-            item.text if isinstance(item, Control) else item for item in self._items(messages)
-        )
-
-    def _items(self, messages: Sequence[Message]) -> list[Item]:
-        return render(
-            self.renderer,
-            messages,
-            template=self._template,
-            control_tokens=self._vocabulary.control_ids,
-            bos_token=self._vocabulary.text(self._vocabulary.bos),
-            eos_token=self._vocabulary.text(self._vocabulary.eos),
-        )
+        return as_text(self._template.render(messages))
 
     def _resolve(self, items: Sequence[Item]) -> list[Part]:
-        return [self._control(item) if isinstance(item, Control) else item for item in items]
+        return [
+            self._control(item) if isinstance(item, Control) else self._normal(item)
+            for item in items
+        ]
+
+    def _normal(self, text: str) -> str:
+        return unicodedata.normalize("NFC", text) if self._is_nfc else text
 
     def _control(self, item: Control) -> int:
-        token = self._vocabulary.control_ids.get(item.text)
+        token = self._vocabulary.added_ids.get(item.text)
         if token is None:
             raise TemplateError(
                 f"the chat template uses {item.text!r}",

@@ -19,8 +19,9 @@ from edge_agent.records import EngineSettings
 
 _LOAD_MODES = {"auto": -1, "read": 0, "mmap": 1, "mlock": 3, "direct_io": 4}
 _MEMORY_WORDS = ("unable to allocate", "failed to allocate", "out of memory")
-_CONTROL_ATTRIBUTES = (1 << 3) | (1 << 4)
-"""LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED (llama.h): added tokens."""
+_CONTROL = 1 << 3
+_USER_DEFINED = 1 << 4
+"""LLAMA_TOKEN_ATTR_CONTROL and LLAMA_TOKEN_ATTR_USER_DEFINED of llama.h."""
 
 
 class Vocabulary:
@@ -32,7 +33,9 @@ class Vocabulary:
         self.add_bos = bool(lib.llama_vocab_get_add_bos(self._handle))
         self.bos = int(lib.llama_vocab_bos(self._handle))
         self.eos = int(lib.llama_vocab_eos(self._handle))
-        self.control_ids: dict[str, int] = {}
+        self.added_ids: dict[str, int] = {}
+        """Text to id, of control and of user-defined tokens (Qwen 3's <think> is one of these)."""
+        self.control_texts: frozenset[str] = frozenset()
         self.eog_ids: frozenset[int] = frozenset()
         self._pieces: dict[int, bytes] = {}
         self._scan_added_tokens()
@@ -43,14 +46,19 @@ class Vocabulary:
         return self._handle
 
     def _scan_added_tokens(self) -> None:
-        """Fill control_ids (text to id of control and user-defined tokens) and eog_ids."""
-        attribute, is_eog = lib.llama_vocab_get_attr, lib.llama_vocab_is_eog
-        eog = set()
+        """Fill added_ids, control_texts and eog_ids."""
+        read, is_eog = lib.llama_vocab_get_attr, lib.llama_vocab_is_eog
+        eog, controls = set(), set()
         for token in range(self.n_tokens):
-            if attribute(self._handle, token) & _CONTROL_ATTRIBUTES:
-                self.control_ids.setdefault(self.text(token), token)
+            attribute = read(self._handle, token)
+            if attribute & (_CONTROL | _USER_DEFINED):
+                text = self.text(token)
+                self.added_ids.setdefault(text, token)
+                if attribute & _CONTROL:
+                    controls.add(text)
                 if is_eog(self._handle, token):
                     eog.add(token)
+        self.control_texts = frozenset(controls)
         self.eog_ids = frozenset(eog | {self.eos} if self.eos >= 0 else eog)
 
     def text(self, token: int) -> str:

@@ -1,0 +1,1 @@
+"""The worker process: one model, its slots and everything that touches tokens."""
