@@ -68,7 +68,7 @@ class FrameDecoder(Generic[Record]):
     def _decode(self, body: bytes) -> Record:
         try:
             return self._decoder.decode(body)
-        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(f"frame of {len(body)} bytes is not one of our records: {error}") from error
 
 

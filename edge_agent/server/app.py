@@ -1,0 +1,130 @@
+"""Assembles the HTTP front: routes, the checks before every handler, one place for every error.
+
+Flows in: supervisor, store, settings and token. Flows out: an aiohttp Application, served both on
+the Unix socket and on 127.0.0.1, and the runner that gives it its connection limits. Not here:
+sockets, signals, processes (daemon.py).
+
+    connection -> framing, peer, drain (_guard) -> handler -> error in the caller's dialect (_outer)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler
+
+from edge_agent.config import Settings
+from edge_agent.errors import ShuttingDown
+from edge_agent.server import llama_server, ollama, openai, openapi, pull, status
+from edge_agent.server.auth import check_framing, check_peer
+from edge_agent.server.error_body import error_response, typed
+from edge_agent.server.limits import Limits
+from edge_agent.server.reply import finish
+from edge_agent.server.route import Route
+from edge_agent.server.service import SERVICE, Service
+from edge_agent.store import Store
+from edge_agent.supervisor import Supervisor
+
+API = (
+    *openai.ROUTES,
+    *ollama.ROUTES,
+    *pull.ROUTES,
+    *llama_server.ROUTES,
+    *status.ROUTES,
+)
+OPENAPI = web.AppKey("openapi", bytes)
+
+
+def build_app(
+    supervisor: Supervisor,
+    store: Store,
+    settings: Settings,
+    token: str,
+    *,
+    clock: Callable[[], float] = time.time,
+    limits: Limits = Limits(),  # noqa: B008  (frozen)
+) -> web.Application:
+    """The application. `clock` gives Unix seconds. Serve it through `build_runner`."""
+    app = web.Application(middlewares=[_outer, _guard])
+    app[SERVICE] = Service(supervisor, store, settings, token, clock, limits)
+    app[pull.PULL_COMMAND] = pull.DEFAULT_COMMAND
+    app[pull.PULL_LOCK] = asyncio.Lock()
+    routes = (*API, Route("GET", "/openapi.json", _openapi, "This document"))
+    app[OPENAPI] = openapi.document(routes)
+    for route in routes:
+        app.router.add_route(route.method, route.path, route.handler)
+        if route.method == "GET":
+            app.router.add_route("HEAD", route.path, route.handler)
+    return app
+
+
+def build_runner(app: web.Application) -> web.AppRunner:
+    """A runner with the limits a connection lives under. One runner can serve several sites.
+
+    aiohttp closes a connection whose next request's headers are not complete within
+    keepalive_timeout, however it drips; a client that leaves cancels its handler.
+    """
+    limits = app[SERVICE].limits
+    return web.AppRunner(
+        app,
+        access_log=None,
+        logger=_server_logger(),
+        handler_cancellation=True,
+        keepalive_timeout=limits.header_s,
+        lingering_time=limits.linger_s,
+        max_line_size=8190,
+        max_field_size=8190,
+        max_headers=limits.header_fields,
+        auto_decompress=False,
+    )
+
+
+def _server_logger() -> logging.Logger:
+    """Broken HTTP is the client's affair: answered with 400, not logged with a traceback."""
+    logger = logging.getLogger("edge_agent.server.http")
+    if not logger.filters:
+        logger.addFilter(_is_our_problem)
+    return logger
+
+
+def _is_our_problem(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
+async def _openapi(request: web.Request) -> web.Response:
+    return web.Response(body=request.app[OPENAPI], content_type="application/json")
+
+
+@web.middleware
+async def _outer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every way out: a typed error in the caller's dialect, under the drain deadline."""
+    limits = request.app[SERVICE].limits
+    try:
+        response = await handler(request)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        response = error_response(typed(error, _asked(request)), request.path)
+    return await finish(request, response, limits)
+
+
+def _asked(request: web.Request) -> str:
+    return f"{request.method} {request.path[:200]}"
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every way in, before the body is read."""
+    service = request.app[SERVICE]
+    check_framing(request, service.limits.header_bytes, service.limits.header_fields)
+    check_peer(request, service.token)
+    draining = service.supervisor.status().state == "stopping"
+    if draining and request.method in ("POST", "DELETE"):
+        raise ShuttingDown("the daemon is stopping", "it takes no new work", "retry in a moment")
+    return await handler(request)

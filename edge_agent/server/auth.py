@@ -1,0 +1,140 @@
+"""Who may ask: a bearer token on TCP, the kernel's word about the peer on the Unix socket.
+
+Flows in: the request line, the headers and the accepted socket. Flows out: nothing, or a typed
+refusal, before any body byte is read. On TCP a web page in a browser on this machine is the
+attacker: Host and Origin are compared with exact lists (DNS rebinding, cross-site posts), no CORS
+header is ever sent. Not here: file modes of the token and of the socket (daemon.py).
+"""
+
+from __future__ import annotations
+
+import grp
+import hmac
+import os
+import pwd
+import socket
+import struct
+
+from aiohttp.web_request import BaseRequest
+
+from edge_agent.server.refusal import Refusal
+
+GROUP = "edge-agent"
+"""Members of this group may use the service's socket; it need not exist."""
+
+PUBLIC_PATHS = frozenset({"/", "/health", "/v1/health"})
+"""Liveness, readable without a token, as llama-server and Ollama do it."""
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+"""The only hosts that reach this daemon honestly, with or without its own port."""
+
+_PEERCRED = struct.Struct("3i")
+
+
+def check_framing(request: BaseRequest, max_bytes: int, max_fields: int) -> None:
+    """Refuses headers too long in sum and request targets that are not a path (400, 431)."""
+    fields = request.raw_headers
+    size = len(request.raw_path) + sum(len(name) + len(value) + 4 for name, value in fields)
+    if size > max_bytes or len(fields) > max_fields:
+        raise Refusal(
+            431,
+            "headers_too_large",
+            f"{len(fields)} header fields of {size} bytes together",
+            f"at most {max_fields} fields and {max_bytes} bytes are read",
+        )
+    if not request.raw_path.startswith("/"):
+        raise Refusal(
+            400,
+            "invalid_target",
+            f"request target {request.raw_path[:80]!r} is not a path",
+            "this is no proxy",
+            "send the path alone, as in 'GET /v1/models HTTP/1.1'",
+        )
+
+
+def check_peer(request: BaseRequest, token: str) -> None:
+    """Refuses strangers: 401, 403 or 421. Raises Refusal."""
+    transport = request.transport
+    peer = transport.get_extra_info("socket") if transport else None
+    if peer is None:
+        raise Refusal(400, "connection_lost", "the connection is gone")
+    if peer.family == socket.AF_UNIX:
+        _check_credentials(peer)
+        return
+    _check_host(request, peer.getsockname()[1])
+    if request.path not in PUBLIC_PATHS:
+        _check_token(request, token)
+
+
+def _check_host(request: BaseRequest, port: int) -> None:
+    hosts = request.headers.getall("Host", [])
+    here = [f"{name}:{port}" for name in LOOPBACK_NAMES]
+    if len(hosts) != 1 or hosts[0].lower() not in (*LOOPBACK_NAMES, *here):
+        raise Refusal(
+            421,
+            "wrong_host",
+            f"Host {', '.join(hosts)[:80]!r} is not this daemon",
+            "only loopback names are served (a web page could have rebound its own)",
+            f"use one of {', '.join(here)}; through ssh -L keep the port number",
+        )
+    origins = request.headers.getall("Origin", [])
+    if any(origin.lower() not in {f"http://{host}" for host in here} for origin in origins):
+        raise Refusal(
+            403,
+            "wrong_origin",
+            f"Origin {', '.join(origins)[:80]!r} is not allowed",
+            "web pages of other origins may not use this daemon",
+            "call it from a program, not from a page",
+        )
+
+
+def _check_token(request: BaseRequest, token: str) -> None:
+    header = request.headers.get("Authorization", "")
+    scheme, _, given = header.partition(" ")
+    genuine = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
+    if scheme.lower() != "bearer" or not genuine or not token:
+        raise Refusal(
+            401,
+            "invalid_api_key",
+            "the bearer token is wrong" if header else "no bearer token",
+            "TCP clients must send it",
+            "send 'Authorization: Bearer TOKEN' with the text of STATE/token",
+        ).with_headers({"WWW-Authenticate": "Bearer"})
+
+
+def _check_credentials(peer: socket.socket) -> None:
+    """SO_PEERCRED is the kernel's struct ucred {pid, uid, gid} of the connecting process."""
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    _, uid, gid = _PEERCRED.unpack(raw)
+    if not is_trusted(uid, gid, own_uid=os.geteuid()):
+        raise Refusal(
+            403,
+            "peer_refused",
+            f"user id {uid} may not use this socket",
+            f"it is not root, not this daemon's user and not in group {GROUP}",
+            f"sudo usermod -aG {GROUP} NAME, then log in again",
+        )
+
+
+def is_trusted(uid: int, gid: int, *, own_uid: int, group: str = GROUP) -> bool:
+    """Root, the daemon's own user, or a member (primary or supplementary) of `group`."""
+    if uid in (0, own_uid):
+        return True
+    group_id = _group_id(group)
+    if group_id is None:
+        return False
+    return gid == group_id or group_id in _groups_of(uid, gid)
+
+
+def _group_id(group: str) -> int | None:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        return None
+
+
+def _groups_of(uid: int, gid: int) -> list[int]:
+    try:
+        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        return []

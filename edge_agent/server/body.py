@@ -1,0 +1,203 @@
+"""Reads a request body: bounded in type, size, time and shape, then strict JSON.
+
+Flows in: an aiohttp request and the limits. Flows out: a dict of plain JSON values, or a typed
+refusal. Python's own json accepts NaN, duplicate keys, lone surrogates and any depth (measured);
+none of them may travel on to a model or a database. Not here: what the fields mean (*_schema.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any, NoReturn, TypeVar
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from pydantic import BaseModel, ValidationError
+
+from edge_agent.errors import RequestError
+from edge_agent.server.limits import Limits
+from edge_agent.server.refusal import FieldError, Refusal
+
+MAX_INTEGER_DIGITS = 20
+"""Enough for any 64-bit number; Python's own limit is 4,300 digits."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_body(request: BaseRequest, limit_bytes: int, deadline_s: float) -> bytes:
+    """The whole body. Raises Refusal 413, 415 or 408 and RequestError for broken chunking."""
+    _check_type(request)
+    if (request.content_length or 0) > limit_bytes:
+        raise _too_large(limit_bytes, f"Content-Length says {request.content_length} bytes")
+    try:
+        return await asyncio.wait_for(_receive(request, limit_bytes), deadline_s)
+    except asyncio.TimeoutError:
+        raise Refusal(
+            408,
+            "request_timeout",
+            "the request body did not arrive",
+            f"it was still incomplete after {deadline_s:g} s",
+            "send the body at once, with its Content-Length",
+        ) from None
+    except web.RequestPayloadError as error:
+        raise RequestError("the request body cannot be read", str(error)) from None
+
+
+async def _receive(request: BaseRequest, limit_bytes: int) -> bytes:
+    received = bytearray()
+    async for piece in request.content.iter_any():
+        received += piece
+        if len(received) > limit_bytes:
+            raise _too_large(limit_bytes, "more than that was sent")
+    return bytes(received)
+
+
+def _check_type(request: BaseRequest) -> None:
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise Refusal(
+            415,
+            "unsupported_encoding",
+            f"Content-Encoding {encoding[:40]!r} is not accepted",
+            "bodies are read as they are",
+            "send the JSON uncompressed",
+        )
+    charset = (request.charset or "utf-8").lower()
+    if request.content_type != "application/json" or charset not in ("utf-8", "utf8"):
+        sent = request.headers.get("Content-Type", "none")
+        raise Refusal(
+            415,
+            "unsupported_media_type",
+            f"Content-Type {sent[:80]!r} is not accepted",
+            "a browser could send it without asking",
+            "send the header 'Content-Type: application/json' and UTF-8",
+        )
+
+
+def _too_large(limit_bytes: int, why: str) -> Refusal:
+    return Refusal(
+        413,
+        "request_too_large",
+        f"the request body is larger than {limit_bytes} bytes",
+        why,
+        "shorten the prompt; the limit grows with the loaded model's context",
+    )
+
+
+def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
+    """A JSON object as a dict. Raises RequestError for anything an exact parser would not take."""
+    try:
+        value = json.loads(
+            body.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+            parse_int=_short_int,
+            object_pairs_hook=_unique_keys,
+        )
+    except UnicodeDecodeError as error:
+        raise RequestError("the body is not UTF-8", f"byte {error.start} is invalid") from None
+    except json.JSONDecodeError as error:
+        raise RequestError("the body is not JSON", str(error)) from None
+    except RecursionError:
+        raise _too_deep(max_depth) from None
+    if not isinstance(value, dict):
+        raise RequestError("the body is not a JSON object", f"it is a {type(value).__name__}")
+    _check_tree(value, max_depth)
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise RequestError("the body is not JSON", f"{name} is not a JSON number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise RequestError("a number is out of range", f"{text[:40]} is not finite as a double")
+    return value
+
+
+def _short_int(text: str) -> int:
+    if len(text) > MAX_INTEGER_DIGITS:
+        raise RequestError(
+            "a number is out of range", f"an integer of {len(text)} digits, {text[:10]}..."
+        )
+    return int(text)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) == len(pairs):
+        return members
+    seen: set[str] = set()
+    twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    raise RequestError("a key appears twice in one object", repr(twice[:80]))
+
+
+def _check_tree(root: dict[str, Any], max_depth: int) -> None:
+    """Depth, and strings that UTF-8 or C could not carry. Iterative: the tree is hostile."""
+    level: list[Any] = [root]
+    for _ in range(max_depth):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, str):
+                _check_text(value)
+            elif isinstance(value, dict):
+                below.extend(value)
+                below.extend(value.values())
+            elif isinstance(value, list):
+                below.extend(value)
+        if not below:
+            return
+        level = below
+    raise _too_deep(max_depth)
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise RequestError("a string holds the character NUL", repr(text[:40]))
+    try:
+        text.isascii() or text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            "a string is not Unicode text", f"lone surrogate at character {error.start}"
+        ) from None
+
+
+def _too_deep(max_depth: int) -> RequestError:
+    return RequestError("the body is nested too deeply", f"more than {max_depth} levels")
+
+
+def validate(model: type[Model], members: dict[str, Any]) -> Model:
+    """`members` as a checked request model. Raises FieldError naming the first wrong field."""
+    try:
+        return model.model_validate(members)
+    except ValidationError as invalid:
+        first = invalid.errors(include_url=False, include_input=False)[0]
+        context = first.get("ctx", {})
+        path = context.get("param") or _field_path(first["loc"], members)
+        raise FieldError(path, first["msg"], context.get("hint", "")) from None
+
+
+def _field_path(location: tuple[int | str, ...], members: Any) -> str:
+    """`messages.0.role`: pydantic's location without the names of union branches in it."""
+    path: list[str] = []
+    for part in location:
+        if isinstance(members, dict) and part in members:
+            members = members[part]
+        elif isinstance(members, list) and part in range(len(members)):
+            members = members[int(part)]
+        elif not isinstance(members, dict) or part != location[-1] or part == "[key]":
+            continue
+        path.append(str(part))
+    return ".".join(path)
+
+
+async def read_request(
+    request: BaseRequest, model: type[Model], limits: Limits, n_ctx: int | None
+) -> Model:
+    """Body, JSON and fields in one step: what every POST handler begins with."""
+    body = await read_body(request, limits.body_bytes(n_ctx), limits.body_s)
+    return validate(model, parse_json(body, limits.json_depth))

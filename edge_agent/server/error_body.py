@@ -1,0 +1,109 @@
+"""One error, three dialects: the JSON that OpenAI's, Ollama's and llama-server's clients expect.
+
+Flows in: any exception a handler let out. Flows out: (status, headers, body bytes), chosen by the
+request's path. The three parts of our errors become one message: what, why, hint. Not here: where
+an error inside a running stream is written (openai.py, ollama.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import msgspec
+from aiohttp import web
+
+from edge_agent.errors import EdgeAgentError, Overloaded, ShuttingDown
+from edge_agent.server.refusal import FieldError, Refusal
+
+Dialect = Literal["openai", "ollama", "llama_server"]
+LLAMA_SERVER_PATHS = frozenset(
+    {"/health", "/props", "/slots", "/tokenize", "/detokenize", "/apply-template"}
+)
+RETRY_AFTER_RESTART_S = 1
+"""A worker is replaced in about a second, a daemon restarts in a few."""
+
+_LOG = logging.getLogger(__name__)
+
+
+def dialect_of(path: str) -> Dialect:
+    """Whose error shape the client at `path` reads; OpenAI's is the one everybody knows."""
+    if path.startswith("/api/") or path == "/":
+        return "ollama"
+    return "llama_server" if path in LLAMA_SERVER_PATHS else "openai"
+
+
+def message_of(error: EdgeAgentError) -> str:
+    """The three parts as sentences on one line: what failed: why. What to do next."""
+    return f"{error}. {error.hint}" if error.hint else str(error)
+
+
+def error_json(error: EdgeAgentError, dialect: Dialect) -> dict[str, Any]:
+    """The error's JSON document in one dialect."""
+    message = message_of(error)
+    if dialect == "ollama":
+        return {"error": message}
+    if dialect == "llama_server":
+        kind = "unavailable_error" if error.status == 503 else _type_of(error.status)
+        return {"error": {"code": error.status, "message": message, "type": kind}}
+    param = error.param if isinstance(error, FieldError) else None
+    kind = _type_of(error.status)
+    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
+
+
+def _type_of(status: int) -> str:
+    """OpenAI's `type` for a status."""
+    named = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    if status in named:
+        return named[status]
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def error_headers(error: EdgeAgentError) -> dict[str, str]:
+    """Retry-After (whole seconds) where trying again is the right thing, and a refusal's own."""
+    if isinstance(error, Overloaded):
+        return {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, ShuttingDown) or error.code == "worker_failed":
+        return {"Retry-After": str(RETRY_AFTER_RESTART_S)}
+    return dict(error.headers) if isinstance(error, Refusal) else {}
+
+
+def error_response(error: EdgeAgentError, path: str) -> web.Response:
+    """A whole HTTP answer. Refusals that leave a body unread close the connection."""
+    response = web.Response(
+        status=error.status,
+        headers=error_headers(error),
+        body=msgspec.json.encode(error_json(error, dialect_of(path))),
+        content_type="application/json",
+    )
+    if error.status in (408, 413):
+        response.force_close()
+    return response
+
+
+def typed(error: Exception, asked: str = "the request") -> EdgeAgentError:
+    """Any exception as one of ours; what nobody foresaw is logged. `asked` names what failed."""
+    if isinstance(error, EdgeAgentError):
+        return error
+    if isinstance(error, web.HTTPException):
+        return _from_aiohttp(error, asked)
+    _LOG.error("%s failed unexpectedly", asked, exc_info=error)
+    return EdgeAgentError(
+        f"the daemon failed to answer {asked}",
+        f"an unexpected {type(error).__name__}",
+        "the daemon's log has the details; please report them",
+    )
+
+
+def _from_aiohttp(error: web.HTTPException, asked: str) -> EdgeAgentError:
+    codes = {404: "not_found", 405: "method_not_allowed", 417: "expectation_failed"}
+    code = codes.get(error.status, "invalid_request")
+    refusal = Refusal(
+        error.status,
+        code,
+        f"{asked} is not served",
+        error.reason,
+        "GET /openapi.json lists what this daemon serves",
+    )
+    allow = error.headers.get("Allow")
+    return refusal.with_headers({"Allow": allow}) if allow else refusal

@@ -1,0 +1,285 @@
+"""Ollama's API: tags, ps, show, delete, chat and generate (NDJSON), so that its clients work.
+
+Flows in: HTTP requests that auth.py let through. Flows out: JSON bodies or one JSON document a
+line. Durations are nanoseconds, sizes bytes, times RFC 3339. Errors before the first token are HTTP
+statuses; after it one `{"error": ...}` line and the end. Not here: /api/pull (pull.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from aiohttp import web
+
+from edge_agent import __version__
+from edge_agent.errors import EdgeAgentError
+from edge_agent.records import Done, Generate, Message, ModelInfo
+from edge_agent.server.body import read_request
+from edge_agent.server.error_body import error_json, typed
+from edge_agent.server.model_name import registered_name, requested_model
+from edge_agent.server.ollama_lines import Lines, as_message, as_response, rfc3339
+from edge_agent.server.ollama_schema import (
+    ChatAnswer,
+    DeleteRequest,
+    GenerateAnswer,
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaGeneration,
+    RunningModels,
+    ShowAnswer,
+    ShowRequest,
+    Tags,
+    Version,
+)
+from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
+from edge_agent.server.route import Route
+from edge_agent.server.sampling_fields import stop_list
+from edge_agent.server.service import SERVICE, Call, Service, generate, whole
+from edge_agent.store import ModelRow
+
+GREETING = "Ollama is running"
+"""Clients compare this text before they go on."""
+
+
+async def greeting(request: web.Request) -> web.Response:
+    return web.Response(text=GREETING)
+
+
+async def version(request: web.Request) -> web.Response:
+    return json_response({"version": __version__})
+
+
+async def tags(request: web.Request) -> web.Response:
+    rows = request.app[SERVICE].store.models()
+    return json_response({"models": [_tag(row) for row in rows]})
+
+
+def _tag(row: ModelRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "model": row.name,
+        "modified_at": rfc3339(row.added_at),
+        "size": row.size_bytes,
+        "digest": row.sha256,
+        "details": _details(row),
+    }
+
+
+def _details(row: ModelRow) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": row.architecture,
+        "families": [row.architecture],
+        "parameter_size": parameter_size(row.n_params),
+        "quantization_level": row.quantization,
+    }
+
+
+def parameter_size(n_params: int) -> str:
+    """'268.10M' or '1.00B', as Ollama writes it."""
+    if n_params >= 1e9:
+        return f"{n_params / 1e9:.2f}B"
+    return f"{n_params / 1e6:.2f}M"
+
+
+async def ps(request: web.Request) -> web.Response:
+    service = request.app[SERVICE]
+    status = service.supervisor.status()
+    info = status.info
+    if info is None:
+        return json_response({"models": []})
+    expires = None if status.expires_at is None else rfc3339(status.expires_at)
+    running = {
+        **_tag(service.store.model(info.name)),
+        "size": info.tensor_bytes + info.kv_bytes + info.compute_bytes,
+        "expires_at": expires,
+        "size_vram": 0,
+        "context_length": info.n_ctx,
+    }
+    del running["modified_at"]
+    return json_response({"models": [running]})
+
+
+async def show(request: web.Request) -> web.Response:
+    service = request.app[SERVICE]
+    body = await read_request(request, ShowRequest, service.limits, service.n_ctx())
+    row = service.store.model(registered_name(body.called()))
+    facts: dict[str, int | str] = {
+        "general.architecture": row.architecture,
+        "general.parameter_count": row.n_params,
+        "general.description": row.description,
+        f"{row.architecture}.context_length": row.n_ctx_train,
+        "edge_agent.source": row.source,
+        "edge_agent.sha256": row.sha256,
+    }
+    answer = {
+        "modelfile": f"FROM {row.path}\n",
+        "parameters": "",
+        "template": row.chat_template or "",
+        "details": _details(row),
+        "model_info": facts,
+        "capabilities": ["completion"],
+        "modified_at": rfc3339(row.added_at),
+    }
+    return json_response(answer)
+
+
+async def delete(request: web.Request) -> web.Response:
+    """The row goes first: a crash leaves a file nobody names, never a name without its file."""
+    service = request.app[SERVICE]
+    body = await read_request(request, DeleteRequest, service.limits, service.n_ctx())
+    name = registered_name(body.called())
+    service.store.model(name)
+    if _is_loaded(service, name):
+        await service.supervisor.unload()
+    row = await asyncio.to_thread(service.store.remove_model, name)
+    await asyncio.to_thread(_remove_file, row, service)
+    return web.Response()
+
+
+def _is_loaded(service: Service, name: str) -> bool:
+    info = service.supervisor.status().info
+    return info is not None and info.name == name
+
+
+def _remove_file(row: ModelRow, service: Service) -> None:
+    """Only files of STATE/models that no other row names; links and directories stay."""
+    models = service.settings.state_dir / "models"
+    path = service.settings.state_dir / row.path
+    shared = any(other.path == row.path for other in service.store.models())
+    if path.parent == models and not shared and path.is_file():
+        path.unlink()
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    body = await read_request(request, OllamaChatRequest, service.limits, service.n_ctx())
+    turns = [turn.message() for turn in body.messages or []]
+
+    def prompt(info: ModelInfo) -> dict[str, Any]:
+        return {"messages": turns}
+
+    return await _answer(request, body, prompt if turns else None, as_message)
+
+
+async def generate_text(request: web.Request) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    body = await read_request(request, OllamaGenerateRequest, service.limits, service.n_ctx())
+
+    def prompt(info: ModelInfo) -> dict[str, Any]:
+        return _prompt(body, info)
+
+    return await _answer(request, body, prompt if body.prompt else None, as_response)
+
+
+def _prompt(body: OllamaGenerateRequest, info: ModelInfo) -> dict[str, Any]:
+    """One user turn, or plain text where raw was asked or the model has no chat template."""
+    text = body.prompt or ""
+    if body.raw or info.chat_template == "none":
+        return {"text": text}
+    turns = [Message(role="user", content=text)]
+    if body.system:
+        turns.insert(0, Message(role="system", content=body.system))
+    return {"messages": turns}
+
+
+async def _answer(
+    request: web.Request,
+    body: OllamaGeneration,
+    prompt: Callable[[ModelInfo], dict[str, Any]] | None,
+    place: Callable[[str], dict[str, Any]],
+) -> web.StreamResponse:
+    """Loads first, for `load_duration` and the template's name; then generates."""
+    service = request.app[SERVICE]
+    started = time.monotonic()
+    name = requested_model(body.model)
+    if prompt is None and body.keep_alive_s() == 0:
+        row = service.store.model(name or service.supervisor.status().model or "default")
+        if _is_loaded(service, row.name):
+            await service.supervisor.unload()
+        return json_response(Lines(row.name, place, service.clock, started).idle("unload"))
+    schema = body.schema_()
+    keep_alive_s = body.keep_alive_s()
+    info = await service.supervisor.ensure_loaded(name, keep_alive_s=keep_alive_s)
+    load_s = time.monotonic() - started
+    lines = Lines(info.name, place, service.clock, started, load_s)
+    if prompt is None:
+        return json_response(lines.idle("load"))
+    record = _record(body, schema, prompt(info))
+    api = "ollama_chat" if isinstance(body, OllamaChatRequest) else "ollama_generate"
+    call = Call(api, info.name, record, keep_alive_s)
+    if record.stream:
+        return await _stream(request, call, lines)
+    return json_response(lines.ending(await whole(service, call)))
+
+
+def _record(
+    body: OllamaGeneration, schema: dict[str, Any] | None, prompt: dict[str, Any]
+) -> Generate:
+    options = body.sampling_options()
+    return Generate(
+        id=0,
+        sampling=options.sampling(),
+        max_tokens=options.token_limit(),
+        stop=stop_list(options.stop),
+        stream=body.stream is not False,
+        json_schema=schema,
+        logprobs=body.logprob_count(),
+        **prompt,
+    )
+
+
+async def _stream(request: web.Request, call: Call, lines: Lines) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    stream = Stream(request, NDJSON, service.limits)
+    opened = False
+    try:
+        async with aclosing(generate(service, call)) as chunks:
+            async for chunk in chunks:
+                if not opened:
+                    await stream.open()
+                    opened = True
+                if isinstance(chunk, Done):
+                    return await stream.close(encoded(lines.ending(chunk)) + b"\n")
+                if line := lines.line(chunk):
+                    await stream.write(line)
+        raise EdgeAgentError("the generation ended without a result")
+    except ConnectionError:
+        raise
+    except Exception as error:
+        if not opened:
+            raise
+        return await stream.close(encoded(error_json(typed(error), "ollama")) + b"\n")
+
+
+ROUTES = (
+    Route("GET", "/", greeting, "Liveness, as Ollama words it"),
+    Route("GET", "/api/version", version, "Version of this daemon", Version),
+    Route("GET", "/api/tags", tags, "Registered models", Tags),
+    Route("GET", "/api/ps", ps, "The loaded model", RunningModels),
+    Route("POST", "/api/show", show, "One registered model", ShowAnswer, body=ShowRequest),
+    Route("DELETE", "/api/delete", delete, "Remove a model and its file", body=DeleteRequest),
+    Route(
+        "POST",
+        "/api/chat",
+        chat,
+        "Answer a conversation",
+        ChatAnswer,
+        body=OllamaChatRequest,
+        streams=(NDJSON, ChatAnswer),
+    ),
+    Route(
+        "POST",
+        "/api/generate",
+        generate_text,
+        "Answer a prompt",
+        GenerateAnswer,
+        body=OllamaGenerateRequest,
+        streams=(NDJSON, GenerateAnswer),
+    ),
+)

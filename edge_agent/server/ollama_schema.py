@@ -1,0 +1,296 @@
+"""Ollama's request and response bodies, as far as this daemon serves them.
+
+Flows in: parsed JSON. Flows out: frozen pydantic models and the records the engine takes. Options
+that belong to loading (num_gpu, num_thread, ...) are ignored: this daemon's settings decide them.
+`num_ctx` is checked and ignored: a slot's context is fixed when the model loads, and a prompt that
+does not fit is refused, never cut. Not here: sending (ollama.py).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from edge_agent.records import Message
+from edge_agent.server.openai_schema import MAX_MESSAGES, TokenLogprobs, checked
+from edge_agent.server.sampling_fields import (
+    MAX_TOKENS,
+    Body,
+    SamplingFields,
+    StopList,
+    StopString,
+    refused,
+)
+
+_DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+)")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+MAX_KEEP_ALIVE_S = 10 * 365 * 86400.0
+FOREVER_S = -1.0
+
+
+def keep_alive_s(value: float | int | str | None) -> float | None:
+    """Seconds: 0 unloads after the answer, negative never. None: the daemon's own setting.
+
+    Numbers are seconds, strings are Go's durations ("5m", "1h30m", "-1s"). Raises ValueError.
+    """
+    if value is None:
+        return None
+    seconds = _go_duration_s(value) if isinstance(value, str) else float(value)
+    return FOREVER_S if seconds < 0 else min(seconds, MAX_KEEP_ALIVE_S)
+
+
+def _go_duration_s(text: str) -> float:
+    """https://pkg.go.dev/time#ParseDuration, and a bare number as Ollama takes it."""
+    if re.fullmatch(r"[+-]?\d{1,12}", text):
+        return float(text)
+    whole = _DURATION.fullmatch(text)
+    if whole is None or len(text) > 64:
+        raise ValueError(f"{text[:40]!r} is not a duration")
+    total = sum(float(n) * _UNIT_S[unit] for n, unit in _DURATION_PART.findall(whole.group(2)))
+    return -total if whole.group(1) == "-" else total
+
+
+class Options(SamplingFields):
+    """Ollama's `options`."""
+
+    num_predict: int | None = Field(
+        None, ge=-2, le=MAX_TOKENS, description="-1, -2 and absent: until the slot is full."
+    )
+    num_ctx: int | None = Field(None, ge=1, description="Ignored: fixed when the model loads.")
+    stop: StopString | StopList | None = None
+
+    def token_limit(self) -> int:
+        return self.num_predict if self.num_predict and self.num_predict > 0 else MAX_TOKENS
+
+
+class Named(Body):
+    """A request that names one registered model."""
+
+    model: str | None = Field(None, min_length=1)
+    name: str | None = Field(None, min_length=1, description="Older clients' word for model.")
+
+    @model_validator(mode="after")
+    def _needs_a_name(self) -> Named:
+        if self.model is None and self.name is None:
+            raise refused("model", "it is missing", "name a model; GET /api/tags lists them")
+        return self
+
+    def called(self) -> str:
+        return str(self.model or self.name)
+
+
+class ShowRequest(Named):
+    """POST /api/show"""
+
+
+class DeleteRequest(Named):
+    """DELETE /api/delete"""
+
+
+class PullRequest(Body):
+    """POST /api/pull. `model` is a source, `name` what to register it as."""
+
+    model: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=r"^[^-\s]",
+        description="hf:..., a path, embedded:...",
+    )
+    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    stream: bool | None = None
+
+
+class OllamaGeneration(Body):
+    """What /api/chat and /api/generate share."""
+
+    model: str = Field(min_length=1)
+    stream: bool | None = Field(None, description="Default true.")
+    options: Options | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    think: Any = Field(None, description="Only false: no model here thinks aloud.")
+
+    @field_validator("keep_alive")
+    @classmethod
+    def _is_a_duration(cls, value: float | str | None) -> float | str | None:
+        try:
+            keep_alive_s(value)
+        except ValueError as error:
+            raise refused("keep_alive", str(error), 'use "5m", seconds, 0 or -1') from None
+        return value
+
+    @model_validator(mode="after")
+    def _no_thinking(self) -> OllamaGeneration:
+        if self.think not in (None, False):
+            raise refused("think", "thinking is not served", "leave it out")
+        return self
+
+    def keep_alive_s(self) -> float | None:
+        return keep_alive_s(self.keep_alive)
+
+    def schema_(self) -> dict[str, Any] | None:
+        """None for free text, {} for any JSON object. Raises SchemaError."""
+        if not self.format and self.format != {}:
+            return None
+        return {} if self.format == "json" else checked(dict(self.format), "format")
+
+    def sampling_options(self) -> Options:
+        return self.options or Options.model_validate({})
+
+    def logprob_count(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class OllamaMessage(Body):
+    role: Literal["system", "user", "assistant"]
+    content: str
+    images: list[Any] | None = None
+    tool_calls: list[Any] | None = None
+
+    @model_validator(mode="after")
+    def _only_text(self) -> OllamaMessage:
+        for name in ("images", "tool_calls"):
+            if getattr(self, name):
+                raise refused(f"messages.{name}", "only text is served", "leave it out")
+        return self
+
+    def message(self) -> Message:
+        return Message(role=self.role, content=self.content)
+
+
+class OllamaChatRequest(OllamaGeneration):
+    """POST /api/chat. No messages: load the model, or unload it with keep_alive 0."""
+
+    messages: list[OllamaMessage] | None = Field(None, max_length=MAX_MESSAGES)
+    tools: list[Any] | None = None
+
+    @model_validator(mode="after")
+    def _no_tools(self) -> OllamaChatRequest:
+        if self.tools:
+            raise refused("tools", "tool calls are not served", "use format with a JSON schema")
+        return self
+
+
+class OllamaGenerateRequest(OllamaGeneration):
+    """POST /api/generate. No prompt: load the model, or unload it with keep_alive 0."""
+
+    prompt: str | None = None
+    system: str | None = None
+    raw: bool | None = Field(None, description="true: no chat template.")
+    template: str | None = Field(None, description="Refused unless empty.")
+    suffix: str | None = Field(None, description="Refused unless empty.")
+    context: list[int] | None = Field(None, description="Refused unless empty.")
+    images: list[Any] | None = None
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be(self) -> OllamaGenerateRequest:
+        hints = {
+            "suffix": "filling in the middle is not served",
+            "context": "earlier turns travel as messages to /api/chat",
+            "template": "templates come with the model; raw: true renders none",
+            "images": "only text is served",
+        }
+        for name, hint in hints.items():
+            if getattr(self, name):
+                raise refused(name, "it is not supported", hint)
+        return self
+
+
+# ---- responses ---------------------------------------------------------------------------------
+
+
+class OllamaError(BaseModel):
+    error: str
+
+
+class Version(BaseModel):
+    version: str
+
+
+class Details(BaseModel):
+    parent_model: str
+    format: Literal["gguf"]
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class Tag(BaseModel):
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: Details
+
+
+class Tags(BaseModel):
+    models: list[Tag]
+
+
+class Running(BaseModel):
+    name: str
+    model: str
+    size: int
+    digest: str
+    details: Details
+    expires_at: str | None
+    size_vram: int
+    context_length: int
+
+
+class RunningModels(BaseModel):
+    models: list[Running]
+
+
+class ShowAnswer(BaseModel):
+    modelfile: str
+    parameters: str
+    template: str
+    details: Details
+    model_info: dict[str, int | str]
+    capabilities: list[str]
+    modified_at: str
+
+
+class Progress(BaseModel):
+    """One line of a pull; bytes."""
+
+    status: str
+    completed: int | None = None
+    total: int | None = None
+
+
+class _Answer(BaseModel):
+    """Durations in nanoseconds, only in the last line."""
+
+    model: str
+    created_at: str
+    done: bool
+    done_reason: Literal["stop", "length", "load", "unload"] | None = None
+    total_duration: int | None = None
+    load_duration: int | None = None
+    prompt_eval_count: int | None = None
+    prompt_eval_duration: int | None = None
+    eval_count: int | None = None
+    eval_duration: int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+
+class GenerateAnswer(_Answer):
+    response: str
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatAnswer(_Answer):
+    message: AnswerMessage

@@ -1,0 +1,221 @@
+"""OpenAI's API: models, chat completions, completions; embeddings are refused in words.
+
+Flows in: HTTP requests that auth.py let through. Flows out: JSON bodies or server-sent events.
+Errors before the first token are HTTP statuses; after it they are one `data: {"error": ...}` event
+and the end of the stream. Not here: fields (openai_schema.py), bytes (openai_events.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+from contextlib import aclosing
+from typing import Any
+
+from aiohttp import web
+
+from edge_agent.errors import EdgeAgentError
+from edge_agent.records import Done, Generate
+from edge_agent.server.body import read_request
+from edge_agent.server.error_body import error_json, typed
+from edge_agent.server.model_name import registered_name, requested_model
+from edge_agent.server.openai_events import ChatEvents, CompletionEvents, event
+from edge_agent.server.openai_schema import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    EmbeddingRequest,
+    GenerationFields,
+    ModelCard,
+    ModelList,
+    OpenAIError,
+)
+from edge_agent.server.refusal import FieldError, Refusal
+from edge_agent.server.reply import EVENT_STREAM, Stream, json_response
+from edge_agent.server.route import Route
+from edge_agent.server.sampling_fields import stop_list
+from edge_agent.server.service import SERVICE, Call, Service, generate, whole
+from edge_agent.store import ModelRow
+
+
+async def list_models(request: web.Request) -> web.Response:
+    rows = request.app[SERVICE].store.models()
+    return json_response({"object": "list", "data": [_card(row) for row in rows]})
+
+
+async def get_model(request: web.Request) -> web.Response:
+    name = registered_name(request.match_info["id"])
+    return json_response(_card(request.app[SERVICE].store.model(name)))
+
+
+def _card(row: ModelRow) -> dict[str, Any]:
+    return {
+        "id": row.name,
+        "object": "model",
+        "created": int(row.added_at),
+        "owned_by": row.source,
+        "meta": {
+            "architecture": row.architecture,
+            "n_params": row.n_params,
+            "n_ctx_train": row.n_ctx_train,
+            "size": row.size_bytes,
+        },
+    }
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    body = await read_request(request, ChatRequest, service.limits, service.n_ctx())
+    record = await _record(
+        service,
+        body,
+        "openai_chat",
+        messages=[turn.message() for turn in body.messages],
+        max_tokens=body.token_limit(),
+        logprobs=body.logprob_count(),
+    )
+    return await _answer(request, record, body, ChatEvents)
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    body = await read_request(request, CompletionRequest, service.limits, service.n_ctx())
+    text, tokens = body.text_or_tokens()
+    record = await _record(
+        service,
+        body,
+        "openai_completion",
+        text=text,
+        tokens=tokens,
+        max_tokens=body.token_limit(),
+        logprobs=body.logprobs,
+    )
+    return await _answer(request, record, body, CompletionEvents)
+
+
+async def _record(service: Service, body: GenerationFields, api: str, **prompt: Any) -> Call:
+    """The engine's record of a request. Raises FieldError for ids outside the vocabulary."""
+    model = requested_model(body.model)
+    biases, tokens = body.biases(), prompt.get("tokens") or []
+    if biases:
+        await _check_ids(service, model, biases, "logit_bias")
+    if tokens:
+        await _check_ids(service, model, tokens, "prompt")
+    asked = body.response_format
+    request = Generate(
+        id=0,
+        sampling=body.sampling(biases, body.repetition_penalty),
+        stop=stop_list(body.stop),
+        stream=bool(body.stream),
+        cache_prompt=body.cache_prompt is not False,
+        ignore_eos=bool(body.ignore_eos),
+        json_schema=asked.checked_schema() if asked else None,
+        **prompt,
+    )
+    return Call(api, model, request)
+
+
+async def _check_ids(service: Service, model: str | None, ids: Collection[int], param: str) -> None:
+    info = await service.supervisor.ensure_loaded(model)
+    if max(ids) >= info.n_vocab:
+        raise FieldError(
+            param,
+            f"token id {max(ids)} is outside the vocabulary",
+            f"{info.name} has ids 0 to {info.n_vocab - 1}",
+        )
+
+
+async def _answer(
+    request: web.Request, call: Call, body: GenerationFields, shape: type[ChatEvents]
+) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    if call.request.stream:
+        return await _stream(request, call, shape, body.wants_usage())
+    done = await whole(service, call)
+    return json_response(shape(_head(service, call), False).whole(done))
+
+
+def _head(service: Service, call: Call) -> dict[str, Any]:
+    """What every body and event of one answer begins with; known once the model has answered."""
+    prefix = "chatcmpl-" if call.api == "openai_chat" else "cmpl-"
+    return {
+        "id": prefix + secrets.token_hex(12),
+        "created": int(service.clock()),
+        "model": service.supervisor.status().model or call.model,
+    }
+
+
+async def _stream(
+    request: web.Request, call: Call, shape: type[ChatEvents], include_usage: bool
+) -> web.StreamResponse:
+    """One write per chunk. The role event travels with the first one."""
+    service = request.app[SERVICE]
+    stream = Stream(request, EVENT_STREAM, service.limits)
+    events: ChatEvents | None = None
+    lead = b""
+    try:
+        async with aclosing(generate(service, call)) as chunks:
+            async for chunk in chunks:
+                if events is None:
+                    events = shape(_head(service, call), include_usage)
+                    lead = events.opening()
+                    await stream.open()
+                if isinstance(chunk, Done):
+                    return await stream.close(lead + events.ending(chunk))
+                piece = events.piece(chunk)
+                if piece:
+                    await stream.write(lead + piece)
+                    lead = b""
+        raise EdgeAgentError("the generation ended without a result")
+    except ConnectionError:
+        raise
+    except Exception as error:
+        if events is None:
+            raise
+        return await stream.close(lead + event(error_json(typed(error), "openai")))
+
+
+async def embeddings(request: web.Request) -> web.Response:
+    service = request.app[SERVICE]
+    await read_request(request, EmbeddingRequest, service.limits, service.n_ctx())
+    raise Refusal(
+        400,
+        "not_served",
+        "embeddings are not served",
+        "the models here are loaded for generation",
+        "use /v1/chat/completions or /v1/completions, or another server for embeddings",
+    )
+
+
+ROUTES = (
+    Route("GET", "/v1/models", list_models, "Registered models", ModelList),
+    Route("GET", "/v1/models/{id}", get_model, "One registered model", ModelCard),
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        chat,
+        "Answer a conversation",
+        ChatCompletion,
+        body=ChatRequest,
+        streams=(EVENT_STREAM, ChatCompletionChunk),
+    ),
+    Route(
+        "POST",
+        "/v1/completions",
+        completions,
+        "Continue a text",
+        Completion,
+        body=CompletionRequest,
+        streams=(EVENT_STREAM, Completion),
+    ),
+    Route(
+        "POST",
+        "/v1/embeddings",
+        embeddings,
+        "Not served: always a typed error",
+        OpenAIError,
+        body=EmbeddingRequest,
+    ),
+)

@@ -1,0 +1,335 @@
+"""OpenAI's request and response bodies, as far as this daemon serves them.
+
+Flows in: parsed JSON. Flows out: frozen pydantic models and the records the engine takes. What a
+local daemon cannot do (tools, several choices, audio) is refused by name, so that nobody waits for
+an effect that never comes; members it does not know are ignored, as OpenAI does. Response models
+describe what openai.py sends, for /openapi.json and the tests. Not here: sending (openai.py).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from edge_agent.engine.json_schema import check_schema
+from edge_agent.errors import SchemaError
+from edge_agent.records import Message
+from edge_agent.server.refusal import FieldError
+from edge_agent.server.sampling_fields import (
+    MAX_TOKENS,
+    Body,
+    SamplingFields,
+    StopList,
+    StopString,
+    refused,
+)
+
+DEFAULT_MAX_TOKENS = 256
+MAX_MESSAGES = 1024
+MAX_BIASES = 1024
+BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+BiasValue = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Body):
+    """One turn. `developer` is OpenAI's newer word for `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
+    tool_calls: None = None
+
+    def message(self) -> Message:
+        """The engine's record; parts are joined without a separator."""
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return Message(role="system" if self.role == "developer" else self.role, content=text)
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class NamedSchema(Body):
+    name: str = Field("", max_length=64)
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """`schema` beside json_object is llama-server's older form."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+    def checked_schema(self) -> dict[str, Any] | None:
+        """None for free text, {} for any JSON object. Raises FieldError, SchemaError."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return checked(self.schema_ or {}, "response_format.schema")
+        if self.json_schema is None or self.json_schema.schema_ is None:
+            raise FieldError("response_format.json_schema.schema", "json_schema needs it")
+        return checked(self.json_schema.schema_, "response_format.json_schema.schema")
+
+
+def checked(schema: dict[str, Any], param: str) -> dict[str, Any]:
+    """`schema` if it is inside our subset. Raises SchemaError naming the field."""
+    try:
+        check_schema(schema)
+    except SchemaError as error:
+        raise SchemaError(f"field '{param}': {error.what}", error.why, error.hint) from None
+    return schema
+
+
+class GenerationFields(SamplingFields):
+    """What chat and completion requests share."""
+
+    model: str | None = Field(None, min_length=1, description="Absent or 'default': the default.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: StopString | StopList | None = None
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description=f"Default {DEFAULT_MAX_TOKENS}."
+    )
+    n: int | None = Field(None, description="Only 1 is served.")
+    repetition_penalty: float | None = Field(
+        None, gt=0, le=10, description="Another name of repeat_penalty."
+    )
+    logit_bias: dict[BiasKey, BiasValue] | None = Field(None, max_length=MAX_BIASES)
+    response_format: ResponseFormat | None = None
+    cache_prompt: bool | None = Field(
+        None, description="false: prefill the whole prompt; exact repetition of a seed needs it."
+    )
+    ignore_eos: bool | None = None
+    grammar: Any = Field(None, description="Refused: use response_format.")
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be(self) -> GenerationFields:
+        if self.n not in (None, 1):
+            raise refused("n", f"it is {self.n}", "only 1 is served; send the request again")
+        if self.grammar is not None:
+            raise refused("grammar", "raw grammars are not accepted", "use response_format")
+        return self
+
+    def biases(self) -> dict[int, float]:
+        return {int(key): value for key, value in (self.logit_bias or {}).items()}
+
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(GenerationFields):
+    """POST /v1/chat/completions"""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: Any = Field(None, description="Refused unless empty.")
+    functions: Any = Field(None, description="Refused unless empty.")
+    tool_choice: Any = None
+
+    @model_validator(mode="after")
+    def _refuse_chat_extras(self) -> ChatRequest:
+        for name in ("tools", "functions"):
+            if getattr(self, name):
+                hint = "describe the answer you want with response_format json_schema"
+                raise refused(name, "tool calls are not served", hint)
+        if self.tool_choice not in (None, "none", "auto"):
+            raise refused("tool_choice", "tool calls are not served", "leave it out")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refused("top_logprobs", "it needs logprobs: true", "set logprobs")
+        return self
+
+    def token_limit(self) -> int:
+        return self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS
+
+    def logprob_count(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(GenerationFields):
+    """POST /v1/completions"""
+
+    prompt: (
+        str
+        | Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
+        | Annotated[list[str], Field(min_length=1, max_length=1)]
+    ) = Field(description="Text, token ids, or a list of one text.")
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool | None = Field(None, description="Refused when true.")
+    best_of: int | None = Field(None, description="Only 1 is served.")
+    suffix: str | None = Field(None, description="Refused unless empty.")
+
+    @model_validator(mode="after")
+    def _refuse_completion_extras(self) -> CompletionRequest:
+        if self.echo:
+            raise refused("echo", "the prompt is not sent back", "prepend it yourself")
+        if self.best_of not in (None, 1):
+            raise refused("best_of", f"it is {self.best_of}", "only 1 is served")
+        if self.suffix:
+            raise refused("suffix", "filling in the middle is not served", "leave it out")
+        return self
+
+    def token_limit(self) -> int:
+        return self.max_tokens or DEFAULT_MAX_TOKENS
+
+    def text_or_tokens(self) -> tuple[str | None, list[int] | None]:
+        """The prompt as the engine wants it; exactly one of the two is not None."""
+        if isinstance(self.prompt, str):
+            return self.prompt, None
+        ids = [token for token in self.prompt if isinstance(token, int)]
+        return (None, ids) if ids else (str(self.prompt[0]), None)
+
+
+class EmbeddingRequest(Body):
+    """POST /v1/embeddings"""
+
+    model: str | None = None
+    input: str | list[str]
+
+
+# ---- responses ---------------------------------------------------------------------------------
+
+
+class PromptDetails(BaseModel):
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class TimingsBody(BaseModel):
+    """llama-server's `timings`; _ms milliseconds, _per_second tokens a second."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_token_ms: float | None
+    prompt_per_second: float | None
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_token_ms: float | None
+    predicted_per_second: float | None
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobs(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[TokenLogprobs]
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    timings: TimingsBody
+
+
+class Delta(BaseModel):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatCompletionChunk(BaseModel):
+    """One server-sent event; the stream ends with `data: [DONE]`."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    timings: TimingsBody | None = None
+
+
+class CompletionLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Completion(BaseModel):
+    """Whole answer, and (with finish_reason null until the end) one event of a stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    timings: TimingsBody | None = None
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    meta: dict[str, int | str]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(BaseModel):
+    error: ErrorDetail

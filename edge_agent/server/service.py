@@ -1,0 +1,184 @@
+"""What every handler works with, and the one way a generation runs and is recorded.
+
+Flows in: a Generate record from one of the APIs. Flows out: the supervisor's chunks, unchanged, and
+one GenerationRow in the store for every request that got this far, whether it ended, failed or lost
+its client. Not here: HTTP (openai.py, ollama.py), scheduling (supervisor.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from edge_agent.config import Settings
+from edge_agent.errors import EdgeAgentError
+from edge_agent.records import Chunk, Done, Generate, Timings
+from edge_agent.server.limits import Limits
+from edge_agent.server.refusal import Refusal
+from edge_agent.store import GenerationRow, Store
+from edge_agent.supervisor import Supervisor
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Requests:
+    """Counters since the daemon's start, for /status."""
+
+    total: int = 0
+    failed: int = 0
+    in_flight: int = 0
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts behind the API. `clock` gives Unix seconds."""
+
+    supervisor: Supervisor
+    store: Store
+    settings: Settings
+    token: str
+    clock: Callable[[], float]
+    limits: Limits
+    requests: Requests = field(default_factory=Requests)
+
+    def n_ctx(self) -> int | None:
+        """Context of the loaded model, None when there is none."""
+        info = self.supervisor.status().info
+        return info.n_ctx if info else None
+
+
+SERVICE = web.AppKey("service", Service)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One generation, as an API asks for it. `model` None is the default one."""
+
+    api: str
+    model: str | None
+    request: Generate
+    keep_alive_s: float | None = None
+
+
+@dataclass
+class _Outcome:
+    """What is known so far; becomes the row."""
+
+    started_at: float
+    started: float
+    completion_tokens: int = 0
+    timings: Timings | None = None
+    finish_reason: str | None = None
+    error_code: str | None = None
+    text: list[str] = field(default_factory=list)
+
+
+async def generate(service: Service, call: Call) -> AsyncGenerator[Chunk | Done, None]:
+    """The supervisor's stream with accounting around it. Closing it cancels the generation.
+
+    Done comes last of all: by then the slot is free and the row is on its way to the disk.
+    """
+    requests, outcome = service.requests, _Outcome(service.clock(), time.monotonic())
+    done: Done | None = None
+    requests.total += 1
+    requests.in_flight += 1
+    try:
+        async with aclosing(_events(service, call)) as events:
+            async for event in events:
+                _note(outcome, event, service.settings.log_text)
+                if isinstance(event, Done):
+                    done = _finished(event)
+                else:
+                    yield event
+    except Exception as error:
+        outcome.error_code = (
+            error.code if isinstance(error, EdgeAgentError) else EdgeAgentError.code
+        )
+        raise
+    finally:
+        requests.in_flight -= 1
+        requests.failed += outcome.error_code is not None
+        _record(service, call, outcome)
+    if done is not None:
+        yield done
+
+
+def _events(service: Service, call: Call) -> AsyncGenerator[Chunk | Done, None]:
+    supervisor, keep_alive_s = service.supervisor, call.keep_alive_s
+    return supervisor.generate(call.model, call.request, keep_alive_s=keep_alive_s)
+
+
+def _finished(done: Done) -> Done:
+    """`done`, unless nobody but the daemon ended it: then its text is not an answer."""
+    if done.finish_reason != "cancelled":
+        return done
+    raise Refusal(
+        503,
+        "cancelled",
+        "the generation was cancelled by the daemon",
+        "its model was stopped or replaced",
+        "send the request again",
+    )
+
+
+async def whole(service: Service, call: Call) -> Done:
+    """The end of a generation that is not streamed. Raises whatever ended it early."""
+    async with aclosing(generate(service, call)) as events:
+        async for event in events:
+            if isinstance(event, Done):
+                return event
+    raise EdgeAgentError("the generation ended without a result", "no Done arrived", "try again")
+
+
+def _note(outcome: _Outcome, event: Chunk | Done, log_text: bool) -> None:
+    if isinstance(event, Done):
+        outcome.timings = event.timings
+        outcome.finish_reason = event.finish_reason
+        outcome.completion_tokens = event.timings.completion_tokens
+    else:
+        outcome.completion_tokens = event.completion_tokens
+    if log_text:
+        outcome.text.append(event.text)
+
+
+def _record(service: Service, call: Call, outcome: _Outcome) -> None:
+    """One row. A disk that fails must not take an answer with it, so that is only logged."""
+    ended_early = outcome.finish_reason is None and outcome.error_code is None
+    timings = outcome.timings
+    row = GenerationRow(
+        started_at=outcome.started_at,
+        duration_s=time.monotonic() - outcome.started,
+        model=service.supervisor.status().model or call.model or "",
+        api=call.api,
+        prompt_tokens=timings.prompt_tokens if timings else None,
+        cached_tokens=timings.cached_tokens if timings else None,
+        completion_tokens=outcome.completion_tokens,
+        queued_s=timings.queued_s if timings else None,
+        prefill_s=timings.prefill_s if timings else None,
+        decode_s=timings.decode_s if timings else None,
+        ttft_s=timings.ttft_s if timings else None,
+        finish_reason="cancelled" if ended_early else outcome.finish_reason,
+        error_code=outcome.error_code,
+        prompt_text=prompt_text(call.request) if service.settings.log_text else None,
+        completion_text="".join(outcome.text) if service.settings.log_text else None,
+    )
+    service.store.add_generation(row).add_done_callback(_log_failure)
+
+
+def _log_failure(written: Future[None]) -> None:
+    if not written.cancelled() and written.exception():
+        _LOG.error("generation not recorded: %s", written.exception())
+
+
+def prompt_text(request: Generate) -> str:
+    """The prompt as text, one line per turn, for the history (only when the user enabled it)."""
+    if request.messages is not None:
+        return "\n".join(f"{turn.role}: {turn.content}" for turn in request.messages)
+    return request.text if request.text is not None else " ".join(map(str, request.tokens or []))

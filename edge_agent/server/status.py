@@ -1,0 +1,112 @@
+"""GET /status: everything about this daemon in one JSON document, for the CLI and for people.
+
+Flows in: the supervisor's status, the store's settings, /proc. Flows out: JSON. What cannot be
+known is null with a reason, never a guess. Not here: measuring power (sensors/).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from pydantic import BaseModel
+
+from edge_agent import __version__
+from edge_agent.server.reply import json_response
+from edge_agent.server.route import Route
+from edge_agent.server.service import SERVICE, Service
+
+PROC = Path("/proc")
+
+
+class Memory(BaseModel):
+    front_rss_anon_bytes: int | None
+    worker_rss_anon_bytes: int | None
+    mem_available_bytes: int | None
+
+
+class Power(BaseModel):
+    watts: float | None
+    reason: str
+
+
+class RequestCounts(BaseModel):
+    total: int
+    failed: int
+    in_flight: int
+
+
+class StatusAnswer(BaseModel):
+    """`engine` is supervisor.EngineStatus, `model_info` records.ModelInfo."""
+
+    version: str
+    pid: int
+    worker_pid: int | None
+    state_dir: str
+    socket: str
+    port: int | None
+    engine: dict[str, Any]
+    model_info: dict[str, Any] | None
+    memory: Memory
+    power: Power
+    requests: RequestCounts
+
+
+async def status(request: web.Request) -> web.Response:
+    return json_response(status_document(request.app[SERVICE], PROC))
+
+
+def status_document(service: Service, proc: Path) -> dict[str, Any]:
+    """`proc` is /proc, or a recorded tree in tests."""
+    engine = service.supervisor.status()
+    state = {name: value for name, value in vars(engine).items() if name != "info"}
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "worker_pid": engine.worker_pid,
+        "state_dir": str(service.settings.state_dir),
+        **_addresses(service),
+        "engine": state,
+        "model_info": None if engine.info is None else msgspec.to_builtins(engine.info),
+        "memory": {
+            "front_rss_anon_bytes": kilobytes(proc / str(os.getpid()) / "status", "RssAnon"),
+            "worker_rss_anon_bytes": None
+            if engine.worker_pid is None
+            else kilobytes(proc / str(engine.worker_pid) / "status", "RssAnon"),
+            "mem_available_bytes": kilobytes(proc / "meminfo", "MemAvailable"),
+        },
+        "power": {"watts": None, "reason": "power sensors are not read yet"},
+        "requests": vars(service.requests),
+    }
+
+
+def _addresses(service: Service) -> dict[str, Any]:
+    """From STATE/run.json, which the daemon wrote when it knew its port; else as configured."""
+    settings = service.settings
+    try:
+        run = msgspec.json.decode((settings.state_dir / "run.json").read_bytes(), type=dict)
+    except (OSError, msgspec.DecodeError):
+        run = {}
+    return {
+        "socket": run.get("socket", str(settings.socket_path)),
+        "port": run.get("port", settings.port),
+    }
+
+
+def kilobytes(path: Path, field: str) -> int | None:
+    """`field` of a /proc file in bytes (the kernel prints 'Name:   123 kB'), None if not there."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    return None
+
+
+ROUTES = (Route("GET", "/status", status, "Daemon, engine, model, memory", StatusAnswer),)

@@ -1,0 +1,188 @@
+"""A supervisor without a worker: it answers from a script, so that HTTP can be tested alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field, replace
+
+from edge_agent.engine_status import EngineStatus
+from edge_agent.errors import EdgeAgentError, ModelNotFound
+from edge_agent.records import (
+    ApplyTemplate,
+    ChosenLogprob,
+    Chunk,
+    Detokenize,
+    Done,
+    Generate,
+    ModelInfo,
+    QuerySlots,
+    SlotState,
+    SlotStates,
+    Text,
+    Timings,
+    Tokenize,
+    TokenLogprob,
+    Tokens,
+)
+from edge_agent.store import ModelRow
+
+N_VOCAB = 1000
+N_CTX = 4096
+
+
+def model_row(name: str = "tiny", path: str = "models/tiny.gguf") -> ModelRow:
+    return ModelRow(
+        name=name,
+        sha256="ab" * 32,
+        path=path,
+        size_bytes=1234,
+        source="embedded:tiny",
+        architecture="llama",
+        description="a fake",
+        n_params=134_515_008,
+        n_ctx_train=8192,
+        quantization="Q4_1",
+        chat_template="{{ messages }}",
+        added_at=1_700_000_000.0,
+    )
+
+
+def model_info(name: str = "tiny", chat_template: str = "chatml") -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        path="/models/tiny.gguf",
+        sha256="ab" * 32,
+        architecture="llama",
+        description="a fake",
+        n_params=134_515_008,
+        file_bytes=1234,
+        n_vocab=N_VOCAB,
+        n_ctx_train=8192,
+        n_ctx=N_CTX,
+        slots=2,
+        n_threads=2,
+        n_embd=64,
+        n_layer=2,
+        chat_template=chat_template,
+        chat_template_source="file",
+        bos_token="<s>",
+        eos_token="</s>",
+        tensor_bytes=1000,
+        kv_bytes=200,
+        compute_bytes=30,
+        load_s=0.5,
+        system_info="none",
+        build="fake",
+    )
+
+
+@dataclass
+class FakeSupervisor:
+    """Yields `pieces`, one chunk each; `requests` and `cancelled` tell what reached it."""
+
+    pieces: list[str] = field(default_factory=lambda: ["Hel", "lo ", "wörld"])
+    info: ModelInfo = field(default_factory=model_info)
+    known: tuple[str, ...] = ("tiny", "other")
+    error: EdgeAgentError | None = None
+    """Raised after `fail_after` chunks."""
+    fail_after: int = 0
+    pause_s: float = 0.0
+    """Before every chunk."""
+    finish_reason: str = "stop"
+    loaded: bool = True
+    status_now: EngineStatus | None = None
+    requests: list[Generate] = field(default_factory=list)
+    models: list[str | None] = field(default_factory=list)
+    keep_alives: list[float | None] = field(default_factory=list)
+    asked: list[object] = field(default_factory=list)
+    unloads: int = 0
+    running: int = 0
+    cancelled: int = 0
+    slot_state: str = "idle"
+
+    async def ensure_loaded(
+        self, model: str | None, *, keep_alive_s: float | None = None
+    ) -> ModelInfo:
+        name = (model or self.info.name).removesuffix(":latest")
+        if name not in self.known:
+            raise ModelNotFound(f"no model named {name!r}", "registered: tiny", "pull it")
+        self.info = ModelInfo(**{**_members(self.info), "name": name})
+        self.loaded = True
+        return self.info
+
+    async def generate(
+        self, model: str | None, request: Generate, *, keep_alive_s: float | None = None
+    ) -> AsyncGenerator[Chunk | Done, None]:
+        self.requests.append(request)
+        self.models.append(model)
+        self.keep_alives.append(keep_alive_s)
+        self.running += 1
+        finished = False
+        try:
+            await self.ensure_loaded(model)
+            for event in self._events(request):
+                if self.pause_s:
+                    await asyncio.sleep(self.pause_s)
+                if isinstance(event, EdgeAgentError):
+                    finished = True
+                    raise event
+                finished = isinstance(event, Done)
+                yield event
+        finally:
+            self.running -= 1
+            self.cancelled += not finished
+
+    def _events(self, request: Generate) -> list[Chunk | Done | EdgeAgentError]:
+        chosen = [] if request.logprobs is None else [_logprob(request.logprobs)]
+        pieces = self.pieces[: self.fail_after] if self.error else self.pieces
+        chunks: list[Chunk | Done | EdgeAgentError] = []
+        if request.stream:
+            chunks += [Chunk(1, text, n + 1, chosen) for n, text in enumerate(pieces)]
+        if self.error:
+            return [*chunks, self.error]
+        text = "" if request.stream else "".join(self.pieces)
+        timings = Timings(10, 4, len(self.pieces), 0.0, 0.006, 0.03, 0.01)
+        return [*chunks, Done(1, text, self.finish_reason, timings, None, chosen)]  # type: ignore[arg-type]
+
+    async def ask(
+        self, model: str | None, message: Tokenize | Detokenize | ApplyTemplate | QuerySlots
+    ) -> Tokens | Text | SlotStates:
+        self.asked.append(message)
+        if isinstance(message, Tokenize):
+            raw = message.content.encode()
+            pieces = [bytes([byte]) for byte in raw] if message.with_pieces else []
+            return Tokens(0, list(raw), pieces)
+        if isinstance(message, Detokenize):
+            return Text(0, bytes(token % 256 for token in message.tokens).decode("latin-1"))
+        if isinstance(message, ApplyTemplate):
+            return Text(0, "|".join(f"{turn.role}:{turn.content}" for turn in message.messages))
+        state = self.slot_state
+        return SlotStates(0, [SlotState(0, state, N_CTX, 0, None, 0, 0)], 0)  # type: ignore[arg-type]
+
+    async def unload(self, *, force: bool = False) -> bool:
+        self.unloads += 1
+        was, self.loaded = self.loaded, False
+        return was
+
+    def status(self) -> EngineStatus:
+        if self.status_now is not None:
+            return self.status_now
+        if not self.loaded:
+            return EngineStatus("idle", model=self.info.name)
+        return EngineStatus("ready", model=self.info.name, info=self.info, expires_at=time.time())
+
+    def become(self, state: str, reason: str = "") -> None:
+        self.status_now = replace(EngineStatus("idle"), state=state, reason=reason)  # type: ignore[arg-type]
+
+    async def close(self, drain_s: float) -> None: ...
+
+
+def _members(info: ModelInfo) -> dict[str, object]:
+    return {name: getattr(info, name) for name in info.__struct_fields__}
+
+
+def _logprob(top: int) -> ChosenLogprob:
+    best = TokenLogprob(7, "Hel", b"Hel", -0.25)
+    return ChosenLogprob(best, [best, TokenLogprob(8, "\ufffd", b"\xc3", -2.5)][:top])

@@ -1,0 +1,156 @@
+"""A real front on real sockets, in a thread with its own event loop, over a fake supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from aiohttp import web
+from fake_engine import FakeSupervisor, model_row
+
+from edge_agent.config import Settings
+from edge_agent.server.app import build_app, build_runner
+from edge_agent.server.limits import Limits
+from edge_agent.server.pull import DEFAULT_COMMAND, PULL_COMMAND
+from edge_agent.store import Store
+from edge_agent.supervisor import Supervisor
+
+TOKEN = "test-token"
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def events(self) -> list[Any]:
+        """Server-sent events; '[DONE]' stays a string."""
+        parts = self.body.decode().split("\n\n")
+        assert parts.pop() == ""
+        data = [part.removeprefix("data: ") for part in parts]
+        return [one if one == "[DONE]" else json.loads(one) for one in data]
+
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.body.splitlines()]
+
+
+@dataclass
+class Front:
+    supervisor: FakeSupervisor
+    store: Store
+    settings: Settings
+    app: web.Application
+    socket_path: Path
+    port: int = 0
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        headers: dict[str, str] | None = None,
+        token: str | None = TOKEN,
+    ) -> Answer:
+        """One request over TCP; `body` is JSON, or bytes as they are."""
+        sent = {"Content-Type": "application/json"} if body is not None else {}
+        if token:
+            sent["Authorization"] = f"Bearer {token}"
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, data, {**sent, **(headers or {})})
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.headers), response.read())
+        finally:
+            connection.close()
+
+    def post(self, path: str, body: Any, **options: Any) -> Answer:
+        return self.call("POST", path, body, **options)
+
+    def get(self, path: str, **options: Any) -> Answer:
+        return self.call("GET", path, **options)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def send(self, raw: bytes) -> socket.socket:
+        peer = self.connect()
+        peer.sendall(raw)
+        return peer
+
+    def raw_post(self, path: str, body: Any) -> bytes:
+        """The bytes of a good POST."""
+        data = json.dumps(body).encode()
+        return (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+            f"Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n"
+        ).encode() + data
+
+
+async def _serve(front: Front, ready: threading.Event, stop: asyncio.Event) -> None:
+    runner = build_runner(front.app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    await web.UnixSite(runner, str(front.socket_path)).start()
+    front.port = runner.addresses[0][1]
+    ready.set()
+    await stop.wait()
+    await runner.cleanup()
+
+
+@contextmanager
+def serving(
+    tmp_path: Path,
+    supervisor: FakeSupervisor | None = None,
+    limits: Limits | None = None,
+    pull_command: tuple[str, ...] = DEFAULT_COMMAND,
+    **settings: Any,
+) -> Iterator[Front]:
+    supervisor = supervisor or FakeSupervisor()
+    chosen = Settings(state_dir=tmp_path, port=0, **settings)
+    store = Store(tmp_path / "edge-agent.db", log_text=chosen.log_text)
+    for name in supervisor.known:
+        store.add_model(model_row(name, f"models/{name}.gguf"))
+    app = build_app(cast(Supervisor, supervisor), store, chosen, TOKEN, limits=limits or Limits())
+    app[PULL_COMMAND] = pull_command
+    front = Front(supervisor, store, chosen, app, tmp_path / "agent.sock")
+    ready, stop = threading.Event(), asyncio.Event()
+    thread = threading.Thread(
+        target=front.loop.run_until_complete, args=(_serve(front, ready, stop),), daemon=True
+    )
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield front
+    finally:
+        front.loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+        front.loop.close()
+        store.close()
+
+
+def eventually(condition: Callable[[], object], within_s: float = 5.0) -> bool:
+    """Polls until `condition` holds."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.005)
+    return bool(condition())
