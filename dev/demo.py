@@ -1,0 +1,181 @@
+"""`make demo`: two small models, brought by packages, answer through a real daemon on this machine.
+
+In: ./.venv as dev/install.py leaves it. Out: the answers, streamed, and what they cost. Every step
+is a command of this project that is printed before it runs, or one request to the daemon's own
+socket. The state is kept in ./.demo (STATE of the README), so that a second run copies no model
+again. Not here: assertions; the tests make those.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edge_agent.client import Client, Ending
+from edge_agent.errors import EdgeAgentError
+
+ROOT = Path(__file__).resolve().parent.parent
+STATE = ROOT / ".demo"
+PROGRAM = Path(sys.executable).parent / "edge-agent"
+CHAT_MODEL, BASE_MODEL = "smollm2-135m", "gemma3-270m"
+QUESTION = "Why does the moon change its shape in the sky? Answer in two sentences."
+SENTENCES = {"English": "The capital of India is", "Hindi": "भारत की राजधानी"}
+START_S = 60.0
+STOP_S = 30.0
+MIB = 1024 * 1024
+
+
+class DemoError(Exception):
+    """Text for the user."""
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    print(text, end=end, flush=True)
+
+
+def edge_agent(*arguments: str) -> None:
+    """Show and run one command of ours. Raises DemoError when it fails (it said why itself)."""
+    say(f"$ edge-agent {' '.join(arguments)}")
+    env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(STATE)}
+    done = subprocess.run([str(PROGRAM), *arguments], env=env, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise DemoError(f"`edge-agent {' '.join(arguments)}` failed with status {done.returncode}")
+
+
+@contextmanager
+def daemon() -> Iterator[Client]:
+    """`edge-agent serve` on its own socket and any free port, stopped at the end."""
+    say("$ edge-agent serve --port 0      (log: .demo/serve.log)")
+    env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(STATE)}
+    log = (STATE / "serve.log").open("wb")
+    process = subprocess.Popen(
+        [str(PROGRAM), "serve", "--port", "0"],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        yield wait_until_healthy(process, Client(STATE / "agent.sock", timeout_s=120))
+    finally:
+        stop(process)
+        log.close()
+
+
+def wait_until_healthy(process: subprocess.Popen[bytes], client: Client) -> Client:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            client.get("/health")
+            return client
+        except EdgeAgentError:
+            time.sleep(0.05)
+    tail = (STATE / "serve.log").read_text(errors="replace")[-1000:]
+    raise DemoError(f"the daemon did not come up within {START_S:g} s; its log ends:\n{tail}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, as systemd would send it: running answers end, then the daemon does."""
+    started_s = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    try:
+        status = process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        say(f"daemon killed: it had not stopped {STOP_S:g} s after SIGTERM")
+        return
+    say(f"daemon stopped {time.monotonic() - started_s:.1f} s after SIGTERM, status {status}")
+
+
+def answer(client: Client, path: str, body: Mapping[str, Any]) -> None:
+    """Stream one answer to the screen, then the line of what it cost."""
+    started_s = time.monotonic()
+    ttft_s: float | None = None
+    for part in client.answer(path, body):
+        if isinstance(part, Ending):
+            say(f"\n    {cost(part, ttft_s)}\n")
+        else:
+            ttft_s = ttft_s or time.monotonic() - started_s
+            say(part, end="")
+
+
+def cost(ending: Ending, ttft_s: float | None) -> str:
+    """Tokens and rates by the worker's clock, time to first token by ours."""
+    timings = ending.timings
+    first = "no token came" if ttft_s is None else f"first token after {ttft_s * 1000:.0f} ms"
+    prefill = f"prefill {timings.get('prompt_n')} tokens at {rate(timings, 'prompt')}"
+    decode = f"decode {timings.get('predicted_n')} tokens at {rate(timings, 'predicted')}"
+    return f"[{first}; {prefill}; {decode}]"
+
+
+def rate(timings: Mapping[str, Any], phase: str) -> str:
+    value = timings.get(f"{phase}_per_second")
+    return "an unknown rate" if value is None else f"{value:.0f} tok/s"
+
+
+def show_chat(client: Client) -> None:
+    say(f"\n== {CHAT_MODEL}, an instruct model, answers a chat ==")
+    say(f"you:   {QUESTION}\nmodel: ", end="")
+    client.post("/v1/chat/completions", chat_body("Hi", 1))  # so that loading is not timed
+    answer(client, "/v1/chat/completions", chat_body(QUESTION, 96))
+
+
+def chat_body(question: str, max_tokens: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": question}]
+    return {"model": CHAT_MODEL, "messages": messages, "max_tokens": max_tokens, "seed": 7}
+
+
+def show_base_model(client: Client) -> None:
+    say(f"== {BASE_MODEL}, a base model: it continues text, it does not chat yet ==")
+    client.post("/v1/completions", {"model": BASE_MODEL, "prompt": "Hi", "max_tokens": 1})
+    for language, sentence in SENTENCES.items():
+        say(f"{language}: {sentence}", end="")
+        body = {"model": BASE_MODEL, "prompt": sentence, "max_tokens": 40, "seed": 7}
+        answer(client, "/v1/completions", body)
+
+
+def show_status(client: Client) -> None:
+    """Memory and power, as GET /status tells them."""
+    status = client.get("/status")
+    memory = status.get("memory") or {}
+    front, worker = (mib(memory.get(f"{who}_rss_anon_bytes")) for who in ("front", "worker"))
+    say(f"memory: front {front}, worker {worker} of its own (the weights are mapped from the file)")
+    power = status.get("power") or {}
+    watts = power.get("watts")
+    reason = power.get("reason") or "the daemon gives no reason"
+    say(f"power:  {f'{watts:.2f} W' if watts is not None else f'none, because {reason}'}")
+
+
+def mib(count_bytes: int | None) -> str:
+    return "unknown" if count_bytes is None else f"{count_bytes / MIB:.0f} MiB"
+
+
+def main() -> int:
+    started_s = time.monotonic()
+    STATE.mkdir(exist_ok=True)
+    try:
+        for model in (CHAT_MODEL, BASE_MODEL):
+            edge_agent("pull", f"embedded:{model}")
+        with daemon() as client:
+            show_chat(client)
+            show_base_model(client)
+            show_status(client)
+    except (DemoError, EdgeAgentError) as error:
+        hint = f"\nhint:  {error.hint}" if isinstance(error, EdgeAgentError) and error.hint else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
+        return 1
+    say(f"demo done in {time.monotonic() - started_s:.0f} s")
+    say("next: .venv/bin/edge-agent serve &   then   .venv/bin/edge-agent chat")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
