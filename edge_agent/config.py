@@ -216,7 +216,7 @@ def _absolute(path: Path) -> Path:
 def _read_toml(path: Path) -> dict[str, Any]:
     """The settings in one file; {} when there is none. Raises UsageError."""
     try:
-        values = tomllib.loads(path.read_bytes().decode())
+        values: dict[str, Any] = tomllib.loads(path.read_bytes().decode())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:

@@ -14,13 +14,14 @@ is printed (commands/), reading lines in a chat (chat_session.py).
 from __future__ import annotations
 
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 from edge_agent.errors import EdgeAgentError
 
@@ -103,7 +104,17 @@ def process_terminal(environ: Mapping[str, str]) -> Terminal:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
-    return Terminal(sys.stdin, sys.stdout, sys.stderr, environ)
+    return Terminal(
+        _or_devnull(sys.stdin, "r"),
+        _or_devnull(sys.stdout, "w"),
+        _or_devnull(sys.stderr, "w"),
+        environ,
+    )
+
+
+def _or_devnull(stream: TextIO | None, mode: str) -> TextIO:
+    """Python has None for a stream its parent closed (`<&-`)."""
+    return stream if stream is not None else cast(TextIO, open(os.devnull, mode))
 
 
 def printable(text: str) -> str:

@@ -69,7 +69,9 @@ class FrameDecoder(Generic[Record]):
         try:
             return self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise WireError(f"frame of {len(body)} bytes is not one of our records: {error}") from error
+            raise WireError(
+                f"frame of {len(body)} bytes is not one of our records: {error}"
+            ) from error
 
 
 def to_worker() -> FrameDecoder[ToWorker]:

@@ -115,13 +115,13 @@ class FakeSupervisor:
     async def generate(
         self, model: str | None, request: Generate, *, keep_alive_s: float | None = None
     ) -> AsyncGenerator[Chunk | Done, None]:
+        await self.ensure_loaded(model)
         self.requests.append(request)
         self.models.append(model)
         self.keep_alives.append(keep_alive_s)
         self.running += 1
         finished = False
         try:
-            await self.ensure_loaded(model)
             for event in self._events(request):
                 if self.pause_s:
                     await asyncio.sleep(self.pause_s)

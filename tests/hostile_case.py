@@ -10,6 +10,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,10 +88,8 @@ def run_case(host: str, port: int, token: str, case: Case) -> Outcome:
     hung = False
     received = b""
     with socket.create_connection((host, port), timeout=ANSWER_TIMEOUT_S) as peer:
-        try:
+        with suppress(OSError):  # refused before all was sent: the answer may be waiting
             peer.sendall(case.request(Target(host, port, token)))
-        except OSError:
-            pass  # refused before all of it was sent; the answer may be waiting
         try:
             while piece := peer.recv(65536):
                 received += piece

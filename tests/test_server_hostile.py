@@ -37,14 +37,8 @@ def test_hostile_requests_end_as_tabled(front: Front, kind: str) -> None:
             if not outcome.is_right(case) or outcome.seconds > SLOWEST_S:
                 wrong.append((case.name, sorted(case.allowed), outcome))
     assert wrong == []
-    assert front.get("/health").status == 200
-
-
-def test_nothing_hostile_reached_the_engine(front: Front) -> None:
-    for case in CASES:
-        if case.kind in ("sampling", "max_tokens", "roles", "depth", "nul"):
-            run_case("127.0.0.1", front.port, TOKEN, case)
     assert front.supervisor.requests == []
+    assert front.get("/health").status == 200
 
 
 def test_the_judge_can_say_no() -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_gguf import write_tiny_model
+from worker_process import GREEDY, WorkerProcess, chat
 
+from edge_agent.gguf_file import read_gguf
 from edge_agent.records import (
     ApplyTemplate,
     Cancel,
@@ -29,8 +33,6 @@ from edge_agent.records import (
     Tokenize,
     Tokens,
 )
-from tiny_gguf import write_tiny_model
-from worker_process import GREEDY, WorkerProcess, chat
 
 LONG = "word " * 200
 
@@ -79,6 +81,21 @@ def test_a_broken_file_is_a_typed_refusal(tmp_path: Path) -> None:
         process.send(Load("test", str(broken), EngineSettings()))
         answer = process.receive()
     assert isinstance(answer, Failed) and (answer.id, answer.code) == (None, "model_format_error")
+
+
+def test_a_model_of_nan_weights_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    gguf = read_gguf(tiny_model)
+    norm = next(tensor for tensor in gguf.tensors if tensor.name == "output_norm.weight")
+    damaged = bytearray(tiny_model.read_bytes())
+    start = gguf.data_start + norm.offset
+    damaged[start : start + 4] = struct.pack("<f", math.nan)
+    path = tmp_path / "nan.gguf"
+    path.write_bytes(damaged)
+    with WorkerProcess() as process:
+        process.send(Load("test", str(path), EngineSettings(n_ctx=512, slots=1)))
+        answer = process.receive()
+    assert isinstance(answer, Failed) and answer.code == "model_format_error"
+    assert "NaN" in answer.what
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tiny_model: Path) -> None:

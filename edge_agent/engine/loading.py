@@ -8,6 +8,7 @@ before weights are read. Raises ModelCorrupt, ModelFormatError, ModelRefused. No
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def load(message: Load, log: LogTail) -> Engine:
     plan = admission.plan
     context = Context(model, settings, log, n_ctx=plan.n_ctx, slots=plan.slots)
     prompts = PromptBuilder(model, model.metadata("general.architecture") or "unknown")
-    _warm_up(model, context)
+    _warm_up(path, model, context)
     info = _info(message, settings, model, context, prompts, admission)
     return Engine(
         model, context, prompts, msgspec.structs.replace(info, load_s=time.monotonic() - began)
@@ -113,12 +114,21 @@ class _DryRun:
         return context.buffer_bytes["compute"]
 
 
-def _warm_up(model: Model, context: Context) -> None:
+def _warm_up(path: Path, model: Model, context: Context) -> None:
+    """Read every weight once. Raises ModelFormatError for weights that are not numbers."""
     token = max(0, model.vocabulary.bos)
+    n_tokens = min(_WARM_UP_TOKENS, context.n_batch)
     context.clear_batch()
-    for position in range(min(_WARM_UP_TOKENS, context.n_batch)):
-        context.add(token, position, 0, output=False)
+    for position in range(n_tokens):
+        row = context.add(token, position, 0, output=position == n_tokens - 1)
     context.decode()
+    first = min(64, model.vocabulary.n_tokens)
+    if not all(map(math.isfinite, context.logits(row)[:first])):
+        raise ModelFormatError(
+            f"{path} computes NaN or infinity",
+            "its weights are damaged: a NaN in one of them spreads to every answer",
+            "pull or convert the model again",
+        )
     context.truncate(0, 0)
 
 

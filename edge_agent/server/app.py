@@ -24,6 +24,7 @@ from edge_agent.server import llama_server, ollama, openai, openapi, pull, statu
 from edge_agent.server.auth import check_framing, check_peer
 from edge_agent.server.error_body import error_response, typed
 from edge_agent.server.limits import Limits
+from edge_agent.server.refusal import Refusal
 from edge_agent.server.reply import finish
 from edge_agent.server.route import Route
 from edge_agent.server.service import SERVICE, Service
@@ -57,9 +58,8 @@ def build_app(
     routes = (*API, Route("GET", "/openapi.json", _openapi, "This document"))
     app[OPENAPI] = openapi.document(routes)
     for route in routes:
-        app.router.add_route(route.method, route.path, route.handler)
-        if route.method == "GET":
-            app.router.add_route("HEAD", route.path, route.handler)
+        for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+            app.router.add_route(method, route.path, route.handler, expect_handler=_expect)
     return app
 
 
@@ -99,6 +99,14 @@ def _is_our_problem(record: logging.LogRecord) -> bool:
 
 async def _openapi(request: web.Request) -> web.Response:
     return web.Response(body=request.app[OPENAPI], content_type="application/json")
+
+
+async def _expect(request: web.Request) -> web.Response | None:
+    """Only 100-continue is known; body.py sends it, once the request is let through."""
+    if request.headers["Expect"].lower() == "100-continue":
+        return None
+    refusal = Refusal(417, "expectation_failed", "this Expect header is not known")
+    return error_response(refusal, request.path)
 
 
 @web.middleware

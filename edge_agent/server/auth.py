@@ -15,6 +15,7 @@ import pwd
 import socket
 import struct
 
+from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.web_request import BaseRequest
 
 from edge_agent.server.refusal import Refusal
@@ -42,6 +43,8 @@ def check_framing(request: BaseRequest, max_bytes: int, max_fields: int) -> None
             f"{len(fields)} header fields of {size} bytes together",
             f"at most {max_fields} fields and {max_bytes} bytes are read",
         )
+    if request.version not in (HttpVersion10, HttpVersion11):
+        raise Refusal(400, "invalid_version", "this is not HTTP/1.0 or HTTP/1.1")
     if not request.raw_path.startswith("/"):
         raise Refusal(
             400,

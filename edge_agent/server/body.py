@@ -46,6 +46,8 @@ async def read_body(request: BaseRequest, limit_bytes: int, deadline_s: float) -
 
 
 async def _receive(request: BaseRequest, limit_bytes: int) -> bytes:
+    if request.headers.get("Expect") and request.transport:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     received = bytearray()
     async for piece in request.content.iter_any():
         received += piece

@@ -1,0 +1,276 @@
+"""Saved conversations, the chat over a real front, and the real program on a pseudo-terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeSupervisor
+from http_front import eventually, serving
+
+from edge_agent.chat import ChatSettings, ChatState, Turn, answered, document, from_document
+from edge_agent.chat_session import (
+    ChatSession,
+    load,
+    make_private,
+    plain_lines,
+    read_entry,
+    save,
+    saved_path,
+)
+from edge_agent.client import Client
+from edge_agent.errors import TemplateError, UsageError, WorkerFailed
+from edge_agent.terminal import Terminal
+
+ASKED = ChatState(turns=(Turn("user", "one"), Turn("assistant", "1"), Turn("user", "two")))
+
+# ---- saved conversations -----------------------------------------------------------------------
+
+
+def test_a_saved_conversation_comes_back_as_it_was(tmp_path: Path) -> None:
+    settings = ChatSettings(temperature=0.5, seed=3, max_tokens=9, verbose=True)
+    state = answered(ChatState("m", "नमस्ते", settings, ASKED.turns), "half", cut=True)
+    path = save(state, "monday", tmp_path)
+    assert path == tmp_path / "chats" / "monday.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load("monday", tmp_path) == state
+
+
+def test_a_name_with_a_slash_or_a_suffix_is_a_path(tmp_path: Path) -> None:
+    assert saved_path("./x", tmp_path) == Path("x")
+    assert saved_path("x.json", tmp_path) == Path("x.json")
+
+
+def test_a_failed_save_keeps_the_older_file(tmp_path: Path) -> None:
+    path = save(ASKED, "monday", tmp_path)
+    (tmp_path / "chats" / f".monday.json.{os.getpid()}.tmp").mkdir()
+    with pytest.raises(UsageError, match="cannot write"):
+        save(ChatState(), "monday", tmp_path)
+    assert from_document(json.loads(path.read_text())) == ASKED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"v": 2}',
+        '{"v": 1, "turns": 3}',
+        '{"v": 1, "turns": [{"role": "system", "content": "x"}]}',
+        '{"v": 1, "turns": [{"role": "user"}]}',
+        '{"v": 1, "settings": {"temperature": 9}}',
+        '{"v": 1, "settings": {"colour": 1}}',
+        '{"v": 1, "system": 1}',
+        '{"v": 1, "model": 1}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_file_is_reported_and_not_loaded(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UsageError, match=r"cannot load .*x\.json"):
+        load(str(tmp_path / "x.json"), tmp_path)
+
+
+def test_a_conversation_never_saved_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot load"):
+        load("nosuch", tmp_path)
+
+
+def test_a_saved_document_names_its_version() -> None:
+    assert document(ASKED)["v"] == 1
+
+
+def test_the_history_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "chat_history"
+    assert make_private(path)
+    path.chmod(0o644)
+    assert make_private(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_no_history_is_kept_where_none_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert not make_private(tmp_path / "file" / "chat_history")
+
+
+# ---- the session over a real front -------------------------------------------------------------
+
+
+def chat_with(client: Client, lines: str, state: ChatState | None = None) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a chat whose entries are `lines`."""
+    out, err = io.StringIO(), io.StringIO()
+    stdin = io.StringIO(lines)
+    terminal = Terminal(stdin, out, err, {})
+    session = ChatSession(client, terminal, Path("/nonexistent"), plain_lines(stdin), False)
+    return session.run(state or ChatState()), out.getvalue(), err.getvalue()
+
+
+def test_a_pipe_holds_answers_only_and_ends_the_chat(tmp_path: Path) -> None:
+    with serving(tmp_path) as front:
+        result = chat_with(Client(front.socket_path), '"""one\ntwo"""\n/set top_k 5\n')
+        (request,) = front.supervisor.requests
+    assert result == (0, "Hello wörld\n", "top_k = 5\n")
+    assert request.messages is not None
+    assert [turn.content for turn in request.messages] == ["one\ntwo"]
+    assert (request.sampling.temperature, request.sampling.repeat_penalty) == (0.3, 1.0)
+
+
+def test_the_next_question_carries_the_answer_before_it(tmp_path: Path) -> None:
+    with serving(tmp_path) as front:
+        chat_with(Client(front.socket_path), "one\ntwo\n/regen\n")
+        contents = [[m.content for m in r.messages or []] for r in front.supervisor.requests]
+    assert contents == [["one"], ["one", "Hello wörld", "two"], ["one", "Hello wörld", "two"]]
+
+
+def test_a_worker_crash_ends_the_answer_and_not_the_chat(tmp_path: Path) -> None:
+    error = WorkerFailed("the worker died", "signal 9", "ask again")
+    with serving(tmp_path, FakeSupervisor(error=error, fail_after=2)) as front:
+        code, out, err = chat_with(Client(front.socket_path), "one\ntwo\n")
+        last = front.supervisor.requests[-1].messages
+    assert (code, out) == (0, "Hello \nHello \n")
+    assert err.count("error: the worker died: signal 9") == 2
+    assert [turn.content for turn in last or []] == ["one", "Hello ", "two"]
+
+
+def test_a_base_model_says_how_to_use_it(tmp_path: Path) -> None:
+    error = TemplateError("tiny has no chat template", "it is a base model")
+    with serving(tmp_path, FakeSupervisor(error=error)) as front:
+        _, _, err = chat_with(Client(front.socket_path), "one\n", ChatState(model="tiny"))
+    assert "edge-agent run --raw tiny" in err
+
+
+def test_verbose_prints_the_timing_block(tmp_path: Path) -> None:
+    with serving(tmp_path) as front:
+        _, out, err = chat_with(Client(front.socket_path), "/set verbose on\none\n")
+    assert out == "Hello wörld\n"
+    assert re.search(r"cached tokens: +4 token", err)
+    assert re.search(r"eval rate: +[\d.]+ tokens/s", err)
+
+
+def test_an_answer_at_the_token_limit_says_so(tmp_path: Path) -> None:
+    with serving(tmp_path, FakeSupervisor(finish_reason="length")) as front:
+        _, _, err = chat_with(Client(front.socket_path), "one\n")
+    assert "max_tokens" in err
+
+
+def test_a_quote_left_open_at_the_end_of_input_ends_the_chat() -> None:
+    with pytest.raises(EOFError):
+        read_entry(plain_lines(io.StringIO('"""never closed\n')))
+
+
+# ---- the real program on a real terminal -------------------------------------------------------
+
+
+class Screen:
+    """The far end of a pseudo-terminal: what was shown so far, and a keyboard."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.shown = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self.descriptor, keys.encode())
+
+    def wait_for(self, text: str, within_s: float = 20.0) -> str:
+        """Everything up to and including `text`, which is then forgotten."""
+        deadline = time.monotonic() + within_s
+        while text not in self.shown:
+            left_s = deadline - time.monotonic()
+            assert left_s > 0 and self._read(left_s), f"never shown: {text!r} in {self.shown!r}"
+        before, _, self.shown = self.shown.partition(text)
+        return before + text
+
+    def _read(self, timeout_s: float) -> bool:
+        if not select.select([self.descriptor], [], [], timeout_s)[0]:
+            return False
+        try:
+            data = os.read(self.descriptor, 65536).decode("utf-8", "replace")
+        except OSError:
+            return False
+        self.shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data)
+        return True
+
+
+@contextmanager
+def on_a_terminal(state_dir: Path, *arguments: str) -> Iterator[tuple[Screen, int]]:
+    """`edge-agent chat` on a pty of its own session, so that Ctrl-C reaches it and not us."""
+    pid, descriptor = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-m", "edge_agent.cli", "chat", *arguments]
+        environ = {
+            **os.environ,
+            "EDGE_AGENT_STATE_DIR": str(state_dir),
+            "TERM": "xterm",
+            "PROMPT_TOOLKIT_NO_CPR": "1",
+        }
+        os.execve(command[0], command, environ)
+    try:
+        yield Screen(descriptor), pid
+    finally:
+        os.close(descriptor)
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_chat_on_a_terminal_streams_stops_asks_again_and_leaves(tmp_path: Path) -> None:
+    supervisor = FakeSupervisor(["slow "] * 500, pause_s=0.02)
+    with serving(tmp_path, supervisor) as front, on_a_terminal(tmp_path, "tiny") as (screen, pid):
+        screen.wait_for(">>>")
+        screen.type("first question\r")
+        screen.wait_for("slow slow ")
+        screen.type("\x03")
+        screen.wait_for("(stopped)")
+        assert eventually(lambda: supervisor.cancelled == 1), "the slot was not freed"
+
+        screen.wait_for(">>>")
+        supervisor.pieces, supervisor.pause_s = ["bad\x1b[2Jescape"], 0.0
+        screen.type("second\r")
+        screen.wait_for("bad[2Jescape")
+        contents = [turn.content for turn in supervisor.requests[-1].messages or []]
+        assert contents[0] == "first question"
+        assert contents[1].startswith("slow slow ")
+
+        screen.wait_for(">>>")
+        supervisor.pieces = ["once more"]
+        screen.type("/regen\r")
+        screen.wait_for("once more")
+        assert [turn.content for turn in supervisor.requests[-1].messages or []] == contents
+
+        screen.wait_for(">>>")
+        screen.type("\x03")
+        screen.wait_for("/bye or Ctrl-D leaves")
+        screen.wait_for(">>>")
+        screen.type("/bye\r")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert "+second" in (front.settings.state_dir / "chat_history").read_text()
+
+
+def test_ctrl_c_leaves_a_chat_that_reads_a_pipe(tmp_path: Path) -> None:
+    with serving(tmp_path):
+        command = [sys.executable, "-m", "edge_agent.cli", "--state-dir", str(tmp_path), "chat"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+            process.stdin.write("hello\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "Hello wörld\n"
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "")

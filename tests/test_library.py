@@ -1,0 +1,163 @@
+"""list, show, pull, rm and completion: through a daemon, and without one under STATE/lock."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_runner import cli, filled
+from fake_engine import FakeSupervisor, model_row
+from http_front import serving
+
+from edge_agent.errors import EdgeAgentError
+from edge_agent.library import LocalLibrary, run_pull
+from edge_agent.state_dir import StateDir
+from edge_agent.store import Store
+
+
+def test_list_says_the_same_with_and_without_a_daemon(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with serving(tmp_path / "a", FakeSupervisor(known=("tiny", "twin"))):
+        through_daemon = cli("list", "--json", state_dir=tmp_path / "a").document()
+    (tmp_path / "b").mkdir()
+    filled(tmp_path / "b")
+    directly = cli("list", "--json", state_dir=tmp_path / "b").document()
+    assert directly == through_daemon
+    assert directly["models"][0] == {
+        "name": "tiny",
+        "size_bytes": 1234,
+        "sha256": "ab" * 32,
+        "architecture": "llama",
+        "parameters": "134.52M",
+        "quantization": "Q4_1",
+        "added_at": "2023-11-14T22:13:20Z",
+    }
+
+
+def test_show_says_the_same_with_and_without_a_daemon(tmp_path: Path) -> None:
+    with serving(tmp_path):
+        through_daemon = cli("show", "tiny", "--json", state_dir=tmp_path).document()
+    directly = cli("show", "tiny", "--json", state_dir=tmp_path).document()
+    assert directly == through_daemon
+    assert (directly["n_ctx_train"], directly["chat_template"]) == (8192, "{{ messages }}")
+
+
+def test_tables_are_plain_in_a_pipe_and_drawn_on_a_terminal(tmp_path: Path) -> None:
+    filled(tmp_path)
+    plain = cli("list", state_dir=tmp_path).out.splitlines()
+    titles = ["NAME", "SIZE", "PARAMETERS", "QUANTIZATION", "FAMILY", "SHA-256", "ADDED"]
+    assert plain[0].split() == titles
+    assert plain[1].startswith("tiny  1 kB  134.52M")
+    assert "\x1b[" in cli("list", state_dir=tmp_path, on_screen=True).out
+    assert "134.52M" in cli("show", "tiny", state_dir=tmp_path).out
+
+
+def test_an_empty_list_says_what_to_pull(tmp_path: Path) -> None:
+    done = cli("list", state_dir=tmp_path)
+    assert (done.code, done.out) == (0, "")
+    assert "edge-agent pull embedded:smollm2-135m" in done.err
+    assert cli("list", "--json", state_dir=tmp_path).document() == {"models": []}
+
+
+def test_rm_keeps_a_file_another_name_uses(tmp_path: Path) -> None:
+    state = filled(tmp_path)
+    assert cli("rm", "tiny", state_dir=tmp_path).out == "removed tiny\n"
+    assert (state.models / "x.gguf").exists()
+    assert cli("rm", "twin", "--json", state_dir=tmp_path).document() == {"removed": "twin"}
+    assert not (state.models / "x.gguf").exists()
+    assert cli("rm", "twin", state_dir=tmp_path).code == 1
+
+
+def test_rm_never_deletes_outside_the_state_directory(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.gguf"
+    mine.write_bytes(b"gguf")
+    with Store(tmp_path / "edge-agent.db") as store:
+        store.add_model(model_row("mine", str(mine)))
+    assert cli("rm", "mine", state_dir=tmp_path).code == 0
+    assert mine.exists()
+
+
+def test_rm_goes_through_a_running_daemon(tmp_path: Path) -> None:
+    with serving(tmp_path) as front:
+        assert cli("rm", "other", state_dir=tmp_path).code == 0
+        assert [row.name for row in front.store.models()] == ["tiny"]
+
+
+def test_a_held_lock_without_a_daemon_is_reported(tmp_path: Path) -> None:
+    held = StateDir(tmp_path)
+    held.acquire()
+    try:
+        done = cli("list", "--json", state_dir=tmp_path)
+    finally:
+        held.release()
+    assert done.code == 1
+    assert done.document()["error"]["code"] == "daemon_running"
+
+
+def test_pull_of_a_path_registers_it(tmp_path: Path, tiny_model: Path) -> None:
+    done = cli("pull", str(tiny_model), "--name", "mine", "--json", state_dir=tmp_path / "s")
+    assert (done.code, done.err) == (0, "")
+    model = done.document()["model"]
+    assert model["name"] == "mine"
+    assert Path(model["path"]).read_bytes() == tiny_model.read_bytes()
+    assert cli("list", "--json", state_dir=tmp_path / "s").document()["models"][0]["name"] == "mine"
+
+
+def test_pull_through_a_daemon_names_what_it_registered(tmp_path: Path, tiny_model: Path) -> None:
+    with serving(tmp_path):
+        done = cli("pull", os.path.relpath(tiny_model), state_dir=tmp_path)
+        names = [entry["name"] for entry in json_list(tmp_path)]
+    assert done.code == 0, done.err
+    assert done.out.startswith("tiny: ")
+    assert "tiny" in names
+
+
+def json_list(state_dir: Path) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = cli("list", "--json", state_dir=state_dir).document()["models"]
+    return entries
+
+
+def test_pull_of_what_is_no_model_registers_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"not a model")
+    done = cli("pull", str(tmp_path / "x.gguf"), state_dir=tmp_path)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: ")
+    assert json_list(tmp_path) == []
+
+
+def test_a_pull_process_that_dies_is_a_download_error() -> None:
+    command = [sys.executable, "-c", 'print(\'{"status": "x"}\'); raise SystemExit(3)']
+    with pytest.raises(EdgeAgentError, match="exited with status 3"):
+        list(run_pull(command))
+
+
+def test_a_pull_given_up_ends_its_process(tmp_path: Path) -> None:
+    sleeper = 'import time; print(\'{"status": "x"}\', flush=True); time.sleep(60)'
+    events = run_pull([sys.executable, "-c", sleeper])
+    assert next(events) == {"status": "x"}
+    events.close()  # type: ignore[attr-defined]
+
+
+def test_the_local_library_is_the_registry(tmp_path: Path) -> None:
+    state = filled(tmp_path)
+    with Store(state.database) as store:
+        names = [entry.name for entry in LocalLibrary(state, store).entries()]
+    assert names == ["tiny", "twin"]
+
+
+def test_model_names_are_completed(tmp_path: Path) -> None:
+    filled(tmp_path)
+    environ = {
+        **os.environ,
+        "EDGE_AGENT_STATE_DIR": str(tmp_path),
+        "_EDGE_AGENT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "edge-agent show t",
+        "COMP_CWORD": "2",
+    }
+    command = [sys.executable, "-m", "edge_agent.cli"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["tiny", "twin"], done.stderr
