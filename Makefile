@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CHECKED := edge_agent converters train_host
-SCRIPTS := tests benchmarks dev
+SCRIPTS := tests benchmarks dev docs
 
 .PHONY: help demo test check fix lock venv clean
 
@@ -23,10 +23,11 @@ check: venv      ## ruff, mypy --strict, the direction of imports
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/test_imports.py
 
-fix: venv        ## format, repair what ruff can repair, rewrite the README's tree
+fix: venv        ## format, repair what ruff can, rewrite the README's tree and docs/cli.md
 	@$(BIN)/ruff check --fix $(CHECKED) $(SCRIPTS)
 	@$(BIN)/ruff format $(CHECKED) $(SCRIPTS)
 	@$(BIN)/python dev/readme_tree.py
+	@$(BIN)/python docs/make_cli.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 
 # uv resolves for every Python >= 3.10 at once; it is needed only here. The host packages (torch,
 # trl, ...) get a lock of their own when training arrives: they would triple this one.

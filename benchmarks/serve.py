@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,7 @@ PEER_CHAIN = {"samplers": ["top_k", "top_p", "temperature"]}
 
 TARGETS = {"decode": 0.97, "prefill": 0.95, "prefill*": 0.95, "four": 1.0}
 ADDED_TTFT_MS = 5.0
+QUIET_LOAD = 0.7
 
 Metrics = dict[str, float]
 Start = Callable[[], AbstractContextManager[Server]]
@@ -65,6 +67,8 @@ def complete(address: Address, model: str, prompt: str, max_tokens: int) -> Stre
     body["stream_options"] = {"include_usage": True}
     peer = PEER_CHAIN if address.token is None else {}
     result = stream(address, "/v1/completions", {**body, **SAMPLER, **peer})
+    if result.ending == "hung":
+        raise BenchmarkError("a completion had no end in 120 s: does something else compute here?")
     if result.ending != "complete" or not result.piece_s:
         raise BenchmarkError(f"a completion ended {result.ending}: {result.detail}")
     return result
@@ -187,6 +191,9 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
 
 
 def run(args: argparse.Namespace, state_dir: Path) -> dict[str, Any]:
+    load = os.getloadavg()[0]
+    if load > QUIET_LOAD:
+        print(f"warning: load average {load:.1f}: figures of a busy machine", file=sys.stderr)
     model, gguf = register(args.model, state_dir)
     settings = {"threads": args.threads, "slots": SLOTS, "ctx": N_CTX, "flash_attn": "auto"}
     rows = alternate(
@@ -199,6 +206,7 @@ def run(args: argparse.Namespace, state_dir: Path) -> dict[str, Any]:
     summary = summarize(rows)
     report = {"benchmark": "serve", "model": model, "threads": args.threads, "pairs": args.pairs}
     report |= {"prompt_tokens": rows[0][0]["prompt_tokens"], "summary": summary, "roof": roof}
+    report |= {"load_average_before": load}
     return report | {"rows": rows, "met": all(met(name, row) for name, row in summary.items())}
 
 
@@ -220,7 +228,7 @@ def main() -> int:
         print(table(report["summary"]))
         print("llama-bench  pp512 {pp512:.1f}  tg128 {tg128:.1f} tok/s".format(**report["roof"]))
     print(json.dumps(report))
-    return 0
+    return 0 if report["met"] else 1
 
 
 if __name__ == "__main__":

@@ -173,7 +173,8 @@ def main() -> int:
         print(f"error: {error}{hint}", file=sys.stderr)
         return 1
     say(f"demo done in {time.monotonic() - started_s:.0f} s")
-    say("next: .venv/bin/edge-agent serve &   then   .venv/bin/edge-agent chat")
+    say("next: export EDGE_AGENT_STATE_DIR=$PWD/.demo; .venv/bin/edge-agent serve &")
+    say("      .venv/bin/edge-agent chat smollm2-135m")
     return 0
 
 

@@ -39,9 +39,8 @@ from edge_agent.errors import (
     UsageError,
 )
 from edge_agent.gguf_file import GgufFile, read_gguf
-from edge_agent.store import ModelRow
+from edge_agent.store import MODEL_NAME, ModelRow
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CHUNK_BYTES = 1 << 20
 RESERVE_BYTES = 64 << 20
 """Left free on the disk, so that the database can still be written."""
@@ -144,7 +143,7 @@ def name_from_file(file_name: str) -> str:
 
 
 def _check_name(name: str | None) -> None:
-    if name is not None and not NAME.fullmatch(name):
+    if name is not None and not MODEL_NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} is not a model name",
             "a name has 1 to 64 of a-z 0-9 . _ - and begins with a letter or digit",

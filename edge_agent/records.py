@@ -143,7 +143,7 @@ class Load(Struct, frozen=True, tag="load"):
     """When given, the file is hashed and refused (model_corrupt) if it differs."""
     plan: MemoryPlan | None = None
     """Given when this daemon has loaded this very file (inode, size, mtime) with these settings
-    before: the header check and the dry run are skipped, so that a crashed worker is back sooner."""
+    before: header check and dry run are skipped, so that a crashed worker is back sooner."""
 
 
 class Generate(Struct, frozen=True, tag="generate"):

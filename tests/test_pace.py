@@ -13,6 +13,15 @@ def test_calls_stay_below_the_limit_on_a_slow_board() -> None:
     assert settle(97).chunk(0) / 97 <= 0.2
 
 
+def test_a_prompt_that_is_alone_gets_longer_calls() -> None:
+    pace = Pace(512, 0.2)
+    for _ in range(30):
+        chunk = pace.chunk(0, alone=True)
+        pace.measured(chunk, chunk / 150)
+    assert 100 < pace.chunk(0, alone=True) <= 150
+    assert pace.chunk(0) / 150 <= 0.2
+
+
 def test_a_fast_machine_fills_the_batch() -> None:
     assert settle(10_000).chunk(0) == 512
 

@@ -15,7 +15,7 @@ from http_front import TOKEN, Front, eventually, serving
 
 from edge_agent.errors import WorkerFailed
 from edge_agent.server.limits import Limits
-from edge_agent.server.status import kilobytes
+from edge_agent.server.status import proc_bytes
 
 TURNS = [{"role": "user", "content": "hi"}]
 FAST = Limits(header_s=0.4, body_s=0.4, linger_s=0.1, drain_s=0.4)
@@ -118,14 +118,14 @@ def test_client_that_leaves_cancels_its_generation(front: Front, how: str, strea
 
 def test_reader_that_stops_is_dropped_and_costs_little(front: Front) -> None:
     front.supervisor.pieces = ["x" * 1000] * 4000
-    before = kilobytes(Path(f"/proc/{os.getpid()}/status"), "RssAnon")
+    before = proc_bytes(Path(f"/proc/{os.getpid()}/status"), "RssAnon")
     peer = socket.socket()
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     peer.connect(("127.0.0.1", front.port))
     start = time.monotonic()
     peer.sendall(front.raw_post("/v1/completions", {"prompt": "x", "stream": True}))
     assert eventually(lambda: front.supervisor.cancelled == 1, within_s=3)
-    after = kilobytes(Path(f"/proc/{os.getpid()}/status"), "RssAnon")
+    after = proc_bytes(Path(f"/proc/{os.getpid()}/status"), "RssAnon")
     assert time.monotonic() - start < 2
     assert before is not None and after is not None
     assert after - before < 2 * 2**20

@@ -16,7 +16,7 @@ from edge_agent.server.app import API
 from edge_agent.server.error_body import dialect_of
 from edge_agent.server.llama_server import LlamaServerError, Props, Slots
 from edge_agent.server.openapi import document
-from edge_agent.server.status import StatusAnswer, kilobytes
+from edge_agent.server.status import StatusAnswer, proc_bytes
 
 
 @pytest.fixture
@@ -111,9 +111,9 @@ def test_status_tells_pids_addresses_memory(front: Front, tmp_path: Path) -> Non
 
 def test_kilobytes_of_a_missing_file_or_field_are_none(tmp_path: Path) -> None:
     (tmp_path / "status").write_text("Name:\tx\nRssAnon:\t  12 kB\n")
-    assert kilobytes(tmp_path / "status", "RssAnon") == 12 * 1024
-    assert kilobytes(tmp_path / "status", "RssFile") is None
-    assert kilobytes(tmp_path / "gone", "RssAnon") is None
+    assert proc_bytes(tmp_path / "status", "RssAnon") == 12 * 1024
+    assert proc_bytes(tmp_path / "status", "RssFile") is None
+    assert proc_bytes(tmp_path / "gone", "RssAnon") is None
 
 
 def test_openapi_has_every_route_and_resolves_every_reference(front: Front) -> None:

@@ -2,7 +2,7 @@
 
 Flows in: records.ToWorker messages with their time of arrival, from the worker's reader thread.
 Flows out: records.FromWorker through `send`. Runs in the engine thread, which alone touches
-llama.cpp; only `submit` and `cancel_now` are called from elsewhere. The queue is bounded in the
+llama.cpp; only `submit` is called from elsewhere. The queue is bounded in the
 front. Not here: sockets, loading, templates.
 """
 
@@ -71,18 +71,25 @@ class Scheduler:
         self._inbox: queue.SimpleQueue[tuple[float, ToWorker]] = queue.SimpleQueue()
         self.pace = Pace(context.n_batch, prefill_call_s)
         self._alone_lock = threading.Lock()
-        self._alone: int | None = None
+        self._alone: Request | None = None
 
     # ---- from the reader thread ----
 
     def submit(self, message: ToWorker) -> None:
-        """Hand a message over; its time of arrival is now."""
-        self._inbox.put((time.monotonic(), message))
+        """Hand a message over; its time of arrival is now.
 
-    def cancel_now(self, request_id: int) -> None:
-        """Stop the decode call in flight if this request has it for itself."""
+        A call that one request has for itself is aborted when that request is cancelled, and while
+        it prefills (such calls are long) when another comes. A shared call is never aborted: its
+        neighbours would lose a token.
+        """
+        self._inbox.put((time.monotonic(), message))
         with self._alone_lock:
-            if self._alone == request_id:
+            alone = self._alone
+            if alone is None:
+                return
+            is_cancelled = isinstance(message, Cancel) and message.id == alone.id
+            has_company = isinstance(message, Generate) and alone.first_token is None
+            if is_cancelled or has_company:
                 self._context.abort.request()
 
     # ---- the engine thread ----
@@ -232,7 +239,7 @@ class Scheduler:
         if not done:
             slot = work[0][0]
             self._context.truncate(slot.index, len(slot.ids))
-            return  # the Cancel that caused it is in the inbox
+            return  # the message that caused it is in the inbox
         n_tokens = sum(n for _, n, _ in work)
         self.pace.measured(n_tokens if n_tokens > len(work) else 0, now - began)
         for slot, n, row in work:
@@ -241,11 +248,11 @@ class Scheduler:
                 self._sample(slot, row)
 
     def _decode_guarded(self, work: list[tuple[Slot, int, int | None]]) -> bool:
-        """decode(), abortable by cancel_now while a single request is in the call."""
+        """decode(), abortable by `submit` while a single request is in the call."""
         request = work[0][0].request
         with self._alone_lock:
             self._context.abort.clear()
-            self._alone = request.id if len(work) == 1 and request is not None else None
+            self._alone = request if len(work) == 1 else None
         try:
             return self._context.decode()
         finally:
@@ -263,7 +270,8 @@ class Scheduler:
             work.append(
                 (slot, 1, context.add(slot.pending[0], len(slot.ids), slot.index, output=True))
             )
-        budget = self.pace.chunk(len(decoding)) if prefilling else 0
+        alone = len(prefilling) == 1 and not decoding and not self._waiting
+        budget = self.pace.chunk(len(decoding), alone=alone) if prefilling else 0
         for left, slot in zip(
             range(len(prefilling), 0, -1), sorted(prefilling, key=_remaining), strict=True
         ):

@@ -21,7 +21,7 @@ from edge_agent.engine.loading import Engine, load, start_backend
 from edge_agent.engine.scheduler import Scheduler
 from edge_agent.errors import EdgeAgentError
 from edge_agent.llama.context import DecodeFailed
-from edge_agent.records import Cancel, Failed, FromWorker, Load, Loaded, ToWorker
+from edge_agent.records import Failed, FromWorker, Load, Loaded, ToWorker
 from edge_agent.wire import FrameDecoder, WireError, encode, to_worker
 
 logger = logging.getLogger("edge_agent.worker")
@@ -93,8 +93,6 @@ class _Inbox:
                 return
             scheduler = self._scheduler
         scheduler.submit(message)
-        if isinstance(message, Cancel):
-            scheduler.cancel_now(message.id)
 
     def connect(self, scheduler: Scheduler) -> None:
         with self._lock:
@@ -109,12 +107,14 @@ def serve(connection: socket.socket) -> int:
     request = link.first()
     inbox = _Inbox()
     threading.Thread(target=_read_forever, args=(link, inbox), name="reader", daemon=True).start()
+    log = start_backend()
     try:
-        engine = load(request, start_backend())
+        engine = load(request, log)
     except EdgeAgentError as error:
         link.send(Failed(None, error.code, error.what, error.why, error.hint))
         return EXIT_LOAD_REFUSED
     scheduler = _scheduler(engine, link, request)
+    log.is_muted = True
     link.send(Loaded(engine.info))
     inbox.connect(scheduler)
     try:

@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import sys
 from collections import deque
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +49,8 @@ class LogTail:
         self.lines: deque[str] = deque(maxlen=keep)
         self._level = logging.INFO
         self._partial = ""
+        self.is_muted = False
+        """Set once a model answers: an aborted call is no error, and is logged as four."""
         self._callback = lib.llama_log_callback(self._receive)
 
     def install(self) -> None:
@@ -57,8 +60,8 @@ class LogTail:
     def _receive(self, level: int, text: bytes, user_data: object) -> None:
         if level != _CONTINUATION:
             self._level = _DEBUG if level == _DEBUG else _LEVELS.get(level, logging.INFO)
-        if self._level == _DEBUG:
-            return  # thousands of lines a graph
+        if self._level == _DEBUG or self.is_muted:
+            return  # debugging gives thousands of lines a graph
         self._partial += text.decode("utf-8", "replace")
         while "\n" in self._partial:
             line, self._partial = self._partial.split("\n", 1)
@@ -79,9 +82,6 @@ def system_info() -> str:
 
 
 def build_name() -> str:
-    """llama.cpp's version string as the loaded library gives it."""
-    version = getattr(lib, "llama_version", None)
-    if version is None:
-        return "unknown"
-    value = version()
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    """Which llama.cpp this is: the binding's release and the library's own version."""
+    own = lib.llama_version().decode("utf-8", "replace")
+    return f"llama-cpp-python {metadata.version('llama-cpp-python')}, llama.cpp {own}"

@@ -1,8 +1,8 @@
 """One error, three dialects: the JSON that OpenAI's, Ollama's and llama-server's clients expect.
 
 Flows in: any exception a handler let out. Flows out: (status, headers, body bytes), chosen by the
-request's path. The three parts of our errors become one message: what, why, hint. Not here: where
-an error inside a running stream is written (openai.py, ollama.py).
+request's path. The three parts of our errors become one message, and stand beside it for our own
+client. Not here: where an error inside a running stream is written (openai.py, ollama.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edge_agent.server.refusal import FieldError, Refusal
 
 Dialect = Literal["openai", "ollama", "llama_server"]
 LLAMA_SERVER_PATHS = frozenset(
-    {"/health", "/props", "/slots", "/tokenize", "/detokenize", "/apply-template"}
+    {"/health", "/v1/health", "/props", "/slots", "/tokenize", "/detokenize", "/apply-template"}
 )
 RETRY_AFTER_RESTART_S = 1
 """A worker is replaced in about a second, a daemon restarts in a few."""
@@ -41,14 +41,15 @@ def message_of(error: EdgeAgentError) -> str:
 def error_json(error: EdgeAgentError, dialect: Dialect) -> dict[str, Any]:
     """The error's JSON document in one dialect."""
     message = message_of(error)
+    parts = {"what": error.what, "why": error.why, "hint": error.hint}
     if dialect == "ollama":
-        return {"error": message}
+        return {"error": message, "code": error.code, **parts}
     if dialect == "llama_server":
         kind = "unavailable_error" if error.status == 503 else _type_of(error.status)
-        return {"error": {"code": error.status, "message": message, "type": kind}}
+        return {"error": {"code": error.status, "message": message, "type": kind, **parts}}
     param = error.param if isinstance(error, FieldError) else None
-    kind = _type_of(error.status)
-    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
+    head = {"message": message, "type": _type_of(error.status), "param": param, "code": error.code}
+    return {"error": {**head, **parts}}
 
 
 def _type_of(status: int) -> str:

@@ -6,11 +6,9 @@ ModelNotFound. A name is never joined to a path: files are found through the sto
 
 from __future__ import annotations
 
-import re
-
 from edge_agent.errors import ModelNotFound
+from edge_agent.store import MODEL_NAME
 
-MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 LATEST = ":latest"
 """Ollama's clients append it."""
 

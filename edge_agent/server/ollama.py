@@ -215,7 +215,7 @@ async def _answer(
     call = Call(api, info.name, record, keep_alive_s)
     if record.stream:
         return await _stream(request, call, lines)
-    return json_response(lines.ending(await whole(service, call)))
+    return json_response(lines.whole(await whole(service, call)))
 
 
 def _record(
@@ -245,7 +245,7 @@ async def _stream(request: web.Request, call: Call, lines: Lines) -> web.StreamR
                     await stream.open()
                     opened = True
                 if isinstance(chunk, Done):
-                    return await stream.close(encoded(lines.ending(chunk)) + b"\n")
+                    return await stream.close(lines.ending(chunk))
                 if line := lines.line(chunk):
                     await stream.write(line)
         raise EdgeAgentError("the generation ended without a result")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
+import msgspec
+
 from edge_agent.records import Chunk, Done
 from edge_agent.server.openai_events import chosen_json
 from edge_agent.server.reply import encoded
@@ -38,7 +40,7 @@ class Lines:
         self._second: float = -1
         self._second_text = ""
 
-    def line(self, chunk: Chunk) -> bytes:
+    def line(self, chunk: Chunk | Done) -> bytes:
         """The line of one chunk, b'' when it carries nothing."""
         if chunk.logprobs:
             return encoded({**self._piece(chunk), "done": False}) + b"\n"
@@ -48,8 +50,13 @@ class Lines:
         text = encoded(chunk.text)
         return b'%b:"%b",%b%b%b' % (self._before, now, self._between, text, self._after)
 
-    def ending(self, done: Done) -> dict[str, Any]:
-        """The last line: its text is the last piece (streamed) or all of it."""
+    def ending(self, done: Done) -> bytes:
+        """The last piece, then the line with the figures, whose text some clients ignore."""
+        figures = self.whole(msgspec.structs.replace(done, text="", logprobs=[]))
+        return self.line(done) + encoded(figures) + b"\n"
+
+    def whole(self, done: Done) -> dict[str, Any]:
+        """The one document of an answer that is not streamed."""
         timings = done.timings
         return {
             **self._piece(done),

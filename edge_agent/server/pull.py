@@ -78,7 +78,9 @@ async def _relay(
 
 
 def _without_model(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key != "model"}
+    """Clients hear the model's name; the row stays here."""
+    shown = {key: value for key, value in line.items() if key != "model"}
+    return {**shown, "model": {"name": line["model"]["name"]}} if "model" in line else shown
 
 
 async def _register(request: web.Request, line: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ class _Outcome:
     started_at: float
     started: float
     completion_tokens: int = 0
+    model: str = ""
     timings: Timings | None = None
     finish_reason: str | None = None
     error_code: str | None = None
@@ -92,6 +93,7 @@ async def generate(service: Service, call: Call) -> AsyncGenerator[Chunk | Done,
     try:
         async with aclosing(_events(service, call)) as events:
             async for event in events:
+                outcome.model = outcome.model or service.supervisor.status().model or ""
                 _note(outcome, event, service.settings.log_text)
                 if isinstance(event, Done):
                     done = _finished(event)
@@ -155,7 +157,7 @@ def _record(service: Service, call: Call, outcome: _Outcome) -> None:
     row = GenerationRow(
         started_at=outcome.started_at,
         duration_s=time.monotonic() - outcome.started,
-        model=service.supervisor.status().model or call.model or "",
+        model=outcome.model or call.model or "",
         api=call.api,
         prompt_tokens=timings.prompt_tokens if timings else None,
         cached_tokens=timings.cached_tokens if timings else None,

@@ -72,11 +72,11 @@ def status_document(service: Service, proc: Path) -> dict[str, Any]:
         "engine": state,
         "model_info": None if engine.info is None else msgspec.to_builtins(engine.info),
         "memory": {
-            "front_rss_anon_bytes": kilobytes(proc / str(os.getpid()) / "status", "RssAnon"),
+            "front_rss_anon_bytes": proc_bytes(proc / str(os.getpid()) / "status", "RssAnon"),
             "worker_rss_anon_bytes": None
             if engine.worker_pid is None
-            else kilobytes(proc / str(engine.worker_pid) / "status", "RssAnon"),
-            "mem_available_bytes": kilobytes(proc / "meminfo", "MemAvailable"),
+            else proc_bytes(proc / str(engine.worker_pid) / "status", "RssAnon"),
+            "mem_available_bytes": proc_bytes(proc / "meminfo", "MemAvailable"),
         },
         "power": {"watts": None, "reason": "power sensors are not read yet"},
         "requests": vars(service.requests),
@@ -96,7 +96,7 @@ def _addresses(service: Service) -> dict[str, Any]:
     }
 
 
-def kilobytes(path: Path, field: str) -> int | None:
+def proc_bytes(path: Path, field: str) -> int | None:
     """`field` of a /proc file in bytes (the kernel prints 'Name:   123 kB'), None if not there."""
     try:
         lines = path.read_text().splitlines()
