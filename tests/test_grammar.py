@@ -373,7 +373,7 @@ def _schemas() -> st.SearchStrategy[dict[str, Any]]:
                   st.integers(-2000, 2000), st.integers(-2000, 2000)),
         st.sampled_from([{"type": "number"}, {"type": ["boolean", "null"]}, True, {}]),
         st.builds(lambda values: {"enum": values},
-                  st.lists(st.one_of(st.text(max_size=8), st.integers(), st.none()),
+                  st.lists(st.one_of(st.text(max_size=8), st.integers(-10**30, 10**30), st.none()),
                            min_size=1, max_size=4)),
     )  # fmt: skip
 

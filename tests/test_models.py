@@ -99,7 +99,7 @@ def test_bad_names_are_refused_before_anything_is_written(tiny, job, name):
 )
 def test_default_name_comes_from_the_file_name(file_name, name):
     assert name_from_file(file_name) == name
-    assert models.NAME.fullmatch(name)
+    assert models.MODEL_NAME.fullmatch(name)
 
 
 def test_full_disk_is_foreseen_and_leaves_nothing(tiny, job, monkeypatch):

@@ -90,7 +90,7 @@ def test_format_schema_is_checked(front: Front) -> None:
     body = {"model": "tiny", "messages": TURNS, "format": {"type": "string", "pattern": "x"}}
     answer = front.post("/api/chat", body)
     assert answer.status == 400
-    assert set(answer.json()) == {"error"}
+    assert answer.json()["code"] == "invalid_schema"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_worker_failing_in_the_stream_is_an_error_line(front: Front) -> None:
     front.supervisor.error = WorkerFailed("the worker died", "signal 11", "ask again")
     front.supervisor.fail_after = 1
     answer = front.post("/api/chat", {"model": "tiny", "messages": TURNS})
-    assert answer.lines()[-1] == {"error": "the worker died: signal 11. ask again"}
+    assert answer.lines()[-1]["error"] == "the worker died: signal 11. ask again"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_worker_failing_in_the_stream_is_an_error_line(front: Front) -> None:
 def test_wrong_field_is_400_in_ollamas_shape(front: Front, members: dict[str, Any]) -> None:
     answer = front.post("/api/chat", {"model": "tiny", "messages": TURNS, **members})
     assert answer.status == 400
-    assert list(answer.json()) == ["error"]
+    assert list(answer.json()) == ["error", "code", "what", "why", "hint"]
 
 
 @pytest.mark.parametrize("field", ["suffix", "context", "template", "images"])
@@ -231,7 +231,7 @@ def test_pull_relays_progress_and_registers(puller: Front) -> None:
     answer = puller.post("/api/pull", {"model": "hf:o/r"})
     assert answer.lines() == [
         {"status": "pulling", "completed": 5, "total": 10},
-        {"status": "success"},
+        {"status": "success", "model": {"name": "pulled"}},
     ]
     assert puller.store.model("pulled").source == "hf:o/r"
 
@@ -245,9 +245,8 @@ def test_pull_without_stream_and_with_a_name(puller: Front) -> None:
 def test_pull_that_fails_at_once_has_a_status_and_later_a_line(puller: Front) -> None:
     answer = puller.post("/api/pull", {"model": "gone"})
     assert (answer.status, answer.json()["error"]) == (502, "no such repo: 404. check it")
-    assert puller.post("/api/pull", {"model": "late"}).lines()[-1] == {
-        "error": "lost: reset. again"
-    }
+    late = puller.post("/api/pull", {"model": "late"}).lines()[-1]
+    assert (late["error"], late["code"]) == ("lost: reset. again", "download_error")
     assert puller.post("/api/pull", {"model": "crash"}).status == 502
 
 

@@ -46,7 +46,7 @@ def error_json(error: EdgeAgentError, dialect: Dialect) -> dict[str, Any]:
         return {"error": message, "code": error.code, **parts}
     if dialect == "llama_server":
         kind = "unavailable_error" if error.status == 503 else _type_of(error.status)
-        return {"error": {"code": error.status, "message": message, "type": kind, **parts}}
+        return {"error": {"code": error.status, "message": message, "type": kind}}
     param = error.param if isinstance(error, FieldError) else None
     head = {"message": message, "type": _type_of(error.status), "param": param, "code": error.code}
     return {"error": {**head, **parts}}
