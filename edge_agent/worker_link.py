@@ -39,6 +39,10 @@ MAX_UNREAD = 4096
 EXIT_GRACE_S = 2.0
 """A worker must exit within 1 s of its socket's EOF; after twice that it is killed."""
 STDERR_FD = 2
+WORKER_ENVIRON = {"OPENBLAS_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "ARMV8"}
+"""The worker uses NumPy but no BLAS: no thread pool, and no guess at the processor, which is an
+illegal instruction on a Nano's Cortex-A57 (elsewhere than on ARM the name is unknown, and ignored).
+"""
 OOM_SCORE_ADJ = 500
 """Under memory pressure the kernel shall take the worker, which is replaced, not the front."""
 
@@ -279,7 +283,7 @@ async def _start(
         stdout=STDERR_FD,
         pass_fds=(descriptor,),
         # ggml would otherwise start gdb on an abort, which keeps a dying worker alive.
-        env={**environ, "GGML_NO_BACKTRACE": "1"},
+        env={**WORKER_ENVIRON, **environ, "GGML_NO_BACKTRACE": "1"},
         # Ctrl-C in the daemon's terminal is for the daemon, which drains.
         start_new_session=True,
     )

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from edge_agent.engine.pace import Pace
+from edge_agent.engine.pace import Pace, even_chunk
 from edge_agent.engine.prefix_cache import common_prefix, encode, reusable
 from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.engine.slots import Request, Slot
@@ -72,14 +72,15 @@ class Scheduler:
         self.pace = Pace(context.n_batch, prefill_call_s)
         self._alone_lock = threading.Lock()
         self._alone: Request | None = None
+        self._is_long = False
 
     # ---- from the reader thread ----
 
     def submit(self, message: ToWorker) -> None:
         """Hand a message over; its time of arrival is now.
 
-        A call that one request has for itself is aborted when that request is cancelled, and while
-        it prefills (such calls are long) when another comes. A shared call is never aborted: its
+        A call that one request has for itself is aborted when that request is cancelled, and, if it
+        is longer than a shared one may be, when another comes. A shared call is never aborted: its
         neighbours would lose a token.
         """
         self._inbox.put((time.monotonic(), message))
@@ -88,7 +89,7 @@ class Scheduler:
             if alone is None:
                 return
             is_cancelled = isinstance(message, Cancel) and message.id == alone.id
-            has_company = isinstance(message, Generate) and alone.first_token is None
+            has_company = isinstance(message, Generate) and self._is_long
             if is_cancelled or has_company:
                 self._context.abort.request()
 
@@ -185,7 +186,8 @@ class Scheduler:
 
     def _place(self, request: Request, free: list[Slot]) -> None:
         """Give the request the free slot that holds most of its prompt."""
-        offers = [self._offer(request, slot) for slot in free]
+        plain = encode(request.parts, [], self._vocabulary, ())
+        offers = [self._offer(request, slot, plain) for slot in free]
         best, ids, slot = max(offers, key=lambda offer: (offer[0], -offer[2].last_used))
         if 2 * best < len(slot.ids):  # little to gain: do not throw somebody's conversation away
             best, ids, slot = min(
@@ -203,9 +205,11 @@ class Scheduler:
         request.prompt_ids = ids
         slot.begin(request, best, time.monotonic())
 
-    def _offer(self, request: Request, slot: Slot) -> tuple[int, list[int], Slot]:
-        """(reusable tokens, the prompt's ids, the slot)."""
-        known = slot.ids if request.generate.cache_prompt else []
+    def _offer(self, request: Request, slot: Slot, plain: list[int]) -> tuple[int, list[int], Slot]:
+        """(reusable tokens, the prompt's ids, the slot). `plain`: the ids for an empty slot."""
+        if not request.generate.cache_prompt or slot.ids[:1] != plain[:1]:
+            return 0, plain, slot
+        known = slot.ids
         ids = encode(request.parts, known, self._vocabulary, self._prompts.control_ids)
         common = common_prefix(ids, known)
         first = self._context.first_position(slot.index)
@@ -253,6 +257,7 @@ class Scheduler:
         with self._alone_lock:
             self._context.abort.clear()
             self._alone = request if len(work) == 1 else None
+            self._is_long = work[0][1] > self.pace.chunk(0)
         try:
             return self._context.decode()
         finally:
@@ -275,7 +280,7 @@ class Scheduler:
         for left, slot in zip(
             range(len(prefilling), 0, -1), sorted(prefilling, key=_remaining), strict=True
         ):
-            n = min(len(slot.pending), budget // left)
+            n = even_chunk(len(slot.pending), budget // left)
             if n == 0:
                 continue
             budget -= n
