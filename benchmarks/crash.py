@@ -161,7 +161,7 @@ def quarantine(server: Server, model: str) -> dict[str, Any]:
     raise BenchmarkError(f"not quarantined after {QUARANTINE_KILLS} kills")
 
 
-def quarantined(server: Server, model: str, kills: int, random_: random.Random) -> dict[str, Any]:
+def quarantined(server: Server, model: str, kills: int) -> dict[str, Any]:
     status, health = ask_json(server.address, "/health")
     refused = ask(server.address, model, PROBE_WORDS, 4)
     told = "quarantin" in json.dumps(health).lower()

@@ -28,6 +28,8 @@ Logits = npt.NDArray[np.float32]
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama_token_data of llama.h."""
 _BLOCK = 256
+_MASK_SLICE = 16384
+"""Candidates a grammar is asked about at once: it holds the text of each."""
 _MOST_BEST = 512
 """Above this many candidates the C chain sorts the whole vocabulary itself."""
 
@@ -77,11 +79,11 @@ class Sampler:
     def _choose(self, ids: npt.NDArray[np.int64], logits: Logits, *, masked: bool) -> int:
         candidates = np.zeros(len(ids), dtype=_CANDIDATE)
         candidates["id"], candidates["logit"] = ids, logits
-        array = lib.llama_token_data_array()
-        array.data = ctypes.cast(candidates.ctypes.data, ctypes.POINTER(lib.llama_token_data))
-        array.size, array.selected, array.sorted = len(ids), -1, False
         if masked:
-            lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+            for start in range(0, len(ids), _MASK_SLICE):
+                part = _array(candidates[start : start + _MASK_SLICE])
+                lib.llama_sampler_apply(self._grammar, ctypes.byref(part))
+        array = _array(candidates)
         lib.llama_sampler_apply(self._chain, ctypes.byref(array))
         if not 0 <= array.selected < array.size:
             raise SchemaError(
@@ -92,12 +94,18 @@ class Sampler:
         return int(array.data[array.selected].id)
 
     def _allows(self, token: int) -> bool:
-        one = (lib.llama_token_data * 1)(lib.llama_token_data(token, 0.0, 0.0))
-        array = lib.llama_token_data_array()
-        array.data = ctypes.cast(one, ctypes.POINTER(lib.llama_token_data))
-        array.size, array.selected, array.sorted = 1, -1, False
+        one = np.array([(token, 0.0, 0.0)], dtype=_CANDIDATE)
+        array = _array(one)
         lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return bool(one[0].logit != -math.inf)
+        return bool(one["logit"][0] != -math.inf)
+
+
+def _array(candidates: npt.NDArray[np.void]) -> Any:
+    """A llama_token_data_array over (a slice of) an array that the caller keeps alive."""
+    array = lib.llama_token_data_array()
+    array.data = ctypes.cast(candidates.ctypes.data, ctypes.POINTER(lib.llama_token_data))
+    array.size, array.selected, array.sorted = len(candidates), -1, False
+    return array
 
 
 def logits_of(context: Context, row: int, n_tokens: int) -> Logits:
