@@ -208,6 +208,7 @@ def test_a_client_that_leaves_cancels_its_generation(daemon: RunningDaemon) -> N
     connection.close()
     log = Path(f"{daemon.state}/tiny.gguf.log")
     until(lambda: '"cancel"' in log.read_text())
+    assert daemon.process.poll() is None
 
 
 def test_the_front_is_small_and_holds_no_native_model_code(daemon: RunningDaemon) -> None:

@@ -52,7 +52,9 @@ def test_an_abstract_socket_is_understood() -> None:
 
 @pytest.mark.parametrize("address", [None, "", "relative", "/nonexistent/socket", "/" + "x" * 200])
 def test_without_a_usable_socket_nothing_happens(address: str | None) -> None:
-    Notifier({"NOTIFY_SOCKET": address} if address is not None else {}).ready("x")
+    notifier = Notifier({"NOTIFY_SOCKET": address} if address is not None else {})
+    notifier.ready("x")
+    notifier.stopping("x")  # the test is that neither raises
 
 
 def test_a_full_socket_does_not_block(tmp_path: Path) -> None:

@@ -543,7 +543,7 @@ def test_a_steady_stream_of_one_model_does_not_starve_another(store: Store) -> N
 
             busy = [asyncio.create_task(forever()) for _ in range(2)]
             await until(lambda: supervisor.status().in_flight == 2)
-            await asyncio.wait_for(text_of(supervisor, "b"), 5)
+            assert await asyncio.wait_for(text_of(supervisor, "b"), 5)
             for task in busy:
                 task.cancel()
             await asyncio.gather(*busy, return_exceptions=True)

@@ -247,6 +247,20 @@ def test_a_prompt_aborted_in_the_middle_leaves_a_usable_slot(smollm2: Path) -> N
 
 
 @pytest.mark.model
+def test_a_long_prompt_gives_way_to_a_newcomer_and_both_are_answered(smollm2: Path) -> None:
+    counting = "one two three four five six seven eight nine ten " * 12
+    with WorkerProcess() as process:
+        process.load(smollm2, EngineSettings(n_ctx=1024, slots=2, n_threads=2))
+        process.send(chat(1, counting * 5, max_tokens=4))
+        time.sleep(0.15)
+        process.send(chat(2, "Say hi.", max_tokens=4))
+        ended = process.finish(1, 2)
+        again, _ = process.answer(chat(3, "Say hi.", max_tokens=4, cache_prompt=False))
+    assert ended[2][1].timings.ttft_s < ended[1][1].timings.ttft_s
+    assert ended[2][0] == again and ended[1][1].timings.completion_tokens == 4
+
+
+@pytest.mark.model
 def test_an_answer_keeps_to_its_schema(talker: WorkerProcess) -> None:
     schema = {
         "type": "object",

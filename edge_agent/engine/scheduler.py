@@ -72,7 +72,7 @@ class Scheduler:
         self.pace = Pace(context.n_batch, prefill_call_s)
         self._alone_lock = threading.Lock()
         self._alone: Request | None = None
-        self._is_long = False
+        self._gives_way = False
 
     # ---- from the reader thread ----
 
@@ -80,8 +80,8 @@ class Scheduler:
         """Hand a message over; its time of arrival is now.
 
         A call that one request has for itself is aborted when that request is cancelled, and, if it
-        is longer than a shared one may be, when another comes. A shared call is never aborted: its
-        neighbours would lose a token.
+        is longer than a shared one may be, when another comes for which there is a slot. A shared
+        call is never aborted: its neighbours would lose a token.
         """
         self._inbox.put((time.monotonic(), message))
         with self._alone_lock:
@@ -89,7 +89,7 @@ class Scheduler:
             if alone is None:
                 return
             is_cancelled = isinstance(message, Cancel) and message.id == alone.id
-            has_company = isinstance(message, Generate) and self._is_long
+            has_company = isinstance(message, Generate) and self._gives_way
             if is_cancelled or has_company:
                 self._context.abort.request()
 
@@ -257,7 +257,8 @@ class Scheduler:
         with self._alone_lock:
             self._context.abort.clear()
             self._alone = request if len(work) == 1 else None
-            self._is_long = work[0][1] > self.pace.chunk(0)
+            has_room = any(slot.request is None for slot in self._slots)
+            self._gives_way = has_room and work[0][1] > self.pace.chunk(0)
         try:
             return self._context.decode()
         finally:
