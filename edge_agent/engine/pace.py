@@ -12,19 +12,7 @@ from __future__ import annotations
 _MARGIN = 0.9
 _SMOOTHING = 0.4
 _GRAIN = 16
-ALONE_CALL_S = 2.0
-
-
-def even_chunk(pending: int, budget: int) -> int:
-    """Tokens for the next call, so that a prompt is cut evenly: a short rest would cost a call.
-
-    >>> even_chunk(522, 256), even_chunk(100, 256), even_chunk(5, 0)
-    (174, 100, 0)
-    """
-    if budget <= 0:
-        return 0
-    calls = -(-pending // budget)
-    return -(-pending // calls)
+ALONE_CALL_S = 4.0
 
 
 class Pace:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from edge_agent.engine.pace import Pace, even_chunk
+from edge_agent.engine.pace import Pace
 from edge_agent.engine.prefix_cache import common_prefix, encode, reusable
 from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.engine.slots import Request, Slot
@@ -281,7 +281,7 @@ class Scheduler:
         for left, slot in zip(
             range(len(prefilling), 0, -1), sorted(prefilling, key=_remaining), strict=True
         ):
-            n = even_chunk(len(slot.pending), budget // left)
+            n = min(len(slot.pending), budget // left)
             if n == 0:
                 continue
             budget -= n
