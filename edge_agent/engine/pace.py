@@ -2,7 +2,7 @@
 
 Why it exists: everybody waits for the call in flight: a neighbour's next token, a ping. So a call
 shall take at most `call_s` seconds, whatever the board: the number of tokens follows the prefill
-rate measured in this process. Small chunks cost speed (16 tokens a call: 0.7 of the rate of 512,
+rate measured in this process. Small chunks cost speed (16 tokens a call: 0.8 of the rate of 512,
 measured), so a prompt that has the engine for itself gets ALONE_CALL_S; the scheduler aborts such a
 call as soon as somebody else arrives. Pure: times are handed in.
 """
