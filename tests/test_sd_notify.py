@@ -63,6 +63,7 @@ def test_a_full_socket_does_not_block(tmp_path: Path) -> None:
         notifier = Notifier({"NOTIFY_SOCKET": receiver.getsockname()})
         for _ in range(5000):
             notifier.watchdog()
+        assert receiver.recv(999) == b"WATCHDOG=1"
 
 
 @pytest.mark.parametrize(
