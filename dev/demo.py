@@ -1,6 +1,7 @@
-"""`make demo`: two small models, brought by packages, answer through a real daemon on this machine.
+"""`make demo`: two small models answer through a real daemon here; then a small bench and a report.
 
-In: ./.venv as dev/install.py leaves it. Out: the answers, streamed, and what they cost. Every step
+In: ./.venv as dev/install.py leaves it. Out: the answers, streamed, and what they cost, a table of
+benchmark figures, and .demo/report.html. Joules appear only where this machine has a power sensor. Every step
 is a command of this project that is printed before it runs, or one request to the daemon's own
 socket. The state is kept in ./.demo (STATE of the README), so that a second run copies no model
 again. Not here: assertions; the tests make those.
@@ -154,6 +155,14 @@ def show_status(client: Client) -> None:
     say(f"power:  {f'{watts:.2f} W' if watts is not None else f'none, because {reason}'}")
 
 
+def show_bench() -> None:
+    """The daemon has ended by now, so nothing else computes on these cores."""
+    say("\n== what this machine does with it: a small benchmark, and the report of it ==")
+    quick = ["-p", "128", "-n", "32", "-r", "3", "--idle-s", "2"]
+    edge_agent("bench", CHAT_MODEL, *quick, "--languages", "en,hi", "--n-predict", "32")
+    edge_agent("report", "-o", str(STATE / "report.html"), "--md", str(STATE / "report.md"))
+
+
 def mib(count_bytes: int | None) -> str:
     return "unknown" if count_bytes is None else f"{count_bytes / MIB:.0f} MiB"
 
@@ -168,6 +177,7 @@ def main() -> int:
             show_chat(client)
             show_base_model(client)
             show_status(client)
+        show_bench()
     except (DemoError, EdgeAgentError) as error:
         hint = f"\nhint:  {error.hint}" if isinstance(error, EdgeAgentError) and error.hint else ""
         print(f"error: {error}{hint}", file=sys.stderr)

@@ -13,7 +13,7 @@ import json
 import socket
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,15 @@ class Ending:
     """What the daemon says about an answer after its last piece.
 
     `timings` has llama-server's names (prompt_n, prompt_ms, predicted_n, predicted_ms, cache_n),
-    `usage` OpenAI's.
+    `usage` OpenAI's, `energy` those of records.Energy; it is empty when the daemon told nothing.
     """
 
     model: str
     finish_reason: str
     usage: Mapping[str, Any]
     timings: Mapping[str, Any]
+    energy: Mapping[str, Any] = field(default_factory=dict)
+    temperature_celsius: float | None = None
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -124,16 +126,20 @@ class Client:
         model, finish_reason = "", ""
         usage: Mapping[str, Any] = {}
         timings: Mapping[str, Any] = {}
+        energy: Mapping[str, Any] = {}
+        temperature_celsius: float | None = None
         for event in self.events(path, body):
             model = str(event.get("model") or model)
             usage = event.get("usage") or usage
             timings = event.get("timings") or timings
+            energy = event.get("energy") or energy
+            temperature_celsius = event.get("temperature_celsius", temperature_celsius)
             for choice in event.get("choices") or []:
                 finish_reason = choice.get("finish_reason") or finish_reason
                 text = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
                 if text:
                     yield text
-        yield Ending(model, finish_reason, usage, timings)
+        yield Ending(model, finish_reason, usage, timings, energy, temperature_celsius)
 
     def _document(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         with self._response(method, path, body) as response:

@@ -117,9 +117,35 @@ class Settings(BaseSettings):
     keep_generations: int = Field(
         100_000, ge=1, description="Rows of generation history kept; older ones are pruned."
     )
+    sensors_root: Path = Field(
+        Path("/"),
+        description="Read every sensor below this directory (DIR/sys, DIR/proc, DIR/etc).",
+    )
+    power_source: Literal["auto", "ina3221", "rapl", "jtop", "none"] = Field(
+        "auto", description="Where watts come from; auto: INA3221, else RAPL."
+    )
+    sample_idle_hz: float = Field(
+        10.0, gt=0, le=100, description="Power samples a second while nothing is generated."
+    )
+    sample_busy_hz: float = Field(
+        20.0, gt=0, le=100, description="Power samples a second while something is generated."
+    )
+    keep_samples_days: float = Field(
+        30.0, ge=0, description="Days the history of watts, heat and memory is kept; 0 writes none."
+    )
+    guard: bool = Field(True, description="Stop admitting, shrink, unload under pressure or heat.")
+    guard_available_bytes: int | None = Field(
+        None, ge=0, description="MemAvailable below which the guard acts [5 % of the memory]."
+    )
+    guard_psi_percent: float = Field(
+        20.0, gt=0, le=100, description="Share of 10 s stalled on memory at which the guard acts."
+    )
+    guard_celsius: float = Field(
+        90.0, gt=0, description="Hottest zone at which the guard acts [or 5 below its trip point]."
+    )
     log_text: bool = Field(False, description="Store prompts and answers in the history.")
 
-    @field_validator("state_dir", "socket", mode="after")
+    @field_validator("state_dir", "socket", "sensors_root", mode="after")
     @classmethod
     def _make_absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else _absolute(path)

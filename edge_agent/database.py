@@ -5,7 +5,7 @@ newest. WAL with NORMAL would be faster and lost every acknowledged row in a sim
 (dev/LOG.md). A corrupt file is never deleted: it is renamed to `.corrupt-<unix time>`, a fresh one
 is begun, and every row that can still be read is copied over; losing least beats refusing to start,
 because the registry of models is in there. A file written by a newer version is refused untouched.
-Not here: what the rows mean (store.py), threads.
+Not here: what the rows mean (rows.py), threads (store.py).
 """
 
 from __future__ import annotations
@@ -45,10 +45,38 @@ MIGRATIONS = (
         detail TEXT NOT NULL
     );
     """,
+    """
+    ALTER TABLE generations ADD COLUMN prefill_j REAL;
+    ALTER TABLE generations ADD COLUMN decode_j REAL;
+    ALTER TABLE generations ADD COLUMN total_j REAL;
+    ALTER TABLE generations ADD COLUMN marginal_j REAL;
+    ALTER TABLE generations ADD COLUMN j_per_token REAL;
+    ALTER TABLE generations ADD COLUMN mean_w REAL;
+    ALTER TABLE generations ADD COLUMN peak_w REAL;
+    ALTER TABLE generations ADD COLUMN idle_w REAL;
+    ALTER TABLE generations ADD COLUMN energy_samples INTEGER;
+    ALTER TABLE generations ADD COLUMN energy_rail TEXT;
+    ALTER TABLE generations ADD COLUMN energy_source TEXT;
+    ALTER TABLE generations ADD COLUMN energy_shared INTEGER;
+    ALTER TABLE generations ADD COLUMN energy_reason TEXT;
+    ALTER TABLE generations ADD COLUMN temperature_celsius REAL;
+    ALTER TABLE generations ADD COLUMN memory_peak_bytes INTEGER;
+    ALTER TABLE generations ADD COLUMN throttle TEXT;
+    CREATE TABLE samples (
+        at INTEGER PRIMARY KEY, span_s REAL NOT NULL, watts REAL, peak_w REAL, celsius REAL,
+        mem_available_bytes INTEGER, worker_rss_anon_bytes INTEGER, front_rss_anon_bytes INTEGER,
+        cpu_load REAL, gpu_load REAL, gpu_clock_hz REAL, cpu_clock_hz REAL, tok_s REAL,
+        throttle TEXT NOT NULL
+    );
+    CREATE TABLE benchmarks (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, run_id TEXT NOT NULL,
+        model TEXT NOT NULL, scenario TEXT NOT NULL, document TEXT NOT NULL
+    );
+    """,
 )
 """Append only: entry n takes user_version n to n + 1, and shipped entries never change."""
 
-TABLES = ("models", "generations", "events")
+TABLES = ("models", "generations", "events", "samples", "benchmarks")
 
 
 @dataclass(frozen=True)

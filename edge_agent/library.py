@@ -1,9 +1,10 @@
-"""The models on this machine, for list, show, pull and rm, with or without a daemon.
+"""The models and the measurements on this machine, for the CLI, with or without a daemon.
 
-Flows in: a state directory. Flows out: frozen entries and the events of a pull. While a daemon runs
-everything goes through it, so that one process writes; without one, STATE/lock is held for as long
-as the library is open. Not here: downloading and checking (models.py, run as a process of its own,
-because this one must stay quick to start), the database (store.py).
+Flows in: a state directory. Flows out: frozen entries, the events of a pull, benchmark documents,
+telemetry. While a daemon runs everything goes through it, so that one process writes; without one,
+STATE/lock is held for as long as the library is open. Not here: downloading and checking
+(models.py, run as a process of its own, because this one must stay quick to start), the database
+(store.py).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +27,11 @@ from edge_agent.state_dir import StateDir
 
 if TYPE_CHECKING:
     from edge_agent.store import ModelRow, Store
+
+MAX_BENCHMARKS = 10_000
+PART_BYTES = 512 * 1024
+"""Half of what the daemon takes at once (server/history.py)."""
+PART_DOCUMENTS = 100
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,19 @@ class Library(Protocol):
 
     def pull(self, source: str, name: str | None) -> Iterator[dict[str, Any]]:
         """Progress {status, completed, total} in bytes; the last one has status `success`."""
+        ...
+
+    def benchmarks(self, n: int) -> list[dict[str, Any]]:
+        """The last n stored benchmark documents (at most 10,000), newest first."""
+        ...
+
+    def add_benchmarks(self, documents: Sequence[Mapping[str, Any]]) -> int:
+        """Store them; durable on return, which tells how many. Raises RequestError for one that
+        cannot be stored: those before it may have been."""
+        ...
+
+    def telemetry(self, seconds: float) -> dict[str, Any]:
+        """{now, points, generations} of the last `seconds` as GET /telemetry answers it."""
         ...
 
 
@@ -126,6 +146,33 @@ class DaemonLibrary:
         body = {"model": source, "stream": True, **({"name": name} if name else {})}
         yield from self.client.lines("/api/pull", body)
 
+    def benchmarks(self, n: int) -> list[dict[str, Any]]:
+        found = self.client.get(f"/benchmarks?n={min(n, MAX_BENCHMARKS)}")
+        return list(found.get("benchmarks") or [])
+
+    def add_benchmarks(self, documents: Sequence[Mapping[str, Any]]) -> int:
+        bodies = ({"benchmarks": part} for part in _parts(documents))
+        return sum(int(self.client.post("/benchmarks", body).get("stored", 0)) for body in bodies)
+
+    def telemetry(self, seconds: float) -> dict[str, Any]:
+        return self.client.get(f"/telemetry?seconds={seconds:g}")
+
+
+def _parts(documents: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Lists that fit into one request body each; a document too large for any goes alone."""
+    part: list[Mapping[str, Any]] = []
+    size = 0
+    for document in documents:
+        # As long as client.py writes it, escapes included.
+        length = len(json.dumps(document))
+        if part and (size + length > PART_BYTES or len(part) >= PART_DOCUMENTS):
+            yield part
+            part, size = [], 0
+        part.append(document)
+        size += length
+    if part:
+        yield part
+
 
 @dataclass(frozen=True)
 class LocalLibrary:
@@ -167,6 +214,24 @@ class LocalLibrary:
             if event.get("status") == "success":
                 self.store.add_model(ModelRow(**event["model"]))
             yield event
+
+    def benchmarks(self, n: int) -> list[dict[str, Any]]:
+        return self.store.benchmarks(min(n, MAX_BENCHMARKS))
+
+    def add_benchmarks(self, documents: Sequence[Mapping[str, Any]]) -> int:
+        return self.store.add_benchmarks(documents).result()
+
+    def telemetry(self, seconds: float) -> dict[str, Any]:
+        """Stored rows only: without a daemon nobody reads the sensors."""
+        from edge_agent.rows import without_texts
+
+        now = time.time()
+        rows = self.store.recent_generations(20)
+        return {
+            "now": now,
+            "points": [asdict(row) for row in self.store.samples(now - seconds, now)],
+            "generations": [without_texts(row) for row in rows],
+        }
 
 
 def pull_command(source: str, name: str | None, state_dir: Path) -> list[str]:

@@ -51,6 +51,8 @@ class EngineSettings(Struct, frozen=True):
     type_v: Literal["f16", "q8_0", "f32"] = "f16"
     swa_full: bool = False
     n_gpu_layers: int = -1
+    adapters: list[str] = field(default_factory=list)
+    """Paths of GGUF LoRA adapters, all active at scale 1 for every request (bench only, so far)."""
     memory_budget_bytes: int | None = None
     prefill_call_s: float = 0.2
 
@@ -114,6 +116,53 @@ class Timings(Struct, frozen=True):
     decode_s: float
     ttft_s: float
     """From the request's arrival in the worker to its first sampled token."""
+
+
+class Span(Struct, frozen=True):
+    """A stretch of time the engine worked on one request, and the request's share of that work.
+
+    A lone request has share 1. In a shared decode call the share is its tokens / all tokens of the
+    call, so the shares of a call sum to 1. Equal neighbouring steps are merged. Monotonic seconds.
+    """
+
+    start_s: float
+    end_s: float
+    phase: Literal["prefill", "decode"]
+    share: float
+    tokens: int
+    """Prompt tokens prefilled, or tokens generated, for this request in this stretch."""
+
+
+class Energy(Struct, frozen=True):
+    """Joules of one request. None: not measured, and `reason` says why. Contract of every API."""
+
+    prefill_j: float | None = None
+    decode_j: float | None = None
+    total_j: float | None = None
+    marginal_j: float | None = None
+    """total_j less what the board takes when idle, idle_w x time (share by share)."""
+    j_per_token: float | None = None
+    """decode_j / tokens generated."""
+    mean_w: float | None = None
+    peak_w: float | None = None
+    idle_w: float | None = None
+    n_samples: int = 0
+    rail: str | None = None
+    source: str = "none"
+    shared: bool = False
+    reason: str | None = None
+
+
+class Measured(Struct, frozen=True):
+    """What the front's sensors saw while a request ran; stands beside its timings."""
+
+    energy: Energy
+    temperature_celsius: float | None = None
+    """Hottest zone, highest reading of the request."""
+    memory_peak_bytes: int | None = None
+    """Highest RssAnon of the worker seen during the request."""
+    throttle: list[str] = field(default_factory=list)
+    """Alarms that were active at any time during the request."""
 
 
 class MemoryPlan(Struct, frozen=True):
@@ -195,13 +244,28 @@ class QuerySlots(Struct, frozen=True, tag="query_slots"):
     id: int
 
 
+class RawRun(Struct, frozen=True, tag="raw_run"):
+    """One repetition of a benchmark without tokenizing and sampling, as llama-bench does it.
+
+    Refused while a request runs. The context is emptied, `n_depth` tokens are put in untimed, then
+    `n_prompt` in batches, then `n_gen` one by one.
+    """
+
+    id: int
+    n_prompt: int
+    n_gen: int
+    n_depth: int = 0
+
+
 class Ping(Struct, frozen=True, tag="ping"):
     """Answered by the engine thread between two decode calls: proves it is not wedged."""
 
     id: int
 
 
-ToWorker = Load | Generate | Cancel | Tokenize | Detokenize | ApplyTemplate | QuerySlots | Ping
+ToWorker = (
+    Load | Generate | Cancel | Tokenize | Detokenize | ApplyTemplate | QuerySlots | RawRun | Ping
+)
 
 # ---- worker -> front -------------------------------------------------------------------------
 
@@ -241,6 +305,10 @@ class Done(Struct, frozen=True, tag="done"):
     timings: Timings
     stop_text: str | None = None
     logprobs: list[ChosenLogprob] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    """When the engine worked on it, for the energy; at most MAX_SPANS, the rest merged."""
+    measured: Measured | None = None
+    """Never sent by a worker: the front fills it in (service.py)."""
 
 
 class Tokens(Struct, frozen=True, tag="tokens"):
@@ -272,8 +340,18 @@ class SlotStates(Struct, frozen=True, tag="slot_states"):
     queued: int
 
 
+class RawDone(Struct, frozen=True, tag="raw_done"):
+    """When a RawRun's two phases ran, monotonic seconds; equal times for a phase of no tokens."""
+
+    id: int
+    prefill_start_s: float
+    prefill_end_s: float
+    decode_start_s: float
+    decode_end_s: float
+
+
 class Pong(Struct, frozen=True, tag="pong"):
     id: int
 
 
-FromWorker = Loaded | Failed | Chunk | Done | Tokens | Text | SlotStates | Pong
+FromWorker = Loaded | Failed | Chunk | Done | Tokens | Text | SlotStates | RawDone | Pong

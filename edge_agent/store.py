@@ -1,11 +1,12 @@
-"""What the daemon remembers: registered models, finished generations, events.
+"""What the daemon remembers: models, generations, events, samples of the sensors, benchmarks.
 
-Flows in: frozen rows from the server, the supervisor and `pull`. Flows out: the same rows. One
+Flows in: frozen rows (rows.py) from server, supervisor, telemetry, bench. Flows out: the same. One
 thread owns the only connection; callers queue work for it and get a Future, so an event loop never
 waits for a disk, and many small writes share one commit. A Future that has resolved is on the disk
 (SQLite WAL, synchronous=FULL); one that failed left nothing. Models are also kept in memory,
 because every request looks one up. Prompts and answers are dropped here unless `log_text` is on.
-Not here: opening, migrating and rescuing the file (database.py).
+Not here: opening, migrating and rescuing the file (database.py), thinning samples out
+(sample_table.py).
 
 >>> import tempfile
 >>> with Store(Path(tempfile.mkdtemp(), "x.db")) as store:
@@ -15,78 +16,43 @@ Not here: opening, migrating and rescuing the file (database.py).
 
 from __future__ import annotations
 
+import json
 import queue
 import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from edge_agent import sample_table
 from edge_agent.database import is_corruption, open_database
 from edge_agent.errors import ModelNotFound, RequestError, StoreError
+from edge_agent.rows import (
+    BenchmarkRow,
+    EventRow,
+    GenerationRow,
+    ModelRow,
+    SampleRow,
+    benchmark_row,
+)
+
+__all__ = ["BenchmarkRow", "EventRow", "GenerationRow", "ModelRow", "SampleRow", "Store"]
 
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_PENDING = 10_000
 """Rows waiting for a stuck disk; more are refused, so that memory stays bounded."""
 MAX_BATCH = 256
 KEEP_EVENTS = 10_000
+KEEP_BENCHMARKS = 10_000
 PRUNE_EVERY = 256
 """Generations between two prunings: one DELETE then touches few pages of an SD card."""
 WAIT_S = 60.0
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """One registered model. `path` absolute or relative to the state directory, `added_at` Unix."""
-
-    name: str
-    sha256: str
-    path: str
-    size_bytes: int
-    source: str
-    architecture: str
-    description: str
-    n_params: int
-    n_ctx_train: int
-    quantization: str
-    chat_template: str | None
-    added_at: float
-
-
-@dataclass(frozen=True)
-class GenerationRow:
-    """One request that reached the engine. None: not measured, because it ended before."""
-
-    started_at: float
-    duration_s: float
-    model: str
-    api: str
-    adapter: str | None = None
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    completion_tokens: int | None = None
-    queued_s: float | None = None
-    prefill_s: float | None = None
-    decode_s: float | None = None
-    ttft_s: float | None = None
-    finish_reason: str | None = None
-    error_code: str | None = None
-    prompt_text: str | None = None
-    completion_text: str | None = None
-
-
-@dataclass(frozen=True)
-class EventRow:
-    """Something worth remembering happened at `at` (Unix seconds)."""
-
-    at: float
-    kind: str
-    detail: str
+MAX_ID = 2**63 - 1
 
 
 Result = TypeVar("Result")
@@ -107,6 +73,7 @@ class Store:
         *,
         log_text: bool = False,
         keep_generations: int = 100_000,
+        keep_samples_days: float = 30.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Open or create the file. Raises StoreError."""
@@ -115,6 +82,8 @@ class Store:
         """Why the latest commit failed; None when it went well."""
         self._log_text = log_text
         self._keep_generations = keep_generations
+        self._keep_samples_days = keep_samples_days
+        self._merged_to = 0
         self._clock = clock
         self._unpruned = PRUNE_EVERY
         self._suspect = False
@@ -178,9 +147,40 @@ class Store:
         row = EventRow(self._clock(), kind, detail)
         return self._submit(lambda connection: _insert(connection, "events", row))
 
+    def add_samples(self, rows: Sequence[SampleRow]) -> Future[None]:
+        """All of them in one transaction, which also thins out a little; none if 0 days are kept.
+
+        As `add_generation`.
+        """
+        return self._submit(lambda connection: self._insert_samples(connection, rows))
+
+    def samples(self, since: float, until: float, limit: int = 1000) -> list[SampleRow]:
+        """Rows of since < at <= until (Unix seconds), oldest first. More than `limit` are merged.
+
+        Raises StoreError.
+        """
+        between = sample_table.between
+        step_s = sample_table.step_s(until - since, limit)
+        return self._wait(self._submit(lambda db: between(db, since, until, step_s)))
+
+    def add_benchmarks(self, documents: Sequence[Mapping[str, Any]]) -> Future[int]:
+        """All or none, in one transaction; resolves to their number. Raises RequestError for one
+        that cannot be stored; else as `add_generation`."""
+        rows = [benchmark_row(document, self._clock()) for document in documents]
+        return self._submit(lambda connection: _insert_benchmarks(connection, rows))
+
+    def benchmarks(self, n: int) -> list[dict[str, Any]]:
+        """The last n documents, newest first. Raises StoreError."""
+        return [json.loads(row.document) for row in self.benchmark_rows(n)]
+
+    def benchmark_rows(self, n: int, before: int | None = None) -> list[BenchmarkRow]:
+        """The last n rows with an id below `before`, newest first. Raises StoreError."""
+        found = self._select("benchmarks", BenchmarkRow, n, before)
+        return [BenchmarkRow(**row) for row in found]
+
     def recent_generations(self, n: int) -> list[GenerationRow]:
         """The last n rows, newest first. Raises StoreError."""
-        return [GenerationRow(**row) for row in self._select("generations", GenerationRow, n)]
+        return [_generation(row) for row in self._select("generations", GenerationRow, n)]
 
     def recent_events(self, n: int) -> list[EventRow]:
         """The last n rows, newest first. Raises StoreError."""
@@ -215,10 +215,13 @@ class Store:
     def _is_closed(self) -> StoreError:
         return StoreError(f"the database {self.path} is closed", "the daemon is stopping")
 
-    def _select(self, table: str, row_type: type, n: int) -> list[dict[str, Any]]:
+    def _select(
+        self, table: str, row_type: type, n: int, before: int | None = None
+    ) -> list[dict[str, Any]]:
         columns = ", ".join(field.name for field in fields(row_type))
-        query = f"SELECT {columns} FROM {table} ORDER BY id DESC LIMIT ?"
-        found = self._wait(self._submit(lambda db: db.execute(query, (n,)).fetchall()))
+        query = f"SELECT {columns} FROM {table} WHERE id < ? ORDER BY id DESC LIMIT ?"
+        limits = (MAX_ID if before is None else before, n)
+        found = self._wait(self._submit(lambda db: db.execute(query, limits).fetchall()))
         return [dict(row) for row in found]
 
     def _wait(self, future: Future[Result]) -> Result:
@@ -324,6 +327,14 @@ class Store:
             _prune(connection, "generations", self._keep_generations)
             _prune(connection, "events", KEEP_EVENTS)
 
+    def _insert_samples(self, connection: sqlite3.Connection, rows: Sequence[SampleRow]) -> None:
+        days = self._keep_samples_days
+        if days > 0:
+            sample_table.add(connection, rows)
+        # After a leap of the clock rows may lie before what was merged already.
+        merged_to = min([self._merged_to, *(int(row.at) - 1 for row in rows)])
+        self._merged_to = sample_table.thin(connection, self._clock(), days, merged_to)
+
 
 def _is_disk_fault(error: sqlite3.Error) -> bool:
     """The disk or the file is at fault, and not the row: I/O error, full, locked, damaged."""
@@ -331,12 +342,27 @@ def _is_disk_fault(error: sqlite3.Error) -> bool:
 
 
 def _insert(
-    connection: sqlite3.Connection, table: str, row: ModelRow | GenerationRow | EventRow
+    connection: sqlite3.Connection,
+    table: str,
+    row: ModelRow | GenerationRow | EventRow | BenchmarkRow,
 ) -> None:
     values = asdict(row)
     marks = ", ".join("?" * len(values))
     insert = f"INSERT OR REPLACE INTO {table} ({', '.join(values)}) VALUES ({marks})"
     connection.execute(insert, list(values.values()))
+
+
+def _insert_benchmarks(connection: sqlite3.Connection, rows: Sequence[BenchmarkRow]) -> int:
+    for row in rows:
+        _insert(connection, "benchmarks", row)
+    _prune(connection, "benchmarks", KEEP_BENCHMARKS)
+    return len(rows)
+
+
+def _generation(row: dict[str, Any]) -> GenerationRow:
+    """SQLite has no truth values."""
+    shared = row["energy_shared"]
+    return GenerationRow(**{**row, "energy_shared": None if shared is None else bool(shared)})
 
 
 def _prune(connection: sqlite3.Connection, table: str, keep: int) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,12 @@ from cli_runner import cli, filled
 from fake_engine import FakeSupervisor, model_row
 from http_front import serving
 
-from edge_agent.errors import EdgeAgentError
-from edge_agent.library import LocalLibrary, run_pull
+from edge_agent.errors import EdgeAgentError, RequestError
+from edge_agent.library import DaemonLibrary, Library, LocalLibrary, open_library, run_pull
+from edge_agent.rows import GenerationRow, SampleRow
+from edge_agent.server import app as server_app
+from edge_agent.server import history
+from edge_agent.server.history import TelemetryAnswer
 from edge_agent.state_dir import StateDir
 from edge_agent.store import Store
 
@@ -147,6 +154,78 @@ def test_the_local_library_is_the_registry(tmp_path: Path) -> None:
     with Store(state.database) as store:
         names = [entry.name for entry in LocalLibrary(state, store).entries()]
     assert names == ["tiny", "twin"]
+
+
+# ---- measurements --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The routes in every front, whether or not app.py has them already."""
+    routes = tuple(dict.fromkeys((*server_app.API, *history.ROUTES)))
+    monkeypatch.setattr(server_app, "API", routes)
+
+
+@contextmanager
+def both(tmp_path: Path) -> Iterator[list[Library]]:
+    """A library through a daemon and one without, each over a store of its own."""
+    (tmp_path / "a").mkdir()
+    with serving(tmp_path / "a"), open_library(tmp_path / "a", {}) as through_daemon:
+        assert isinstance(through_daemon, DaemonLibrary)
+        with open_library(tmp_path / "b", {}) as directly:
+            assert isinstance(directly, LocalLibrary)
+            yield [through_daemon, directly]
+
+
+def documents(count: int, notes: str = "") -> list[dict[str, Any]]:
+    head = {"v": 1, "run_id": "r1", "model": "tiny", "scenario": "chat", "notes": [notes]}
+    return [{**head, "avg_ts": float(number)} for number in range(count)]
+
+
+@pytest.mark.usefixtures("with_history")
+def test_benchmarks_are_the_same_with_and_without_a_daemon(tmp_path: Path) -> None:
+    sent = documents(3, "ಕನ್ನಡ")
+    with both(tmp_path) as libraries:
+        for library in libraries:
+            assert library.benchmarks(9) == []
+            assert library.add_benchmarks([]) == 0
+            assert library.add_benchmarks(sent) == 3
+            assert library.benchmarks(2) == sent[:0:-1]
+
+
+@pytest.mark.usefixtures("with_history")
+def test_a_long_run_is_sent_in_parts(tmp_path: Path) -> None:
+    """210 documents of 20 kB are four times what one request may carry."""
+    sent = documents(210, "x" * 20_000)
+    with both(tmp_path) as (through_daemon, _):
+        assert through_daemon.add_benchmarks(sent) == 210
+        assert through_daemon.benchmarks(99_999) == sent[::-1]
+
+
+@pytest.mark.usefixtures("with_history")
+def test_a_document_that_cannot_be_stored_is_an_error_on_both_ways(tmp_path: Path) -> None:
+    wrong = [{**documents(1)[0], "v": 3}]
+    with both(tmp_path) as libraries:
+        for library in libraries:
+            with pytest.raises(RequestError):
+                library.add_benchmarks(wrong)
+
+
+@pytest.mark.usefixtures("with_history")
+def test_telemetry_has_one_form_on_both_ways(tmp_path: Path) -> None:
+    now = time.time()
+    with both(tmp_path) as (through_daemon, directly):
+        assert isinstance(directly, LocalLibrary)
+        rows = [SampleRow(now - 5.0 - 10.0 * n, 10.0, watts=2.5) for n in range(100)]
+        directly.store.add_samples(rows).result(10)
+        directly.store.add_generation(GenerationRow(1.0, 2.0, "tiny", "x", prompt_text="secret"))
+        ours = directly.telemetry(600.0)
+        theirs = through_daemon.telemetry(600.0)
+    assert [point["watts"] for point in ours["points"]] == [2.5] * 60
+    assert "prompt_text" not in ours["generations"][0]
+    for answer in (ours, theirs):
+        TelemetryAnswer.model_validate(answer)
+    assert set(theirs) == set(ours) == {"now", "points", "generations"}
 
 
 def test_model_names_are_completed(tmp_path: Path) -> None:

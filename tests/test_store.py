@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -11,15 +12,24 @@ import subprocess
 import sys
 import textwrap
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import fakes
 import pytest
 
 from edge_agent import database, store
 from edge_agent.errors import ModelNotFound, RequestError, StoreError
+from edge_agent.rows import SampleRow
 from edge_agent.store import GenerationRow, ModelRow, Store
+
+DAY_S = 86_400.0
+
+
+def document(number: int = 0, **members: Any) -> dict[str, Any]:
+    head = {"v": 1, "run_id": "r1", "model": "tiny", "scenario": "decode", "avg_ts": 0.5 + number}
+    return {**head, **members}
 
 
 def generation(number: int = 0, **fields: object) -> GenerationRow:
@@ -70,6 +80,104 @@ def test_generations_come_back_newest_first_and_complete(path: Path) -> None:
         for row in rows:
             store.add_generation(row)
         assert store.recent_generations(3) == rows[:1:-1]
+
+
+def test_every_column_of_a_generation_comes_back_as_it_was(path: Path) -> None:
+    by_type = {"str": "x", "float": 1.5, "int": 7, "bool": True}
+    values = {
+        field.name: by_type[str(field.type).removesuffix(" | None")]
+        for field in fields(GenerationRow)
+    }
+    row = GenerationRow(**values)
+    with Store(path, log_text=True) as store:
+        store.add_generation(row)
+        (found,) = store.recent_generations(1)
+    assert found == row
+    assert found.energy_shared is True
+
+
+def test_benchmarks_come_back_newest_first_in_pages(path: Path) -> None:
+    with Store(path, clock=lambda: 50.0) as store:
+        assert store.add_benchmarks([document(n) for n in range(5)]).result(10) == 5
+        assert store.benchmarks(2) == [document(4), document(3)]
+        first = store.benchmark_rows(2)
+        rest = store.benchmark_rows(9, first[-1].id)
+    assert [json.loads(row.document)["avg_ts"] for row in rest] == [2.5, 1.5, 0.5]
+    assert (rest[0].at, rest[0].run_id, rest[0].scenario) == (50.0, "r1", "decode")
+
+
+def test_a_batch_with_one_wrong_document_stores_none(path: Path) -> None:
+    with Store(path) as store:
+        with pytest.raises(RequestError, match="v is 2"):
+            store.add_benchmarks([document(), document(v=2)])
+        assert store.benchmarks(9) == []
+
+
+def test_benchmarks_are_pruned_above_the_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "KEEP_BENCHMARKS", 3)
+    with Store(path) as kept:
+        for number in range(5):
+            kept.add_benchmarks([document(number)])
+        assert [found["avg_ts"] for found in kept.benchmarks(9)] == [4.5, 3.5, 2.5]
+
+
+def test_samples_are_merged_after_a_day_and_deleted_after_their_time(path: Path) -> None:
+    now = 100 * DAY_S
+    with Store(path, keep_samples_days=2.0, clock=lambda: now) as store:
+        for minute in range(3 * 24 * 60):
+            now = 100 * DAY_S + minute * 60.0
+            rows = [SampleRow(at=now - 50.0 + n * 10.0, span_s=10.0, watts=2.0) for n in range(6)]
+            store.add_samples(rows)
+    with sqlite3.connect(path) as reader:
+        rows_kept = reader.execute("SELECT at, span_s, watts FROM samples ORDER BY at").fetchall()
+    reader.close()
+    spans_by_age = [(now - at, span_s) for at, span_s, _ in rows_kept]
+    assert 2 * DAY_S - 900.0 < spans_by_age[0][0] <= 2 * DAY_S
+    assert {span_s for age_s, span_s in spans_by_age if age_s < DAY_S} == {10.0}
+    # The oldest stretch may have lost its first minutes already.
+    assert {span_s for age_s, span_s in spans_by_age[1:] if age_s > DAY_S + 900.0} == {300.0}
+    assert len(rows_kept) == pytest.approx(8640 + 288, abs=60)
+    assert {watts for _, _, watts in rows_kept} == {2.0}
+
+
+def test_no_samples_are_written_when_none_are_kept(path: Path) -> None:
+    with Store(path, clock=lambda: 1000.0) as store:
+        store.add_samples([SampleRow(at=float(n)) for n in range(300)]).result(10)
+    wal = path.with_name(path.name + "-wal")
+    with Store(path, keep_samples_days=0.0, clock=lambda: 2000.0) as store:
+        for number in range(3):  # what an earlier setting left is deleted in steps
+            store.add_samples([SampleRow(at=1000.0 + number)]).result(10)
+        assert store.samples(0.0, 1e9) == []
+        before = wal.stat().st_size
+        store.add_samples([SampleRow(at=1500.0)]).result(10)
+        assert wal.stat().st_size == before, "an empty minute must not touch the disk"
+
+
+def test_a_minute_of_samples_costs_few_pages(path: Path) -> None:
+    """4 KiB pages in the WAL: the one the rows go to, and now and then its parent and a new one."""
+    wal = path.with_name(path.name + "-wal")
+    now = 1000.0
+    sizes = []
+    with Store(path, clock=lambda: now) as store:
+        for _ in range(120):
+            now += 60.0
+            rows = [SampleRow(now - 10.0 * n, 10.0, 2.5, 3.0, 45.5, 10**9) for n in range(6)]
+            before = wal.stat().st_size if wal.exists() else 0
+            store.add_samples(rows).result(10)
+            sizes.append(wal.stat().st_size - before)
+    assert 0 < sum(sizes) / len(sizes) / 4096 <= 2.0
+
+
+def test_a_clock_set_back_overwrites_and_goes_on(path: Path) -> None:
+    now = 10 * DAY_S
+    with Store(path, clock=lambda: now) as store:
+        store.add_samples([SampleRow(at=now, watts=1.0)]).result(10)
+        now -= 3 * DAY_S
+        store.add_samples([SampleRow(at=now, watts=2.0)]).result(10)
+        now += 3 * DAY_S
+        store.add_samples([SampleRow(at=now, watts=3.0)]).result(10)
+        found = store.samples(0.0, now)
+    assert [row.watts for row in found] == [2.0, 3.0]
 
 
 def test_text_is_stored_only_when_enabled(path: Path) -> None:
@@ -211,6 +319,64 @@ def test_migrations_run_once_in_order_and_keep_rows(
     with sqlite3.connect(path) as reader:
         assert reader.execute("SELECT count(*) FROM extra").fetchone() == (1,)
     reader.close()
+
+
+def first_version(path: Path, rows: int = 1) -> None:
+    """A file as the first release wrote it."""
+    writer = sqlite3.connect(path)
+    writer.executescript(f"{database.MIGRATIONS[0]};PRAGMA user_version=1;")
+    insert = "INSERT INTO generations (started_at, duration_s, model, api) VALUES (?, 0.5, ?, ?)"
+    writer.executemany(insert, [(float(n), "tiny", "openai.chat") for n in range(rows)])
+    writer.commit()
+    writer.close()
+
+
+def test_a_file_of_the_first_version_gets_the_new_columns_and_tables(path: Path) -> None:
+    first_version(path)
+    with Store(path, clock=lambda: 100.0) as store:
+        store.add_generation(generation(1, total_j=2.5, energy_shared=False))
+        store.add_samples([SampleRow(at=50.0, watts=3.0)])
+        store.add_benchmarks([document()])
+        assert store.recent_generations(9) == [
+            generation(1, total_j=2.5, energy_shared=False),
+            generation(0),
+        ]
+        assert [row.watts for row in store.samples(0.0, 100.0)] == [3.0]
+        assert store.benchmarks(9) == [document()]
+
+
+def test_a_damaged_file_of_the_first_version_is_rescued_into_the_new_schema(path: Path) -> None:
+    first_version(path, rows=2000)
+    data = bytearray(path.read_bytes())
+    page = len(data) // 4096 // 2
+    data[page * 4096 : (page + 1) * 4096] = b"\xff" * 4096
+    path.write_bytes(data)
+    path.with_name("edge-agent.db-wal").touch()
+    with Store(path) as store:
+        kept = store.recent_generations(5000)
+        (event,) = store.recent_events(9)
+    assert event.kind == "database_rescued"
+    assert 1500 < len(kept) < 2000 and kept[0].total_j is None
+
+
+def test_samples_and_benchmarks_are_rescued_too(path: Path) -> None:
+    with Store(path, clock=lambda: 1e6) as store:
+        store.add_samples([SampleRow(at=1e6 - 10 * n, watts=1.0) for n in range(4000)])
+        store.add_benchmarks([document(n, notes=["x" * 3000]) for n in range(200)])
+        store.add_model(model(path.parent, "a"))
+    data = bytearray(path.read_bytes())
+    for page in (len(data) // 4096 // 8, len(data) // 4096 - 20):
+        data[page * 4096 : (page + 1) * 4096] = b"\xff" * 4096
+    path.write_bytes(data)
+    path.with_name("edge-agent.db-wal").touch()
+    with Store(path, clock=lambda: 1e6) as store:
+        samples = len(store.samples(1e6 - 40_000, 1e6, limit=400))
+        benchmarks = len(store.benchmarks(999))
+        (event,) = store.recent_events(9)
+    assert event.kind == "database_rescued"
+    assert 300 < samples <= 401
+    assert 150 < benchmarks <= 200
+    assert "benchmarks" in event.detail and "samples" in event.detail
 
 
 def test_a_failing_migration_leaves_the_old_schema(

@@ -18,6 +18,7 @@ from edge_agent.engine.pace import Pace
 from edge_agent.engine.prefix_cache import common_prefix, encode, reusable
 from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.engine.slots import Request, Slot
+from edge_agent.engine.spans import StepClock
 from edge_agent.engine.text_stream import TextStream
 from edge_agent.errors import ContextExceeded, EdgeAgentError
 from edge_agent.llama.context import Context
@@ -70,6 +71,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._inbox: queue.SimpleQueue[tuple[float, ToWorker]] = queue.SimpleQueue()
         self.pace = Pace(context.n_batch, prefill_call_s)
+        self._steps = StepClock()
         self._alone_lock = threading.Lock()
         self._alone: Request | None = None
         self._gives_way = False
@@ -102,6 +104,8 @@ class Scheduler:
 
     def turn(self) -> None:
         """Take what has arrived, fill free slots, decode once. Blocks while there is nothing."""
+        if not self._busy:
+            self._steps.idle()
         self._drain(block=not self._busy)
         self._admit()
         if any(slot.request for slot in self._slots):
@@ -225,7 +229,9 @@ class Scheduler:
             text = "".join(request.whole_text)
         now = time.monotonic()
         timings = request.timings(now)
-        done = Done(request.id, text, reason, timings, request.text.stopped, request.logprobs)
+        spans = self._steps.leave(request.spans, now)
+        stop_text = request.text.stopped
+        done = Done(request.id, text, reason, timings, stop_text, request.logprobs, spans)
         slot.release(now)
         self._send(done)
 
@@ -238,9 +244,12 @@ class Scheduler:
         """Decode one batch, then sample for every slot whose logits it made."""
         work = self._fill_batch()
         began = time.monotonic()
+        parts = [(slot.request.spans, slot.phase, n) for slot, n, _ in work if slot.request]
+        self._steps.begin(parts, began)
         done = self._decode_guarded(work)
         now = time.monotonic()
         if not done:
+            self._steps.abort(now)
             slot = work[0][0]
             self._context.truncate(slot.index, len(slot.ids))
             return  # the message that caused it is in the inbox
@@ -250,6 +259,7 @@ class Scheduler:
             slot.advance(n)
             if row is not None:
                 self._sample(slot, row)
+        self._steps.end(time.monotonic())
 
     def _decode_guarded(self, work: list[tuple[Slot, int, int | None]]) -> bool:
         """decode(), abortable by `submit` while a single request is in the call."""
@@ -309,7 +319,9 @@ class Scheduler:
         try:
             token = request.sampler.sample(self._context, row)
         except EdgeAgentError as error:
-            slot.release(time.monotonic())
+            now = time.monotonic()
+            self._steps.leave(request.spans, now)
+            slot.release(now)
             self._fail(request.id, error)
             return
         now = time.monotonic()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edge_agent.engine.prefix_cache import Part
+from edge_agent.engine.spans import Phase, WorkSpans
 from edge_agent.engine.text_stream import TextStream
 from edge_agent.llama.sampling import Sampler
 from edge_agent.records import ChosenLogprob, Generate, SlotState, Timings
@@ -32,6 +33,8 @@ class Request:
     started: float = 0.0
     first_token: float | None = None
     last_token: float = 0.0
+    spans: WorkSpans = field(default_factory=WorkSpans)
+    """When the engine worked on it, and with which share."""
 
     @property
     def id(self) -> int:
@@ -67,6 +70,10 @@ class Slot:
     def is_prefilling(self) -> bool:
         return self.request is not None and self.request.first_token is None
 
+    @property
+    def phase(self) -> Phase:
+        return "prefill" if self.is_prefilling else "decode"
+
     def begin(self, request: Request, reuse: int, now: float) -> None:
         """Take a request whose first `reuse` ids are in the cache already."""
         del self.ids[reuse:]
@@ -95,7 +102,7 @@ class Slot:
             return SlotState(self.index, "idle", n_ctx, len(self.ids), None, 0, 0)
         return SlotState(
             id=self.index,
-            state="prefill" if self.is_prefilling else "decode",
+            state=self.phase,
             n_ctx=n_ctx,
             n_past=len(self.ids),
             request_id=request.id,

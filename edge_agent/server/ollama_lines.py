@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.records import Chunk, Done
-from edge_agent.server.openai_events import chosen_json
+from edge_agent.server.openai_events import chosen_json, measured_json
 from edge_agent.server.reply import encoded
 
 
@@ -68,6 +68,7 @@ class Lines:
             "prompt_eval_duration": nanoseconds(timings.prefill_s),
             "eval_count": timings.completion_tokens,
             "eval_duration": nanoseconds(timings.decode_s),
+            **measured_json(done),
         }
 
     def idle(self, reason: str) -> dict[str, Any]:

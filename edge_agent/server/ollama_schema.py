@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from edge_agent.records import Message
-from edge_agent.server.openai_schema import MAX_MESSAGES, TokenLogprobs, checked
+from edge_agent.server.openai_schema import MAX_MESSAGES, EnergyBody, TokenLogprobs, checked
 from edge_agent.server.sampling_fields import (
     MAX_TOKENS,
     Body,
@@ -280,6 +280,8 @@ class _Answer(BaseModel):
     prompt_eval_duration: int | None = None
     eval_count: int | None = None
     eval_duration: int | None = None
+    energy: EnergyBody | None = None
+    temperature_celsius: float | None = None
     logprobs: list[TokenLogprobs] | None = None
 
 

@@ -10,10 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edge_agent.records import ChosenLogprob, Chunk, Done, Timings, TokenLogprob
+from edge_agent.records import (
+    ChosenLogprob,
+    Chunk,
+    Done,
+    Energy,
+    Measured,
+    Timings,
+    TokenLogprob,
+)
 from edge_agent.server.reply import encoded
 
 DONE = b"data: [DONE]\n\n"
+NOT_MEASURED = Measured(Energy(reason="this daemon reads no sensors"))
 
 
 def event(document: dict[str, Any]) -> bytes:
@@ -38,6 +47,17 @@ def timings_json(timings: Timings) -> dict[str, Any]:
         **_phase("prompt", prompt_n, timings.prefill_s),
         **_phase("predicted", timings.completion_tokens, timings.decode_s),
     }
+
+
+def figures_json(done: Done) -> dict[str, Any]:
+    """`timings` and what stands beside it in every API."""
+    return {"timings": timings_json(done.timings), **measured_json(done)}
+
+
+def measured_json(done: Done) -> dict[str, Any]:
+    """`energy` and `temperature_celsius`; null and a reason inside when nothing was measured."""
+    measured = done.measured or NOT_MEASURED
+    return {"energy": measured.energy, "temperature_celsius": measured.temperature_celsius}
 
 
 def _phase(name: str, tokens: int, seconds: float) -> dict[str, Any]:
@@ -78,7 +98,7 @@ class ChatEvents:
         usage = b""
         if self._usage:
             reason = event(self._chunk(self._choice(None, done.finish_reason)))
-            totals = {"usage": usage_json(done.timings), "timings": timings_json(done.timings)}
+            totals = {"usage": usage_json(done.timings), **figures_json(done)}
             usage = event({**self._head, "choices": [], **totals})
         return self.piece(done) + reason + usage + DONE
 
@@ -90,12 +110,12 @@ class ChatEvents:
             "object": self.whole_object,
             "choices": [{**self._message(done), "index": 0, "logprobs": logprobs}],
             "usage": usage_json(done.timings),
-            "timings": timings_json(done.timings),
+            **figures_json(done),
         }
 
     def _chunk(self, choice: dict[str, Any], done: Done | None = None) -> dict[str, Any]:
-        timings = {"timings": timings_json(done.timings)} if done else {}
-        return {**self._head, "choices": [choice], **self._usage, **timings}
+        figures = figures_json(done) if done else {}
+        return {**self._head, "choices": [choice], **self._usage, **figures}
 
     def _choice(self, text: str | None, reason: str | None) -> dict[str, Any]:
         delta = {} if text is None else {"content": text}

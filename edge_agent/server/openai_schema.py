@@ -225,6 +225,24 @@ class TimingsBody(BaseModel):
     predicted_per_second: float | None
 
 
+class EnergyBody(BaseModel):
+    """Joules of one answer; null and `reason` where nothing was measured (records.Energy)."""
+
+    prefill_j: float | None
+    decode_j: float | None
+    total_j: float | None
+    marginal_j: float | None
+    j_per_token: float | None
+    mean_w: float | None
+    peak_w: float | None
+    idle_w: float | None
+    n_samples: int
+    rail: str | None
+    source: str
+    shared: bool
+    reason: str | None
+
+
 class TopLogprob(BaseModel):
     token: str
     logprob: float
@@ -259,6 +277,8 @@ class ChatCompletion(BaseModel):
     choices: list[ChatChoice]
     usage: Usage
     timings: TimingsBody
+    energy: EnergyBody
+    temperature_celsius: float | None
 
 
 class Delta(BaseModel):
@@ -283,6 +303,8 @@ class ChatCompletionChunk(BaseModel):
     choices: list[ChunkChoice]
     usage: Usage | None = None
     timings: TimingsBody | None = None
+    energy: EnergyBody | None = None
+    temperature_celsius: float | None = None
 
 
 class CompletionLogprobs(BaseModel):
@@ -309,6 +331,8 @@ class Completion(BaseModel):
     choices: list[CompletionChoice]
     usage: Usage | None = None
     timings: TimingsBody | None = None
+    energy: EnergyBody | None = None
+    temperature_celsius: float | None = None
 
 
 class ModelCard(BaseModel):

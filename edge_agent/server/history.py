@@ -1,0 +1,165 @@
+"""GET /telemetry, GET and POST /benchmarks: the board's recent and stored past, for page and CLI.
+
+Flows in: a stretch of time, a number of documents, or the documents `edge-agent bench` made. Flows
+out: points, generations without their texts, benchmark documents as they were stored. An answer of
+many documents is sent in pages, so that it never stands in memory whole. Not here: what is measured
+(telemetry.py, bench.py), how it is kept (store.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any, Literal
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+
+from edge_agent.errors import StoreError
+from edge_agent.rows import MAX_NAME_CHARACTERS, BenchmarkRow, without_texts
+from edge_agent.server.body import parse_json, read_body, validate
+from edge_agent.server.refusal import FieldError
+from edge_agent.server.reply import Stream, json_response
+from edge_agent.server.route import Route
+from edge_agent.server.service import SERVICE
+from edge_agent.telemetry import KEEP_POINTS, Telemetry
+
+TELEMETRY = web.AppKey("telemetry", Telemetry)
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_DOCUMENTS = 256
+"""Of one POST; also bounded by MAX_BODY_BYTES."""
+MAX_ANSWERED = 10_000
+PAGE = 16
+"""Documents held in memory while they are sent, 64 KB each at most."""
+MAX_SECONDS = 366 * 86_400
+GENERATIONS = 20
+HISTORY_POINTS = 1000
+"""Points of a stretch longer than memory holds."""
+
+
+class PointBody(BaseModel):
+    """The board over the `span_s` seconds before `at`; null where nothing was measured."""
+
+    at: float
+    span_s: float
+    watts: float | None
+    peak_w: float | None
+    celsius: float | None
+    mem_available_bytes: int | None
+    worker_rss_anon_bytes: int | None
+    front_rss_anon_bytes: int | None
+    cpu_load: float | None
+    gpu_load: float | None
+    gpu_clock_hz: float | None
+    cpu_clock_hz: float | None
+    tok_s: float | None
+    throttle: str
+
+
+class TelemetryAnswer(BaseModel):
+    """`generations` are the last 20 rows, newest first, without their texts."""
+
+    now: float
+    points: list[PointBody]
+    generations: list[dict[str, Any]]
+
+
+class BenchmarkDocument(BaseModel):
+    """One test of one run; its further members are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    v: Literal[1]
+    run_id: str = Field(min_length=1, max_length=MAX_NAME_CHARACTERS)
+    model: str = Field(min_length=1, max_length=MAX_NAME_CHARACTERS)
+    scenario: str = Field(min_length=1, max_length=MAX_NAME_CHARACTERS)
+
+
+class Benchmarks(BaseModel):
+    """Newest first in an answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    benchmarks: list[BenchmarkDocument] = Field(min_length=1, max_length=MAX_DOCUMENTS)
+
+
+class Stored(BaseModel):
+    stored: int
+
+
+async def telemetry(request: web.Request) -> web.Response:
+    """One point a second up to ten minutes; beyond, the stored history in at most 1,000 points."""
+    service = request.app[SERVICE]
+    seconds = _number(request, "seconds", 300.0, MAX_SECONDS)
+    recent = request.app.get(TELEMETRY)
+    if recent is not None and seconds <= KEEP_POINTS:
+        points = recent.points(seconds)
+    else:
+        now = service.clock()
+        points = await asyncio.to_thread(service.store.samples, now - seconds, now, HISTORY_POINTS)
+    rows = await asyncio.to_thread(service.store.recent_generations, GENERATIONS)
+    generations = [without_texts(row) for row in rows]
+    return json_response({"now": service.clock(), "points": points, "generations": generations})
+
+
+async def benchmarks(request: web.Request) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    left = int(_number(request, "n", 100, MAX_ANSWERED))
+    if request.method == "HEAD":
+        return web.Response(content_type="application/json")
+    rows = await asyncio.to_thread(service.store.benchmark_rows, min(left, PAGE))
+    stream = Stream(request, "application/json", service.limits)
+    await stream.open()
+    await stream.write(b'{"benchmarks":[')
+    separator = ""
+    while rows:
+        page = ",".join(row.document for row in rows)
+        await stream.write(f"{separator}{page}".encode())
+        separator, left = ",", left - len(rows)
+        rows = await _older(request, min(left, PAGE), rows[-1]) if left else []
+    return await stream.close(b"]}")
+
+
+async def _older(request: web.Request, n: int, than: BenchmarkRow) -> list[BenchmarkRow]:
+    """The next page. A disk that fails now cannot be told in JSON: the connection is cut."""
+    try:
+        return await asyncio.to_thread(request.app[SERVICE].store.benchmark_rows, n, than.id)
+    except StoreError as error:
+        if request.transport is not None:
+            request.transport.close()
+        raise ConnectionError(f"benchmarks could not be read on: {error}") from error
+
+
+async def add_benchmarks(request: web.Request) -> web.Response:
+    """Durable when the answer arrives; all documents or none."""
+    service = request.app[SERVICE]
+    limits = service.limits
+    members = parse_json(await read_body(request, MAX_BODY_BYTES, limits.body_s), limits.json_depth)
+    validate(Benchmarks, members)
+    written = service.store.add_benchmarks(members["benchmarks"])
+    return json_response({"stored": await asyncio.wrap_future(written)})
+
+
+def _number(request: web.Request, name: str, default: float, most: float) -> float:
+    """A query parameter above 0 and at most `most`. Raises FieldError."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= most:
+        raise FieldError(name, f"{text[:40]!r} is not a number above 0 and at most {most:g}")
+    return value
+
+
+ROUTES = (
+    Route(
+        "GET", "/telemetry", telemetry, "Recent points and answers", TelemetryAnswer,
+        query=("seconds",),
+    ),
+    Route("GET", "/benchmarks", benchmarks, "Stored benchmarks", Benchmarks, query=("n",)),
+    Route("POST", "/benchmarks", add_benchmarks, "Store benchmarks", Stored, body=Benchmarks),
+)  # fmt: skip
