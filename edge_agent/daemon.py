@@ -24,10 +24,11 @@ from typing import TextIO
 
 from aiohttp import web
 
-from edge_agent import __version__, listeners, sd_notify
+from edge_agent import __version__, listeners, monitor, sd_notify
 from edge_agent.config import Settings, load_settings, settings_from_json
 from edge_agent.errors import EdgeAgentError, StoreError, UsageError
 from edge_agent.listeners import Listeners, open_listeners
+from edge_agent.monitor import Monitor
 from edge_agent.sd_notify import Notifier
 from edge_agent.state_dir import StateDir
 from edge_agent.store import Store
@@ -42,7 +43,7 @@ PROGRESS_PERIOD_S = 5.0
 EXTEND_S = 30.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-RunnerFactory = Callable[[Supervisor, Store, Settings, str], web.AppRunner]
+RunnerFactory = Callable[[Supervisor, Store, Settings, str, Monitor], web.AppRunner]
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,12 @@ def _complain(error: EdgeAgentError, stderr: TextIO) -> None:
 
 
 def _default_runner(
-    supervisor: Supervisor, store: Store, settings: Settings, token: str
+    supervisor: Supervisor, store: Store, settings: Settings, token: str, senses: Monitor
 ) -> web.AppRunner:
     # Imported late: a daemon refused for its lock or its port need not pay for the whole API.
     from edge_agent.server.app import build_app, build_runner
 
-    return build_runner(build_app(supervisor, store, settings, token))
+    return build_runner(build_app(supervisor, store, settings, token, monitor=senses))
 
 
 async def _serve(
@@ -132,7 +133,10 @@ async def _serve(
         notifier = _take_service_variables(environ)
         supervisor = Supervisor(settings, store, worker_argv, environ=dict(environ))
         daemon = Daemon(settings, state, supervisor, store, listening, notifier, time.time())
-        runner = runner_factory(supervisor, store, settings, state.token())
+        senses = monitor.build(settings, store, supervisor)
+        stack.callback(senses.close)
+        senses.start()
+        runner = runner_factory(supervisor, store, settings, state.token(), senses)
         await runner.setup()
         stack.push_async_callback(_clean_up, runner)
         for sock in listening.sockets:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
+
 from edge_agent.errors import ModelNotFound
 from edge_agent.records import EngineSettings, Load, MemoryPlan, ModelInfo
 from edge_agent.store import ModelRow
@@ -25,7 +27,9 @@ class ModelFiles:
     def __init__(self, root: Path, settings: EngineSettings) -> None:
         self._root = root
         self._settings = settings
-        self._proved: dict[Path, tuple[Identity, str, MemoryPlan]] = {}
+        self._proved: dict[Path, tuple[Identity, str, MemoryPlan, bool]] = {}
+        self.is_small = False
+        """Load with one slot, whatever the settings say: the guard's wish."""
 
     def load_message(self, row: ModelRow) -> tuple[Load, Identity]:
         """Raises ModelNotFound when the file is gone."""
@@ -33,12 +37,15 @@ class ModelFiles:
         identity = _identity(path, row.name)
         proved = self._proved.get(path)
         is_proved = proved is not None and proved[:2] == (identity, row.sha256)
+        plan = proved[2] if proved and is_proved and proved[3] == self.is_small else None
         load = Load(
             name=row.name,
             path=str(path),
-            settings=self._settings,
+            settings=msgspec.structs.replace(self._settings, slots=1)
+            if self.is_small
+            else self._settings,
             sha256=None if is_proved else row.sha256,
-            plan=proved[2] if is_proved and proved else None,
+            plan=plan,
         )
         return load, identity
 
@@ -51,7 +58,7 @@ class ModelFiles:
             kv_bytes=info.kv_bytes,
             compute_bytes=info.compute_bytes,
         )
-        self._proved[self._root / row.path] = (identity, row.sha256, plan)
+        self._proved[self._root / row.path] = (identity, row.sha256, plan, self.is_small)
 
     def forget(self, row: ModelRow) -> None:
         """A load failed: prove everything again next time."""

@@ -144,6 +144,27 @@ class Residency:
         await self._join(change, shares_error=True)
         return True
 
+    async def resize(self, is_small: bool) -> str:
+        """Reload the model with one slot, or with all: llama.cpp keeps the cache of every slot
+        allocated, so memory comes back only with the context. Raises load errors, Overloaded."""
+        while self.change is not None:
+            await self._join(self.change, shares_error=False)
+        worker = self.worker
+        if self._files.is_small == is_small:
+            return "the number of slots stays as it is"
+        self._files.is_small = is_small
+        if worker is None:
+            return f"the next load has {'one slot' if is_small else 'all slots'}"
+        if is_small and worker.info.slots == 1:
+            return "the model has one slot already"
+        before, row = worker.info, worker.row
+        reason = f"reloading {row.name} with {'one slot' if is_small else 'all slots'}"
+        await self._join(
+            self._begin(self._switch_to(row), row.name, "loading", reason), shares_error=True
+        )
+        after = self.worker.info if self.worker else before
+        return f"{reason}: {_kv_mib(before)} -> {_kv_mib(after)} MiB of KV cache"
+
     async def close(self) -> None:
         """End every request with ShuttingDown, then the worker. For good."""
         self._is_halted = True
@@ -320,3 +341,7 @@ class Residency:
             self._expire_in(EXPIRY_RETRY_S)
             return
         self._begin(self._retire(), None, "idle", "unloading: unused for its keep_alive")
+
+
+def _kv_mib(info: ModelInfo) -> int:
+    return info.kv_bytes // (1024 * 1024)

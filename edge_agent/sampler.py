@@ -241,7 +241,7 @@ class Sampler:
         if is_tick or is_asked:
             self._read_power(turn)
         if is_second:
-            self._publish(self._slow.read(turn, now, self._power_state(), self._pulse))
+            self._publish(self._look_around(turn))
 
     def _next_s(self) -> float:
         with self._lock:
@@ -308,8 +308,9 @@ class Sampler:
         known = (reading.reasons[key] for key in keys if key in reading.reasons)
         return None, next(known, "a counter gives watts from its second reading on")
 
-    def _power_state(self) -> PowerState:
-        return PowerState(self._last_power, *self._total(), *self.idle_w())
+    def _look_around(self, turn: int) -> Snapshot:
+        state = PowerState(self._last_power, *self._total(), *self.idle_w())
+        return self._slow.read(turn, self._monotonic(), state, self._pulse)
 
     def _pulse(self) -> Pulse:
         ticks = self._ticks

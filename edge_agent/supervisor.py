@@ -67,6 +67,7 @@ class Supervisor:
         self, model: str | None, *, keep_alive_s: float | None = None
     ) -> ModelInfo:
         """Load the model unless it is loaded. Raises every load error, ModelQuarantined."""
+        self._turnstile.check_guard()
         slots, inside = self._slots(), self._inside()
         with self._turnstile.admit(inside=inside, slots=slots, extra=MAX_QUESTIONS):
             worker = await self._residency.acquire(self._resolve(model))
@@ -78,6 +79,7 @@ class Supervisor:
     ) -> AsyncGenerator[Chunk | Done, None]:
         """Chunks, then one Done. aclose() cancels. Raises Overloaded, WorkerFailed and the rest."""
         started_s = self._clocks.monotonic()
+        self._turnstile.check_guard()
         with self._turnstile.admit(inside=self._inside(), slots=self._slots()) as ticket:
             worker = await self._residency.acquire(self._resolve(model))
             link = worker.link
@@ -105,6 +107,8 @@ class Supervisor:
         is_query = isinstance(message, QuerySlots)
         if is_query and (worker is None or not worker.link.is_open):
             return SlotStates(id=0, slots=[], queued=0)
+        if worker is None:
+            self._turnstile.check_guard()
         slots, inside = self._slots(), self._inside()
         with self._turnstile.admit(inside=inside, slots=slots, extra=MAX_QUESTIONS) as ticket:
             if worker is None or not is_query:
@@ -129,6 +133,17 @@ class Supervisor:
         WorkerFailed and a load under way is stopped.
         """
         return await self._residency.unload(force=force)
+
+    def refuse(self, reason: str | None) -> None:
+        """Admit no generation and no load for this reason; None admits them again."""
+        self._turnstile.refusal = reason
+
+    async def shrink(self, is_small: bool) -> str:
+        """Have one slot only, or as many as configured; says what was done.
+
+        Waits for running requests. Raises Overloaded and every load error.
+        """
+        return await self._residency.resize(is_small)
 
     def status(self) -> EngineStatus:
         residency = self._residency

@@ -19,6 +19,8 @@ MAX_RETRY_AFTER_S = 60
 ASSUMED_REQUEST_S = 5.0
 """Length of a request before any has been seen."""
 DURATIONS_KEPT = 32
+GUARD_RETRY_S = 15
+"""The guard takes a stage back after 10 s of calm (guard.py)."""
 
 
 @dataclass
@@ -38,11 +40,23 @@ class Turnstile:
         self._empty = asyncio.Event()
         self._empty.set()
         self.is_closed = False
+        self.refusal: str | None = None
+        """Why the guard lets nobody in; None when it does."""
 
     @property
     def waiting(self) -> int:
         """Admitted, and not yet handed to a worker."""
         return sum(ticket.is_waiting for ticket in self._tickets.values())
+
+    def check_guard(self) -> None:
+        """Raises Overloaded while the board is under pressure."""
+        if self.refusal is not None:
+            raise Overloaded(
+                "no new request is admitted now",
+                self.refusal,
+                "try again when the pressure is gone; `edge-agent status` shows it",
+                retry_after_s=GUARD_RETRY_S,
+            )
 
     @contextmanager
     def admit(self, *, inside: int, slots: int, extra: int = 0) -> Iterator[Ticket]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_agent.monitor import Monitor
 from edge_agent.records import (
     Cancel,
     Chunk,
@@ -216,7 +217,7 @@ def run_daemon(arguments: list[str]) -> int:
     from edge_agent.supervisor import Supervisor
 
     def runner(
-        supervisor: Supervisor, store: Store, settings: Settings, token: str
+        supervisor: Supervisor, store: Store, settings: Settings, token: str, senses: Monitor
     ) -> web.AppRunner:
         async def status(request: web.Request) -> web.Response:
             return web.json_response({"state": supervisor.status().state, "token": token})

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from tiny_gguf import write_tiny_model
 
-from edge_agent.engine.admission import Memory, admit, default_slots, read_memory
+from edge_agent.engine.admission import Memory, admit, default_slots, read_memory, still_fits
 from edge_agent.errors import ModelRefused
 from edge_agent.gguf_file import GgufFile, read_gguf
 from edge_agent.records import EngineSettings
@@ -74,3 +74,10 @@ def test_meminfo_is_read_below_a_root(tmp_path: Path) -> None:
         "MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable: 1024 kB\n"
     )
     assert read_memory(tmp_path) == Memory(2 * MIB, MIB)
+
+
+def test_an_earlier_plan_is_compared_with_what_is_available_now(gguf: GgufFile) -> None:
+    plan = admit(gguf, EngineSettings(), memory(4000), compute).plan
+    needed = plan.total_bytes / MIB
+    assert still_fits(plan, EngineSettings(), memory(needed + 1))
+    assert not still_fits(plan, EngineSettings(), memory(needed - 1))

@@ -734,3 +734,36 @@ def test_errors_are_always_of_our_tree(store: Store) -> None:
             assert await text_of(supervisor, chunks=1) == "1 "
 
     run(work())
+
+
+def test_shrinking_reloads_with_one_slot_and_growing_with_all(store: Store) -> None:
+    row = add(store, slots=4)
+
+    async def work() -> None:
+        async with supervising(store, slots=4) as supervisor:
+            await supervisor.ensure_loaded(None)
+            assert "one slot" in await supervisor.shrink(True)
+            assert await supervisor.shrink(True) == "the number of slots stays as it is"
+            assert "all slots" in await supervisor.shrink(False)
+            assert supervisor.status().state == "ready"
+
+    run(work())
+    loads = sent(row, "load")
+    assert [load["settings"]["slots"] for load in loads] == [4, 1, 4]
+    assert [load["plan"] is None for load in loads] == [True, True, True]
+
+
+def test_refusal_of_the_guard_reaches_requests_and_loads(store: Store) -> None:
+    add(store)
+
+    async def work() -> None:
+        async with supervising(store) as supervisor:
+            supervisor.refuse("heat: CPU-therm has 95.0 C")
+            with pytest.raises(Overloaded, match="95.0 C"):
+                await supervisor.ensure_loaded(None)
+            with pytest.raises(Overloaded, match="95.0 C"):
+                await text_of(supervisor)
+            supervisor.refuse(None)
+            assert await text_of(supervisor)
+
+    run(work())

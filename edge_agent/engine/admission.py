@@ -72,6 +72,11 @@ def admit(
     raise _refusal(gguf, settings, plan, budget, compute_bytes)
 
 
+def still_fits(plan: MemoryPlan, settings: EngineSettings, memory: Memory) -> bool:
+    """Whether an earlier plan fits what is available now: no header and no dry run needed."""
+    return plan.total_bytes + _PROCESS_BYTES <= _budget(settings, memory)
+
+
 def default_slots(memory: Memory) -> int:
     """2 on a 4 GB board, else 4."""
     return 2 if memory.total_bytes < _SMALL_BOARD_BYTES else 4

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from edge_agent.engine.admission import Admission, admit, read_memory
+from edge_agent.engine.admission import Admission, admit, read_memory, still_fits
 from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.errors import ModelCorrupt, ModelFormatError
 from edge_agent.gguf_file import read_gguf
@@ -87,7 +87,8 @@ def _with_threads(settings: EngineSettings) -> EngineSettings:
 
 
 def _admission(path: Path, message: Load, settings: EngineSettings, log: LogTail) -> Admission:
-    if message.plan is not None:
+    """The plan of the load before, if it still fits; else decided anew. Raises ModelRefused."""
+    if message.plan is not None and still_fits(message.plan, settings, read_memory()):
         return Admission(message.plan, ("same plan as before the restart",))
     gguf = read_gguf(path)
     with _DryRun(path, settings, log) as dry_run:

@@ -2,8 +2,8 @@
 
 Flows in: a root. Flows out: Alarms. Three kinds of files: the INA3221's alarm bits
 (Documentation/hwmon/ina3221.rst: currN_crit_alarm, currN_max_alarm), NVIDIA's over-current throttle
-with its counters (soctherm-oc, ocN_event_cnt; JetPack 5 and 6), and cooling devices in a state above
-0 (Documentation/driver-api/thermal/sysfs-api.rst) that slow a processor. Fans cool and do not
+with its counters (soctherm-oc, ocN_event_cnt; JetPack 5 and 6), and cooling devices in a state
+above 0 (Documentation/driver-api/thermal/sysfs-api.rst) that slow a processor. Fans cool and do not
 throttle, so they are left out. Not here: clocks (cpu.py, gpu.py).
 """
 

@@ -1,8 +1,8 @@
 """What machine this is, and in which mode: what must stand in every benchmark record.
 
 Flows in: a root. Flows out: Board. From the device tree's model, /etc/nv_tegra_release, nvpmodel's
-own status and configuration files, os-release, cpuinfo and cpufreq. No command is run: `nvpmodel -q`
-needs root. Not here: what changes from second to second (the other sensors).
+own status and configuration files, os-release, cpuinfo and cpufreq. No command is run: `nvpmodel
+-q` needs root. Not here: what changes from second to second (the other sensors).
 """
 
 from __future__ import annotations

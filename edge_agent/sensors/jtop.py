@@ -1,9 +1,10 @@
 """Watts from jetson-stats' service, for boards whose sensor files only root may read.
 
 jetson-stats is AGPL-3.0 and not a dependency: it is imported only when `--power-source jtop` asks
-for it and it is installed. Flows in: the running jtop service. Flows out: Power, from its milliwatts
-(`power`, never `avg`, which is no mean). The service refreshes about once a second, so short answers
-get no joules from it. Not here: the sensor files themselves (power.py), which need no service.
+for it and it is installed. Flows in: the running jtop service. Flows out: Power, from its
+milliwatts (`power`, never `avg`, which is no mean). The service refreshes about once a second, so
+short answers get no joules from it. Not here: the sensor files themselves (power.py), which need no
+service.
 """
 
 from __future__ import annotations

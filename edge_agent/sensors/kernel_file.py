@@ -1,8 +1,8 @@
 """Reads one small file of sysfs or procfs: a value, or None and the reason.
 
-Flows in: a path. Flows out: text or a number inside a plausible range. Nothing raises: a sensor that
-is absent, unreadable (EACCES), broken (EIO), empty or full of garbage is a fact to report. Not here:
-which files there are (the other sensors).
+Flows in: a path. Flows out: text or a number inside a plausible range. Nothing raises: a sensor
+that is absent, unreadable (EACCES), broken (EIO), empty or full of garbage is a fact to report. Not
+here: which files there are (the other sensors).
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Alarms:
-    """Causes that are active now: "over_current:VDD_IN", "under_voltage:...", "thermal:CPU-therm"."""
+    """Causes that are active now, as "over_current:VDD_IN" or "thermal:cpufreq"."""
 
     active: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)

@@ -1,8 +1,9 @@
 """Temperatures by zone, as the kernel's thermal framework gives them.
 
 Flows in: a root. Flows out: Thermal, in degrees Celsius (the files hold thousandths of them;
-Documentation/driver-api/thermal/sysfs-api.rst). Zones that report a constant, as the Nano's PMIC-Die
-does with 100, are left out: they would be the hottest for ever. Not here: fans, throttling (alarms).
+Documentation/driver-api/thermal/sysfs-api.rst). Zones that report a constant, as the Nano's
+PMIC-Die does with 100, are left out: they would be the hottest for ever. Not here: fans, throttling
+(alarms).
 """
 
 from __future__ import annotations

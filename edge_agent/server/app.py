@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from dataclasses import replace
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -20,7 +20,17 @@ from aiohttp.typedefs import Handler
 
 from edge_agent.config import Settings
 from edge_agent.errors import ShuttingDown
-from edge_agent.server import llama_server, ollama, openai, openapi, pull, status
+from edge_agent.monitor import Monitor
+from edge_agent.server import (
+    history,
+    llama_server,
+    metrics,
+    ollama,
+    openai,
+    openapi,
+    pull,
+    status,
+)
 from edge_agent.server.auth import check_framing, check_peer
 from edge_agent.server.error_body import error_response, typed
 from edge_agent.server.limits import Limits
@@ -37,6 +47,8 @@ API = (
     *pull.ROUTES,
     *llama_server.ROUTES,
     *status.ROUTES,
+    *history.ROUTES,
+    *metrics.ROUTES,
 )
 OPENAPI = web.AppKey("openapi", bytes)
 
@@ -47,12 +59,13 @@ def build_app(
     settings: Settings,
     token: str,
     *,
-    clock: Callable[[], float] = time.time,
+    monitor: Monitor | None = None,
     limits: Limits = Limits(),  # noqa: B008  (frozen)
 ) -> web.Application:
-    """The application. `clock` gives Unix seconds. Serve it through `build_runner`."""
+    """The application. Serve it through `build_runner`."""
     app = web.Application(middlewares=[_outer, _guard])
-    app[SERVICE] = Service(supervisor, store, settings, token, clock, limits)
+    app[SERVICE] = Service(supervisor, store, settings, token, time.time, limits, monitor)
+    _connect(app, monitor)
     app[pull.PULL_COMMAND] = pull.DEFAULT_COMMAND
     app[pull.PULL_LOCK] = asyncio.Lock()
     routes = (*API, Route("GET", "/openapi.json", _openapi, "This document"))
@@ -61,6 +74,24 @@ def build_app(
         for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
             app.router.add_route(method, route.path, route.handler, expect_handler=_expect)
     return app
+
+
+def _connect(app: web.Application, monitor: Monitor | None) -> None:
+    """Give /metrics and /telemetry the daemon's senses; without them they show what is counted."""
+    service = app[SERVICE]
+    supervisor, store = service.supervisor, service.store
+    app[metrics.METRICS] = service.metrics
+    live = metrics.Live(supervisor.status, lambda: [row.name for row in store.models()])
+    if monitor is not None:
+        sampler, guard = monitor.sampler, monitor.guard
+        app[history.TELEMETRY] = monitor.telemetry
+        sampler.subscribe(service.metrics.watch)
+        live = replace(
+            live,
+            snapshot=sampler.snapshot,
+            guard_stage=lambda: guard.stage if guard else None,
+        )
+    service.metrics.attach(live)
 
 
 def build_runner(app: web.Application) -> web.AppRunner:
@@ -118,7 +149,9 @@ async def _outer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except ConnectionError:
         raise
     except Exception as error:
-        response = error_response(typed(error, _asked(request)), request.path)
+        known = typed(error, _asked(request))
+        request.app[SERVICE].metrics.rejected(known.code)
+        response = error_response(known, request.path)
     return await finish(request, response, limits)
 
 

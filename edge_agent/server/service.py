@@ -1,8 +1,9 @@
 """What every handler works with, and the one way a generation runs and is recorded.
 
-Flows in: a Generate record from one of the APIs. Flows out: the supervisor's chunks, unchanged, and
-one GenerationRow in the store for every request that got this far, whether it ended, failed or lost
-its client. Not here: HTTP (openai.py, ollama.py), scheduling (supervisor.py).
+Flows in: a Generate record from one of the APIs. Flows out: the supervisor's chunks, with the end's
+energy and heat filled in, and one GenerationRow in the store and the metrics for every request that
+got this far, whether it ended, failed or lost its client. Not here: HTTP (openai.py, ollama.py),
+scheduling (supervisor.py).
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from edge_agent.config import Settings
 from edge_agent.errors import EdgeAgentError
-from edge_agent.records import Chunk, Done, Generate, Timings
+from edge_agent.monitor import Monitor
+from edge_agent.records import Chunk, Done, Generate, Measured, Timings
 from edge_agent.server.limits import Limits
+from edge_agent.server.metrics import Metrics
 from edge_agent.server.refusal import Refusal
 from edge_agent.store import GenerationRow, Store
 from edge_agent.supervisor import Supervisor
@@ -46,6 +51,9 @@ class Service:
     token: str
     clock: Callable[[], float]
     limits: Limits
+    monitor: Monitor | None = None
+    """None in tests that need no sensors: then every answer says that none was measured."""
+    metrics: Metrics = field(default_factory=Metrics)
     requests: Requests = field(default_factory=Requests)
 
     def n_ctx(self) -> int | None:
@@ -76,6 +84,7 @@ class _Outcome:
     completion_tokens: int = 0
     model: str = ""
     timings: Timings | None = None
+    measured: Measured | None = None
     finish_reason: str | None = None
     error_code: str | None = None
     text: list[str] = field(default_factory=list)
@@ -89,27 +98,37 @@ async def generate(service: Service, call: Call) -> AsyncGenerator[Chunk | Done,
     requests, outcome = service.requests, _Outcome(service.clock(), time.monotonic())
     done: Done | None = None
     requests.total += 1
-    requests.in_flight += 1
+    _enter(service, 1)
     try:
         async with aclosing(_events(service, call)) as events:
             async for event in events:
                 outcome.model = outcome.model or service.supervisor.status().model or ""
-                _note(outcome, event, service.settings.log_text)
+                _note(service, outcome, event)
                 if isinstance(event, Done):
                     done = _finished(event)
                 else:
                     yield event
+        if done is not None and service.monitor is not None:
+            outcome.measured = await service.monitor.measure(done)
+            done = msgspec.structs.replace(done, measured=outcome.measured)
     except Exception as error:
         outcome.error_code = (
             error.code if isinstance(error, EdgeAgentError) else EdgeAgentError.code
         )
         raise
     finally:
-        requests.in_flight -= 1
+        _enter(service, -1)
         requests.failed += outcome.error_code is not None
         _record(service, call, outcome)
     if done is not None:
         yield done
+
+
+def _enter(service: Service, step: int) -> None:
+    """One request more or less; sensors are read faster while any runs."""
+    service.requests.in_flight += step
+    if service.monitor is not None:
+        service.monitor.sampler.set_busy(service.requests.in_flight > 0)
 
 
 def _events(service: Service, call: Call) -> AsyncGenerator[Chunk | Done, None]:
@@ -139,14 +158,17 @@ async def whole(service: Service, call: Call) -> Done:
     raise EdgeAgentError("the generation ended without a result", "no Done arrived", "try again")
 
 
-def _note(outcome: _Outcome, event: Chunk | Done, log_text: bool) -> None:
+def _note(service: Service, outcome: _Outcome, event: Chunk | Done) -> None:
+    before = outcome.completion_tokens
     if isinstance(event, Done):
         outcome.timings = event.timings
         outcome.finish_reason = event.finish_reason
         outcome.completion_tokens = event.timings.completion_tokens
     else:
         outcome.completion_tokens = event.completion_tokens
-    if log_text:
+    if service.monitor is not None:
+        service.monitor.tokens.total += outcome.completion_tokens - before
+    if service.settings.log_text:
         outcome.text.append(event.text)
 
 
@@ -170,8 +192,35 @@ def _record(service: Service, call: Call, outcome: _Outcome) -> None:
         error_code=outcome.error_code,
         prompt_text=prompt_text(call.request) if service.settings.log_text else None,
         completion_text="".join(outcome.text) if service.settings.log_text else None,
+        **_measured_columns(outcome.measured),
     )
+    service.metrics.observe(row)
     service.store.add_generation(row).add_done_callback(_log_failure)
+
+
+def _measured_columns(measured: Measured | None) -> dict[str, Any]:
+    """The row's part that the sensors fill."""
+    if measured is None:
+        return {}
+    energy = measured.energy
+    return {
+        "prefill_j": energy.prefill_j,
+        "decode_j": energy.decode_j,
+        "total_j": energy.total_j,
+        "marginal_j": energy.marginal_j,
+        "j_per_token": energy.j_per_token,
+        "mean_w": energy.mean_w,
+        "peak_w": energy.peak_w,
+        "idle_w": energy.idle_w,
+        "energy_samples": energy.n_samples,
+        "energy_rail": energy.rail,
+        "energy_source": energy.source,
+        "energy_shared": energy.shared,
+        "energy_reason": energy.reason,
+        "temperature_celsius": measured.temperature_celsius,
+        "memory_peak_bytes": measured.memory_peak_bytes,
+        "throttle": ",".join(measured.throttle) or None,
+    }
 
 
 def _log_failure(written: Future[None]) -> None:

@@ -1,7 +1,7 @@
 """GET /status: everything about this daemon in one JSON document, for the CLI and for people.
 
 Flows in: the supervisor's status, the store's settings, /proc. Flows out: JSON. What cannot be
-known is null with a reason, never a guess. Not here: measuring power (sensors/).
+known is null with a reason, never a guess. Not here: reading sensors (monitor.py).
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ class Memory(BaseModel):
 
 
 class Power(BaseModel):
+    """Of the rail that covers the whole board; every rail stands in `sensors`."""
+
     watts: float | None
-    reason: str
+    reason: str | None
 
 
 class RequestCounts(BaseModel):
@@ -52,6 +54,7 @@ class StatusAnswer(BaseModel):
     model_info: dict[str, Any] | None
     memory: Memory
     power: Power
+    sensors: dict[str, Any] | None
     requests: RequestCounts
 
 
@@ -62,6 +65,7 @@ async def status(request: web.Request) -> web.Response:
 def status_document(service: Service, proc: Path) -> dict[str, Any]:
     """`proc` is /proc, or a recorded tree in tests."""
     engine = service.supervisor.status()
+    sensors = service.monitor.as_json() if service.monitor else None
     state = {name: value for name, value in vars(engine).items() if name != "info"}
     return {
         "version": __version__,
@@ -78,9 +82,16 @@ def status_document(service: Service, proc: Path) -> dict[str, Any]:
             else proc_bytes(proc / str(engine.worker_pid) / "status", "RssAnon"),
             "mem_available_bytes": proc_bytes(proc / "meminfo", "MemAvailable"),
         },
-        "power": {"watts": None, "reason": "power sensors are not read yet"},
+        "power": _power(sensors),
+        "sensors": sensors,
         "requests": vars(service.requests),
     }
+
+
+def _power(sensors: dict[str, Any] | None) -> dict[str, Any]:
+    if sensors is None:
+        return {"watts": None, "reason": "the sensors have not been read yet"}
+    return {"watts": sensors["total_w"], "reason": sensors["total_reason"]}
 
 
 def _addresses(service: Service) -> dict[str, Any]:
