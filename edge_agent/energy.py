@@ -8,7 +8,7 @@ marginal, nothing below ten samples. Not here: taking samples (sampler.py), whic
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +17,9 @@ from edge_agent.records import Energy, Span
 MIN_SAMPLES = 10
 GAP_MATTERS = 0.01
 """Share of a phase without power samples from which on it is said."""
+
+_ROUNDING_S = 1e-9
+"""Of a difference between two monotonic times; an interval as long as the limit is no gap."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +59,46 @@ def integrate(trace: Trace, start_s: float, end_s: float) -> Integral:
     Both ends are interpolated within their interval. The newest sample is held for at most one
     `max_gap_s` beyond it; nothing is assumed before the oldest.
     """
-    times = trace.times_s
+    times, values = trace.times_s, trace.joules or trace.watts
     first, last = bisect_left(times, start_s), bisect_left(times, end_s)
-    joules = covered = 0.0
-    for left in range(max(0, first - 1), min(last, len(times) - 1)):
-        t0, t1 = times[left], times[left + 1]
-        if not 0.0 < t1 - t0 <= trace.max_gap_s:
-            continue
-        begin, end = max(t0, start_s), min(t1, end_s)
-        if end > begin:
-            covered += end - begin
-            joules += _interval_j(trace, left, begin, end)
-    if times:
-        begin, end = max(times[-1], start_s), min(times[-1] + trace.max_gap_s, end_s)
-        if end > begin:
-            covered += end - begin
-            joules += trace.watts[-1] * (end - begin)
     peak = max(trace.watts[first:last], default=None)
+    ends = _end_points(trace, start_s, end_s)
+    at = [*ends[0][:1], *times[first:last], *ends[1][:1]]
+    value = [*ends[0][1:], *values[first:last], *ends[1][1:]]
+    joules = covered = 0.0
+    limit_s = trace.max_gap_s + _ROUNDING_S
+    for t0, t1, v0, v1 in zip(at, at[1:], value, value[1:], strict=False):
+        seconds = t1 - t0
+        if seconds <= limit_s:
+            covered += seconds
+            joules += v1 - v0 if trace.joules else (v0 + v1) / 2.0 * seconds
     return Integral(joules, covered, max(0, last - first), peak)
 
 
-def _interval_j(trace: Trace, left: int, begin: float, end: float) -> float:
-    """Joules of a part of the interval between the samples `left` and `left + 1`."""
-    t0, t1 = trace.times_s[left], trace.times_s[left + 1]
-    if trace.joules:
-        return (trace.joules[left + 1] - trace.joules[left]) * (end - begin) / (t1 - t0)
-    w0, w1 = trace.watts[left], trace.watts[left + 1]
-    middle = ((begin - t0) + (end - t0)) / (2.0 * (t1 - t0))
-    return (w0 + (w1 - w0) * middle) * (end - begin)
+def _end_points(
+    trace: Trace, start_s: float, end_s: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Time and interpolated value at both ends of a window; () for an end nothing is known of."""
+    times = trace.times_s
+    if not times:
+        return (), ()
+    start_s, end_s = max(start_s, times[0]), min(end_s, times[-1] + trace.max_gap_s)
+    if end_s <= start_s:
+        return (), ()
+    return _point(trace, start_s), _point(trace, end_s)
+
+
+def _point(trace: Trace, at_s: float) -> tuple[float, ...]:
+    """Time and value at an instant not before the oldest sample; () within a gap."""
+    times, values = trace.times_s, trace.joules or trace.watts
+    right = bisect_right(times, at_s)
+    t0, v0 = times[right - 1], values[right - 1]
+    if right == len(times):
+        return at_s, v0 + (trace.watts[-1] * (at_s - t0) if trace.joules else 0.0)
+    t1, v1 = times[right], values[right]
+    if t1 - t0 > trace.max_gap_s + _ROUNDING_S:
+        return ()
+    return at_s, v0 + (v1 - v0) * (at_s - t0) / (t1 - t0)
 
 
 @dataclass

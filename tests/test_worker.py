@@ -146,6 +146,43 @@ def test_a_cancelled_request_in_the_queue_never_starts(worker: WorkerProcess) ->
     worker.finish(1, 2)
 
 
+def test_a_lone_answers_spans_reach_from_first_prefill_to_last_token(
+    worker: WorkerProcess,
+) -> None:
+    before = time.monotonic()
+    _, done = worker.answer(chat(1, LONG[:400], max_tokens=12, cache_prompt=False))
+    timings, spans = done.timings, done.spans
+    assert [span.phase for span in spans] == ["prefill", "decode"]
+    assert all(span.share == 1.0 for span in spans)
+    assert [span.tokens for span in spans] == [timings.prompt_tokens, timings.completion_tokens - 1]
+    assert before < spans[0].start_s and spans[0].end_s == spans[1].start_s
+    assert spans[1].end_s < time.monotonic()
+    seconds = spans[1].end_s - spans[0].start_s
+    assert seconds == pytest.approx(timings.prefill_s + timings.decode_s, abs=0.02)
+
+
+def test_answers_that_overlap_share_every_moment_of_the_engine(worker: WorkerProcess) -> None:
+    worker.send(*[chat(index, "hello " * (1 + 9 * index), max_tokens=40) for index in range(4)])
+    requests = [done.spans for _, done in worker.finish(*range(4)).values()]
+    ends = {at for spans in requests for span in spans for at in (span.start_s, span.end_s)}
+    cuts = sorted(ends)
+    alone = 0
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        inside = [s for spans in requests for s in spans if s.start_s <= start and end <= s.end_s]
+        assert not inside or abs(sum(span.share for span in inside) - 1.0) < 1e-9
+        alone += len(inside) < 2
+    assert alone < len(cuts) - 1, "nothing overlapped: the test shows nothing"
+
+
+def test_a_cancelled_answer_tells_when_the_engine_worked_on_it(worker: WorkerProcess) -> None:
+    worker.send(chat(1, "hello", max_tokens=400, ignore_eos=True))
+    worker.receive()
+    worker.send(Cancel(1))
+    _, done = worker.collect(1)
+    assert done.finish_reason == "cancelled" and done.spans
+    assert sum(span.tokens for span in done.spans if span.phase == "prefill") > 0
+
+
 def test_an_answer_stops_when_the_context_is_full(worker: WorkerProcess) -> None:
     _, done = worker.answer(chat(1, "hello", max_tokens=-1, ignore_eos=True))
     timings = done.timings

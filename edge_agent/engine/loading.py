@@ -21,6 +21,7 @@ from edge_agent.engine.admission import Admission, admit, read_memory, still_fit
 from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.errors import ModelCorrupt, ModelFormatError
 from edge_agent.gguf_file import read_gguf
+from edge_agent.llama.adapter import activate
 from edge_agent.llama.binding import LogTail, build_name, lib, system_info
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
@@ -50,6 +51,7 @@ def load(message: Load, log: LogTail) -> Engine:
     model = Model(path, settings, log)
     plan = admission.plan
     context = Context(model, settings, log, n_ctx=plan.n_ctx, slots=plan.slots)
+    activate(settings.adapters, path, model, context, log)
     prompts = PromptBuilder(model, model.metadata("general.architecture") or "unknown")
     _warm_up(path, model, context)
     info = _info(message, settings, model, context, prompts, admission)

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from edge_agent.engine.pace import Pace
 from edge_agent.engine.prefix_cache import common_prefix, encode, reusable
 from edge_agent.engine.prompt import PromptBuilder
+from edge_agent.engine.raw_run import raw_run
 from edge_agent.engine.slots import Request, Slot
 from edge_agent.engine.spans import StepClock
 from edge_agent.engine.text_stream import TextStream
-from edge_agent.errors import ContextExceeded, EdgeAgentError
+from edge_agent.errors import ContextExceeded, EdgeAgentError, RequestError
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
 from edge_agent.llama.sampling import Sampler, chosen_logprob
@@ -38,6 +39,7 @@ from edge_agent.records import (
     Ping,
     Pong,
     QuerySlots,
+    RawRun,
     SlotStates,
     Text,
     Tokenize,
@@ -151,8 +153,19 @@ class Scheduler:
             case QuerySlots():
                 states = [slot.state(self._context.n_ctx) for slot in self._slots]
                 self._send(SlotStates(message.id, states, len(self._waiting)))
+            case RawRun():
+                self._raw_run(message)
             case Load():
                 raise EdgeAgentError("this worker holds a model already")
+
+    def _raw_run(self, message: RawRun) -> None:
+        """Raises RequestError while a request is here, or when it does not fit."""
+        if self._busy:
+            raise RequestError("no benchmark now", "requests are running", "run it alone")
+        for slot in self._slots:
+            self._context.truncate(slot.index, 0)
+            slot.ids.clear()
+        self._send(raw_run(self._context, self._vocabulary.n_tokens, message))
 
     def _request(self, generate: Generate, arrived: float) -> Request:
         """Check and prepare everything that can fail before a slot is taken."""

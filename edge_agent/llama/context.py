@@ -120,6 +120,10 @@ class Context:
             return False
         raise DecodeFailed(f"llama_decode returned {code} for {self._batch.raw.n_tokens} tokens")
 
+    def synchronize(self) -> None:
+        """Wait until the device has done what decode() gave it; at once on a CPU."""
+        lib.llama_synchronize(self.handle)
+
     def logits(self, row: int) -> Any:
         """Pointer to n_vocab floats of a row that was added with output=True."""
         return lib.llama_get_logits_ith(self.handle, row)
