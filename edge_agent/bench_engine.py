@@ -250,12 +250,12 @@ class DaemonEngine:
 
 
 def _spans(start_s: float, middle_s: float, end_s: float, prompt: int, gen: int) -> list[Span]:
-    """Prefill and decode of a lone run; a phase that took no time has none."""
+    """Prefill and decode of a lone run; a phase of no tokens has none."""
     spans = [
         Span(start_s, middle_s, "prefill", 1.0, prompt),
         Span(middle_s, end_s, "decode", 1.0, gen),
     ]
-    return [span for span in spans if span.end_s > span.start_s]
+    return [span for span in spans if span.tokens and span.end_s > span.start_s]
 
 
 def _chat_run(done: Done, sent_s: float, first_s: float | None, end_s: float) -> Run:

@@ -15,6 +15,7 @@ from html import escape
 WIDTH = 720
 BAR_HEIGHT, BAR_GAP, LABEL_WIDTH, VALUE_WIDTH = 22, 10, 230, 150
 LINE_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 220, 62, 14, 12, 34
+LEGEND_HEIGHT = 18
 TICKS = 4
 SERIES = 6
 """Colour classes s0 to s5; further series use them again."""
@@ -85,7 +86,7 @@ def lines(title: str, unit: str, x_unit: str, rows: Sequence[Line]) -> str:
     x_low, x_high = min(x for x, _ in known), max(x for x, _ in known)
     y_low, y_high = _range([y for _, y in known])
     box = _Box(x_low, max(x_high, x_low + 1e-9), y_low, y_high)
-    parts = _axes(box, unit, x_unit)
+    parts = [*_axes(box, unit, x_unit), *_legend(rows)]
     for index, row in enumerate(rows):
         parts.append(f'<path class="line s{index % SERIES}" d="{_path(row, box)}"/>')
     told = "; ".join(
@@ -93,7 +94,17 @@ def lines(title: str, unit: str, x_unit: str, rows: Sequence[Line]) -> str:
         for row in rows
         if (ys := [y for _, y in row.points if y is not None])
     )
-    return _svg(title, told, LINE_HEIGHT, parts)
+    return _svg(title, told, LINE_HEIGHT + LEGEND_HEIGHT * len(rows), parts)
+
+
+def _legend(rows: Sequence[Line]) -> list[str]:
+    """One row a line, below the axis."""
+    parts = []
+    for index, row in enumerate(rows):
+        y = LINE_HEIGHT + LEGEND_HEIGHT * index + 10
+        parts.append(f'<path class="line s{index % SERIES}" d="M{LEFT} {y - 4}h22"/>')
+        parts.append(f'<text class="tick" x="{LEFT + 30}" y="{y}">{escape(row.name)}</text>')
+    return parts
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""Benchmark documents of other machines: our own JSON lines, or llama-bench's.
+
+Flows in: a .jsonl file. Flows out: documents with the fields that a report needs. A torn last line,
+which a power cut leaves, is left out; any other bad line is named. Not here: what a report says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_agent.errors import EdgeAgentError
+
+
+class ImportFailed(EdgeAgentError):
+    """A file of documents that cannot be used."""
+
+    code = "import_failed"
+
+
+def read_documents(path: Path) -> list[dict[str, Any]]:
+    """Documents of a .jsonl file; a torn last line is left out. Raises ImportFailed."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImportFailed(f"cannot read {path}", str(error), "give a .jsonl file") from error
+    found: list[dict[str, Any]] = []
+    numbered = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    for position, (number_, line) in enumerate(numbered):
+        try:
+            document = json.loads(line)
+        except ValueError as error:
+            if position == len(numbered) - 1 and not text.endswith("\n"):
+                break
+            raise _bad_line(path, number_, str(error)) from error
+        if not isinstance(document, dict) or "avg_ts" not in document:
+            raise _bad_line(path, number_, "it is no benchmark document: it has no avg_ts")
+        found.append(adopted(document, path.stem))
+    return found
+
+
+def _bad_line(path: Path, number_: int, why: str) -> ImportFailed:
+    hint = "import what `edge-agent bench --jsonl` or `llama-bench -o jsonl` printed"
+    return ImportFailed(f"line {number_} of {path} cannot be imported", why, hint)
+
+
+def adopted(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """A document with the fields a report needs; llama-bench rows get them from theirs."""
+    if document.get("v") == 1:
+        return dict(document)
+    prompt, gen = document.get("n_prompt") or 0, document.get("n_gen") or 0
+    scenario = "prefill+decode" if prompt and gen else "prefill" if prompt else "decode"
+    samples = document.get("samples_ts") or [document["avg_ts"]]
+    ordered = sorted(samples)
+    return {
+        **document,
+        "scenario": scenario,
+        "engine": "llama-bench",
+        "model": Path(str(document.get("model_filename") or "unknown")).stem,
+        "board_name": origin,
+        "run_id": str(document.get("test_time") or origin),
+        "median_ts": ordered[len(ordered) // 2],
+        "min_ts": ordered[0],
+        "max_ts": ordered[-1],
+        "energy": {"reason": "llama-bench measures no energy"},
+    }
