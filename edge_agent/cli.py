@@ -23,6 +23,7 @@ from edge_agent import __version__
 from edge_agent.commands import bench, doctor, engine, models, serve
 from edge_agent.commands.bench_options import BenchOptions
 from edge_agent.commands.chat import ChatOptions, chat
+from edge_agent.commands.dashboard import DashboardOptions, dashboard
 from edge_agent.commands.options import Options, PipeClosed, add_command
 from edge_agent.commands.report import ReportOptions, report
 from edge_agent.commands.run import RunOptions, run
@@ -60,6 +61,7 @@ def build_app() -> typer.Typer:
     add_command(app, "stop", engine.StopOptions, engine.stop)
     add_command(app, "rm", models.NamedOptions, models.rm)
     add_command(app, "status", Options, engine.status)
+    add_command(app, "dashboard", DashboardOptions, dashboard)
     add_command(app, "bench", BenchOptions, bench.bench)
     add_command(app, "report", ReportOptions, report)
     add_command(app, "doctor", Options, doctor.doctor)

@@ -18,6 +18,8 @@ from aiohttp import web
 from fake_engine import FakeSupervisor, model_row
 
 from edge_agent.config import Settings
+from edge_agent.monitor import Monitor
+from edge_agent.monitor import build as build_monitor
 from edge_agent.server.app import build_app, build_runner
 from edge_agent.server.limits import Limits
 from edge_agent.server.pull import DEFAULT_COMMAND, PULL_COMMAND
@@ -55,6 +57,7 @@ class Front:
     app: web.Application
     socket_path: Path
     port: int = 0
+    monitor: Monitor | None = None
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
 
     def call(
@@ -104,6 +107,8 @@ class Front:
 
 
 async def _serve(front: Front, ready: threading.Event, stop: asyncio.Event) -> None:
+    if front.monitor is not None:
+        front.monitor.start()
     runner = build_runner(front.app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -121,16 +126,20 @@ def serving(
     supervisor: FakeSupervisor | None = None,
     limits: Limits | None = None,
     pull_command: tuple[str, ...] = DEFAULT_COMMAND,
+    senses: bool = False,
     **settings: Any,
 ) -> Iterator[Front]:
+    """`senses`: with a real sampler below settings["sensors_root"]."""
     supervisor = supervisor or FakeSupervisor()
     chosen = Settings(state_dir=tmp_path, port=0, **settings)
     store = Store(tmp_path / "edge-agent.db", log_text=chosen.log_text)
     for name in supervisor.known:
         store.add_model(model_row(name, f"models/{name}.gguf"))
-    app = build_app(cast(Supervisor, supervisor), store, chosen, TOKEN, limits=limits or Limits())
+    engine = cast(Supervisor, supervisor)
+    monitor = build_monitor(chosen, store, engine) if senses else None
+    app = build_app(engine, store, chosen, TOKEN, monitor=monitor, limits=limits or Limits())
     app[PULL_COMMAND] = pull_command
-    front = Front(supervisor, store, chosen, app, tmp_path / "agent.sock")
+    front = Front(supervisor, store, chosen, app, tmp_path / "agent.sock", monitor=monitor)
     ready, stop = threading.Event(), asyncio.Event()
     thread = threading.Thread(
         target=front.loop.run_until_complete, args=(_serve(front, ready, stop),), daemon=True
@@ -142,6 +151,8 @@ def serving(
     finally:
         front.loop.call_soon_threadsafe(stop.set)
         thread.join(20)
+        if monitor is not None:
+            monitor.close()
         front.loop.close()
         store.close()
 

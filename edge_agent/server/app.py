@@ -22,6 +22,7 @@ from edge_agent.config import Settings
 from edge_agent.errors import ShuttingDown
 from edge_agent.monitor import Monitor
 from edge_agent.server import (
+    dashboard,
     history,
     llama_server,
     metrics,
@@ -38,6 +39,7 @@ from edge_agent.server.refusal import Refusal
 from edge_agent.server.reply import finish
 from edge_agent.server.route import Route
 from edge_agent.server.service import SERVICE, Service
+from edge_agent.server.session import Sessions
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
 
@@ -49,6 +51,7 @@ API = (
     *status.ROUTES,
     *history.ROUTES,
     *metrics.ROUTES,
+    *dashboard.ROUTES,
 )
 OPENAPI = web.AppKey("openapi", bytes)
 
@@ -66,6 +69,7 @@ def build_app(
     app = web.Application(middlewares=[_outer, _guard])
     app[SERVICE] = Service(supervisor, store, settings, token, time.time, limits, monitor)
     _connect(app, monitor)
+    app[dashboard.SESSIONS] = Sessions()
     app[pull.PULL_COMMAND] = pull.DEFAULT_COMMAND
     app[pull.PULL_LOCK] = asyncio.Lock()
     routes = (*API, Route("GET", "/openapi.json", _openapi, "This document"))
@@ -164,7 +168,7 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every way in, before the body is read."""
     service = request.app[SERVICE]
     check_framing(request, service.limits.header_bytes, service.limits.header_fields)
-    check_peer(request, service.token)
+    check_peer(request, service.token, request.app[dashboard.SESSIONS])
     draining = service.supervisor.status().state == "stopping"
     if draining and request.method in ("POST", "DELETE"):
         raise ShuttingDown("the daemon is stopping", "it takes no new work", "retry in a moment")

@@ -3,7 +3,8 @@
 Flows in: the request line, the headers and the accepted socket. Flows out: nothing, or a typed
 refusal, before any body byte is read. On TCP a web page in a browser on this machine is the
 attacker: Host and Origin are compared with exact lists (DNS rebinding, cross-site posts), no CORS
-header is ever sent. Not here: file modes of the token and of the socket (daemon.py).
+header is ever sent. The dashboard's cookie counts as the token for requests of our own page.
+Not here: file modes of the token and of the socket (daemon.py).
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.web_request import BaseRequest
 
 from edge_agent.server.refusal import Refusal
+from edge_agent.server.session import Sessions, cookie_name
 
 GROUP = "edge-agent"
 """Members of this group may use the service's socket; it need not exist."""
 
-PUBLIC_PATHS = frozenset({"/", "/health", "/v1/health"})
-"""Liveness, readable without a token, as llama-server and Ollama do it."""
+DASHBOARD_FILES = ("enter", "session", "style.css", "app.js", "chart.js", "enter.js", "icon.svg")
+PUBLIC_PATHS = frozenset(
+    {"/", "/health", "/v1/health", *(f"/dashboard/{name}" for name in DASHBOARD_FILES)}
+)
+"""Liveness, readable without a token, as llama-server and Ollama do it; and the dashboard's files,
+which hold no data."""
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 """The only hosts that reach this daemon honestly, with or without its own port."""
@@ -55,7 +61,7 @@ def check_framing(request: BaseRequest, max_bytes: int, max_fields: int) -> None
         )
 
 
-def check_peer(request: BaseRequest, token: str) -> None:
+def check_peer(request: BaseRequest, token: str, sessions: Sessions) -> None:
     """Refuses strangers: 401, 403 or 421. Raises Refusal."""
     transport = request.transport
     peer = transport.get_extra_info("socket") if transport else None
@@ -64,8 +70,9 @@ def check_peer(request: BaseRequest, token: str) -> None:
     if peer.family == socket.AF_UNIX:
         _check_credentials(peer)
         return
-    _check_host(request, peer.getsockname()[1])
-    if request.path not in PUBLIC_PATHS:
+    port = peer.getsockname()[1]
+    _check_host(request, port)
+    if request.path not in PUBLIC_PATHS and not _has_session(request, port, sessions):
         _check_token(request, token)
 
 
@@ -89,6 +96,18 @@ def _check_host(request: BaseRequest, port: int) -> None:
             "web pages of other origins may not use this daemon",
             "call it from a program, not from a page",
         )
+
+
+def _has_session(request: BaseRequest, port: int, sessions: Sessions) -> bool:
+    """A cookie counts when the browser says that a page of this very origin sends the request.
+
+    SameSite=Strict keeps other sites' requests without it; Sec-Fetch-Site (Fetch Metadata, W3C)
+    also keeps out other ports of this host, which are the same site.
+    """
+    cookie = request.cookies.get(cookie_name(port), "")
+    if not cookie or request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+        return False
+    return sessions.is_valid(cookie)
 
 
 def _check_token(request: BaseRequest, token: str) -> None:

@@ -42,11 +42,7 @@ from edge_agent.server.service import SERVICE, Call, Service, generate, whole
 from edge_agent.store import ModelRow
 
 GREETING = "Ollama is running"
-"""Clients compare this text before they go on."""
-
-
-async def greeting(request: web.Request) -> web.Response:
-    return web.Response(text=GREETING)
+"""What GET / answers (dashboard.py); clients compare this text before they go on."""
 
 
 async def version(request: web.Request) -> web.Response:
@@ -258,7 +254,6 @@ async def _stream(request: web.Request, call: Call, lines: Lines) -> web.StreamR
 
 
 ROUTES = (
-    Route("GET", "/", greeting, "Liveness, as Ollama words it"),
     Route("GET", "/api/version", version, "Version of this daemon", Version),
     Route("GET", "/api/tags", tags, "Registered models", Tags),
     Route("GET", "/api/ps", ps, "The loaded model", RunningModels),

@@ -72,7 +72,7 @@ def status_document(service: Service, proc: Path) -> dict[str, Any]:
         "pid": os.getpid(),
         "worker_pid": engine.worker_pid,
         "state_dir": str(service.settings.state_dir),
-        **_addresses(service),
+        **addresses(service),
         "engine": state,
         "model_info": None if engine.info is None else msgspec.to_builtins(engine.info),
         "memory": {
@@ -94,7 +94,7 @@ def _power(sensors: dict[str, Any] | None) -> dict[str, Any]:
     return {"watts": sensors["total_w"], "reason": sensors["total_reason"]}
 
 
-def _addresses(service: Service) -> dict[str, Any]:
+def addresses(service: Service) -> dict[str, Any]:
     """From STATE/run.json, which the daemon wrote when it knew its port; else as configured."""
     settings = service.settings
     try:
