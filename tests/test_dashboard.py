@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from board_tree import copied_board
+from board_writer import copied_board
 from fake_engine import FakeSupervisor
 from http_front import Front, serving
 

@@ -16,6 +16,8 @@ from edge_agent.sensors.readings import Looked, Power
 
 POWERCAP = "sys/class/powercap"
 MAX_UJ = 1e15
+WRAP_SHARE = 0.5
+"""A counter that went back has wrapped around only if it went on by less than half its range."""
 NOT_ALLOWED = "root only since 2020 (CVE-2020-8694); sudo chmod a+r it, or run as root"
 
 
@@ -33,14 +35,12 @@ class _Domain:
         now_uj, reason = read_number(self.path, 0, MAX_UJ)
         if now_uj is None:
             return None, f"{reason} ({NOT_ALLOWED})" if "ermission" in reason else reason
-        if self.last_uj is not None:
-            step_uj = now_uj - self.last_uj
-            if step_uj < 0:
-                if self.range_uj is None:
-                    self.last_uj = now_uj
-                    return None, f"{self.path} wrapped around and its range is not known"
-                step_uj += self.range_uj
-            self.total_uj += step_uj
+        step_uj = 0.0 if self.last_uj is None else now_uj - self.last_uj
+        if step_uj < 0:
+            step_uj += self.range_uj or 0.0
+            if not 0 <= step_uj <= WRAP_SHARE * (self.range_uj or 0.0):
+                return None, f"{self.path} went back to {now_uj:.0f}"
+        self.total_uj += step_uj
         self.last_uj = now_uj
         return self.total_uj / 1e6, ""
 

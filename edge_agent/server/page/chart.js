@@ -43,6 +43,7 @@ export class Chart {
     );
     const values = series.flat().map((pair) => pair[1]).filter((value) => value !== null);
     this.svg.replaceChildren();
+    this.svg.classList.toggle("empty", !values.length);
     if (!values.length) {
       this.tell(`${this.title}: not measured`, reason || "no reading yet");
       return;
