@@ -60,7 +60,7 @@ def build_app() -> typer.Typer:
     add_command(app, "pull", models.PullOptions, models.pull)
     add_command(app, "stop", engine.StopOptions, engine.stop)
     add_command(app, "rm", models.NamedOptions, models.rm)
-    add_command(app, "status", Options, engine.status)
+    add_command(app, "status", engine.StatusOptions, engine.status)
     add_command(app, "dashboard", DashboardOptions, dashboard)
     add_command(app, "bench", BenchOptions, bench.bench)
     add_command(app, "report", ReportOptions, report)

@@ -1,4 +1,4 @@
-"""What --verbose prints after an answer: Ollama's block of counts, durations and rates.
+"""What --verbose prints after an answer: Ollama's counts, durations and rates; joules and heat.
 
 Flows in: the Ending of an answer and what the command measured itself. Flows out: lines of text.
 Ollama's `prompt eval count` is what was prefilled; tokens reused from an earlier turn stand in a
@@ -33,6 +33,7 @@ def timing_block(ending: Ending, total_s: float, load_s: float | None) -> list[s
         ("cached tokens", "unknown" if cached is None else f"{cached} token(s)"),
         *_phase("prompt eval", "prompt", ending),
         *_phase("eval", "predicted", ending),
+        *_cost(ending),
     ]
     return [f"{name + ':':<21} {value}" for name, value in rows]
 
@@ -46,6 +47,26 @@ def _phase(title: str, prefix: str, ending: Ending) -> Iterator[tuple[str, str]]
     )
     rate = f"{count / duration_ms * 1000:.2f} tokens/s" if count and duration_ms else "unknown"
     yield f"{title} rate", rate
+
+
+def _cost(ending: Ending) -> Iterator[tuple[str, str]]:
+    """Joules and heat; what was not measured says why."""
+    energy = ending.energy
+    total_j = energy.get("total_j")
+    if total_j is None:
+        reason = energy.get("reason") or "the daemon told nothing"
+        yield "energy", f"not measured: {reason}"
+    else:
+        parts = [f"{total_j:.2f} J"]
+        names = (("prefill", "prefill_j"), ("decode", "decode_j"), ("above idle", "marginal_j"))
+        shown = [f"{energy[key]:.2f} {name}" for name, key in names if energy.get(key) is not None]
+        parts += [f"({', '.join(shown)})"] if shown else []
+        yield "energy", " ".join(parts)
+        if energy.get("j_per_token") is not None:
+            yield "energy per token", f"{energy['j_per_token']:.4f} J"
+        yield "power", f"mean {energy['mean_w']:.2f} W, rail {energy.get('rail')}"
+    heat = ending.temperature_celsius
+    yield "temperature", "not measured" if heat is None else f"{heat:.1f} C"
 
 
 def ready_worker(client: Client) -> Any:

@@ -88,6 +88,7 @@ def test_run_verbose_prints_the_block_on_stderr(tmp_path: Path) -> None:
         *("total duration", "load duration", "cached tokens"),
         *("prompt eval count", "prompt eval duration", "prompt eval rate"),
         *("eval count", "eval duration", "eval rate"),
+        *("energy", "temperature"),
     ]
 
 

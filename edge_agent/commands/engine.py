@@ -32,6 +32,14 @@ class StopOptions(Options):
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(Options):
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep it on the screen.")] = False
+    interval: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Seconds between two looks.")
+    ] = 1.0
+
+
 def ps(options: Options, terminal: Terminal) -> int:
     """Show the loaded model.
 
@@ -83,13 +91,20 @@ def stop(options: StopOptions, terminal: Terminal) -> int:
     return 0
 
 
-def status(options: Options, terminal: Terminal) -> int:
-    """Show the daemon: engine, model, memory, addresses. Exit code 1 when none runs.
+def status(options: StatusOptions, terminal: Terminal) -> int:
+    """Show the daemon: engine, model, memory, power, heat. Exit code 1 when none runs.
+
+    With --watch until Ctrl-C: a live view on a terminal, else a line each time.
 
     Examples:
       edge-agent status
+      edge-agent status --watch
       edge-agent status --json
     """
+    if options.watch:
+        from edge_agent.commands.watch import watch
+
+        return watch(options, terminal)
     try:
         client = find_daemon(options.state_dir, terminal.environ, QUICK_TIMEOUT_S)
         document = client.get("/status")
@@ -132,8 +147,32 @@ def status_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("memory, worker", _size(memory.get("worker_rss_anon_bytes"))),
         ("memory, available", _size(memory.get("mem_available_bytes"))),
         ("power", _power(power)),
+        *sensor_rows(document.get("sensors") or {}),
     ]
     return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def sensor_rows(sensors: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """What the board says, by subsystem; only what was read."""
+    rails = [
+        f"{name} {rail['watts']:.2f} W"
+        for name, rail in (sensors.get("rails") or {}).items()
+        if rail.get("watts") is not None
+    ]
+    heat = [
+        f"{name} {celsius:.1f} C"
+        for name, celsius in (sensors.get("temperatures_celsius") or {}).items()
+        if celsius is not None
+    ]
+    guard = sensors.get("guard") or {}
+    stage = guard.get("stage")
+    return [
+        ("rails", ", ".join(rails)),
+        ("idle power", f"{sensors['idle_w']:.2f} W" if sensors.get("idle_w") else None),
+        ("temperatures", ", ".join(heat)),
+        ("throttling", ", ".join(sensors.get("throttle") or [])),
+        ("guard", f"stage {stage}: {guard.get('reason')}" if stage else None),
+    ]
 
 
 def until_text(expires_at: str | None, now_s: float) -> str:

@@ -73,6 +73,13 @@ class ServeOptions(StateOptions):
         str | None,
         typer.Option(help="Worker crashes in 5 minutes that quarantine a model.", metavar="N"),
     ] = None
+    sensors_root: Annotated[
+        str | None, typer.Option(help="Read every sensor below DIR instead of /.", metavar="DIR")
+    ] = None
+    power_source: Annotated[
+        str | None,
+        typer.Option(help="auto (INA3221, else RAPL), ina3221, rapl, jtop, none.", metavar="NAME"),
+    ] = None
     log_text: Annotated[
         bool | None,
         typer.Option("--log-text/--no-log-text", help="Keep prompts and answers in the history."),
