@@ -1,10 +1,10 @@
 """`make demo`: two small models answer through a real daemon here; then a small bench and a report.
 
 In: ./.venv as dev/install.py leaves it. Out: the answers, streamed, and what they cost, a table of
-benchmark figures, and .demo/report.html. Joules appear only where this machine has a power sensor. Every step
-is a command of this project that is printed before it runs, or one request to the daemon's own
-socket. The state is kept in ./.demo (STATE of the README), so that a second run copies no model
-again. Not here: assertions; the tests make those.
+benchmark figures, and .demo/report.html. Joules appear only where this machine has a power sensor.
+Every step is a command of this project that is printed before it runs, or one request to the
+daemon's own socket. The state is kept in ./.demo (STATE of the README), so that a second run copies
+no model again. Not here: assertions; the tests make those.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def build_app() -> typer.Typer:
     add_command(app, "dashboard", DashboardOptions, dashboard)
     add_command(app, "bench", BenchOptions, bench.bench)
     add_command(app, "report", ReportOptions, report)
-    add_command(app, "doctor", Options, doctor.doctor)
+    add_command(app, "doctor", doctor.DoctorOptions, doctor.doctor)
     return app
 
 

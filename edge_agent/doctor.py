@@ -3,8 +3,8 @@
 In: the root of a file system (a test passes a small tree), the environment, the state directory
 and the registered models. Out: a list of `Check`, in the order a person would look. It changes
 nothing, needs no daemon and no root. llama.cpp is asked in a short process of its own, because a
-broken build must not take `doctor` with it. Facts about Jetson boards carry their source; readings
-that a later sensor package will own (watts, degrees) are only looked for here.
+broken build must not take `doctor` with it. Facts about Jetson boards carry their source. Not here:
+reading sensors (sensors/).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edge_agent.sensors import alarms, board, cpu, gpu, memory, power, thermal
+from edge_agent.sensors.readings import Looked
 from edge_agent.store import ModelRow
 
 Status = Literal["ok", "warn", "fail", "info"]
@@ -72,6 +74,7 @@ def examine(
         check_state_dir(state_dir),
         *check_models(state_dir, models),
         check_power(root),
+        check_thermal(root),
     ]
 
 
@@ -309,27 +312,38 @@ def _check_model(state_dir: Path, model: ModelRow) -> Check:
     return Check(name, "ok", f"{model.description}, {size // MIB} MiB")
 
 
-# ---- power -------------------------------------------------------------------------------------
-
-# JetPack 4 (iio), JetPack 5 and later (hwmon), and Intel/AMD package energy on a PC.
-POWER_SENSORS = (
-    ("INA3221 (JetPack 4)", "sys/bus/i2c/drivers/ina3221x/*/iio:device*/in_power*_input"),
-    ("INA3221", "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/curr*_input"),
-    ("RAPL", "sys/class/powercap/intel-rapl:*/energy_uj"),
-)
+# ---- sensors -----------------------------------------------------------------------------------
 
 
 def check_power(root: Path) -> Check:
-    """Is there a sensor for watts, and may we read it? Watts are never estimated."""
-    unreadable = ""
-    for name, pattern in POWER_SENSORS:
-        found = sorted(root.glob(pattern))
-        if any(read_text(path) for path in found):
-            return Check("power", "ok", f"{name}: {len(found)} readings under {found[0].parent}")
-        if found:
-            unreadable = f"{name}: {found[0]} is there and cannot be read"
-    if unreadable:
-        hint = "RAPL is for root only by default: sudo chmod a+r on that file until the next boot"
-        return Check("power", "warn", unreadable, hint)
-    places = ", ".join("/" + pattern for _, pattern in POWER_SENSORS)
-    return Check("power", "info", f"no sensor, watts will be null; looked at {places}")
+    """Whether answers will carry joules: a reading of the rail that feeds the whole board."""
+    reading = power.read(root)
+    reason = reading.reasons.get("total", "")
+    rail = reading.total_rail
+    if rail is None:
+        if "root only" in reason:
+            return Check("power", "warn", reason, "sudo chmod a+r on that file until the next boot")
+        return Check("power", "info", f"watts will be null: {reason}")
+    if rail in reading.joules:
+        return Check("power", "ok", f"RAPL counter {rail} of {len(reading.joules)}")
+    rails = ", ".join(
+        f"{name} {'unreadable' if watts is None else f'{watts:.2f} W'}"
+        for name, watts in reading.watts.items()
+    )
+    if reading.watts[rail] is None:
+        return Check("power", "warn", f"INA3221, {reading.reasons.get(f'watts.{rail}')}")
+    return Check("power", "ok", f"INA3221, total {rail}: {rails}")
+
+
+def check_thermal(root: Path) -> Check:
+    reading = thermal.read(root)
+    hottest = reading.hottest_celsius
+    if hottest is None:
+        return Check("heat", "info", "temperatures will be null: no thermal zone can be read")
+    return Check("heat", "ok", f"{len(reading.zones_celsius)} zones, hottest {hottest:.1f} C")
+
+
+def sensors(root: Path) -> list[Looked]:
+    """Every place a sensor was looked for, found or not."""
+    found = (power, thermal, memory, cpu, gpu, alarms, board)
+    return [looked for module in found for looked in module.find(root).looked]

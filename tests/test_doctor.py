@@ -82,7 +82,8 @@ def test_zram_is_fine_but_swap_on_a_card_is_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tree", "source"), [(NANO, "INA3221 (JetPack 4)"), (ORIN, "INA3221:"), (PC, "RAPL")]
+    ("tree", "source"),
+    [(NANO, "INA3221, total POM_5V_IN"), (ORIN, "INA3221, total VDD_IN"), (PC, "RAPL")],
 )
 def test_power_sensor_of_each_generation_is_found(tmp_path, tree, source):
     check = findings(tree, tmp_path)["power"]
@@ -92,6 +93,19 @@ def test_power_sensor_of_each_generation_is_found(tmp_path, tree, source):
 def test_missing_power_sensor_is_reported_with_the_places_looked_at(tmp_path):
     check = findings(tmp_path / "empty", tmp_path)["power"]
     assert check.status == "info" and "null" in check.detail and "/intel-rapl" in check.detail
+
+
+def test_every_place_a_sensor_was_looked_for_is_listed(tmp_path):
+    from cli_runner import cli
+
+    root = str(TREES / NANO)
+    done = cli("doctor", "--sensors-root", root, "--json", state_dir=tmp_path)
+    looked = {one["what"]: one["found"] for one in done.document()["sensors"]}
+    assert "POM_5V_IN" in looked["power rails, INA3221, JetPack 4"]
+    assert looked["power rails, INA3221, JetPack 5 and 6"] is None
+    assert "CPU-therm" in looked["thermal zones"]
+    board = {one["name"]: one["detail"] for one in done.document()["checks"]}["board"]
+    assert "Jetson Nano" in board
 
 
 def test_empty_root_raises_nothing(tmp_path):

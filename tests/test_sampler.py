@@ -253,7 +253,7 @@ def test_a_sensor_that_fails_is_none_with_a_reason_and_comes_back(orin: Path) ->
 
 
 def test_a_counter_that_wraps_around_loses_no_joule(pc: Path) -> None:
-    counter, uj = pc / RAPL / "energy_uj", 600_000
+    counter, uj = pc / RAPL / "energy_uj", 400_000
     with running(pc, idle_hz=100.0) as sampler:
         until(lambda: (seen := sampler.snapshot()) and seen.power.source == "rapl")
         start = time.monotonic()
@@ -265,7 +265,7 @@ def test_a_counter_that_wraps_around_loses_no_joule(pc: Path) -> None:
     part = integrate(trace, trace.times_s[0], trace.times_s[-1])
     seen = trace.joules[-1] - trace.joules[0]
     assert (trace.source, trace.rail) == ("rapl", "package-0")
-    assert part.joules == pytest.approx(seen) and 4.2 - 1e-9 <= seen <= 4.8 + 1e-9
+    assert part.joules == pytest.approx(seen) and 2.8 - 1e-9 <= seen <= 3.2 + 1e-9
     assert min(trace.watts) >= 0.0
 
 

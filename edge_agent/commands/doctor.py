@@ -6,9 +6,11 @@ document; exit code 1 when a check failed. Not here: the checks (edge_agent/doct
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from edge_agent.commands.options import Options
 from edge_agent.daemon_socket import find_daemon, state_dir_of
@@ -22,29 +24,45 @@ if TYPE_CHECKING:
 ROOT = Path("/")
 
 
-def doctor(options: Options, terminal: Terminal) -> int:
-    """Check board, system, llama.cpp, memory, sockets and models. Exit code 1 if one fails.
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(Options):
+    sensors_root: Annotated[
+        Path, typer.Option(metavar="DIR", help="Examine the machine below DIR instead of /.")
+    ] = ROOT
+
+
+def doctor(options: DoctorOptions, terminal: Terminal) -> int:
+    """Check board, system, llama.cpp, memory, sensors and models. Exit code 1 if one fails.
 
     Needs no daemon and no root, and changes nothing.
 
     Examples:
       edge-agent doctor
       edge-agent doctor --json
+      edge-agent doctor --sensors-root ./copied-board
     """
-    from edge_agent.doctor import examine
+    from edge_agent.doctor import examine, sensors
 
     state_dir = state_dir_of(options.state_dir, terminal.environ)
     models, unread = _models(options, terminal, state_dir)
-    checks = examine(ROOT, terminal.environ, state_dir, models)
+    root = options.sensors_root
+    looked = sensors(root)
+    checks = examine(root, terminal.environ, state_dir, models)
     is_healthy = all(check.status != "fail" for check in checks)
     if options.json:
         document = {"healthy": is_healthy, "checks": [asdict(check) for check in checks]}
+        document["sensors"] = [asdict(one) for one in looked]
         terminal.document({**document, "models_unread": unread or None})
     else:
         for check in checks:
             terminal.line(f"{check.status:<5} {check.name}: {check.detail}")
             if check.hint:
                 terminal.line(f"      hint: {check.hint}")
+        terminal.line("sensors looked for:")
+        for one in looked:
+            found = one.found or "nothing"
+            reason = f" ({one.reason})" if one.reason else ""
+            terminal.line(f"      {one.what}: {found}{reason} at {one.where}")
         if unread:
             terminal.note(f"note: the registered models were not checked: {unread}")
     return 0 if is_healthy else 1
