@@ -13,6 +13,7 @@ Library code raises these and never prints; `cli.py` prints `error:` and `hint:`
     ├── ModelRefused          507       it would not fit: the three numbers and what would
     ├── ModelCorrupt          422       SHA-256 differs from the registered one
     ├── DownloadError         502       a pull that did not finish
+    ├── ConversionError       422       a checkpoint, adapter or type that cannot be converted
     ├── RequestError          400       a request that can never be answered
     │   ├── SchemaError       400       a JSON schema outside the supported subset
     │   └── ContextExceeded   400       more tokens than a slot holds
@@ -97,6 +98,13 @@ class DownloadError(EdgeAgentError):
 
     code = "download_error"
     status = 502
+
+
+class ConversionError(EdgeAgentError):
+    """A checkpoint, an adapter or a wanted type that cannot be converted; nothing was written."""
+
+    code = "conversion_failed"
+    status = 422
 
 
 class RequestError(EdgeAgentError):
