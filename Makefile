@@ -35,7 +35,7 @@ lock: venv       ## write requirements.lock anew from pyproject.toml
 	@$(BIN)/python -m pip install -q uv
 	@$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --upgrade \
-	  --extra build --extra demo --extra test pyproject.toml -o requirements.lock
+	  --extra build --extra convert --extra demo --extra test pyproject.toml -o requirements.lock
 
 venv:            ## ./.venv from requirements.lock; does nothing when it is up to date
 	@$(PYTHON) dev/install.py $(VENV)

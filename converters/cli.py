@@ -1,46 +1,79 @@
-"""The `edge-convert` command. Not here yet: it comes with a later issue, and says so.
+"""The `edge-convert` command: assembles its subcommands.
 
-Flows in: arguments. Flows out: a message and exit code 1; `--help` and `--version` work.
+Flows in: sys.argv, the process's streams and environment. Flows out: an exit code
+(edge_agent/program.py). Not here: the commands (commands/). Heavy libraries are imported by the
+commands that need them, so that --help is quick.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Annotated
 
+import typer
+
+from converters.commands.hf import HfOptions, hf
+from converters.commands.inspect import InspectOptions, inspect
+from converters.commands.quantize import QuantizeOptions, quantize
+from converters.commands.to_hf import ToHfOptions, to_hf
 from edge_agent import __version__
+from edge_agent.commands.options import add_command
+from edge_agent.program import run_program
+from edge_agent.terminal import Terminal, process_terminal
 
-HELP = """\
-Usage: edge-convert [OPTIONS]
-
-  Turn Hugging Face checkpoints and LoRA adapters into GGUF files.
-  Not available in this version ({version}): it comes with a later one.
-
-Options:
-  --version   Print the version.
-  -h, --help  Show this message and exit.
+EPILOG = """\b
+Examples:
+  edge-convert hf ./my-finetune -o mine.gguf --type q4_k_m
+  edge-convert inspect mine.gguf
 """
 
 
-def main_with(argv: Sequence[str], stdout: TextIO, stderr: TextIO) -> int:
-    """Returns the exit code."""
-    if {"-h", "--help"} & set(argv):
-        stdout.write(HELP.format(version=__version__))
-        return 0
-    if "--version" in argv:
-        stdout.write(f"edge-convert {__version__}\n")
-        return 0
-    stderr.write(
-        "error: edge-convert is not available yet: the converters come with a later version\n"
-        "hint:  `edge-agent pull hf:owner/repo:q4_k_m` fetches a file that is GGUF already\n"
+def build_app() -> typer.Typer:
+    """The typer app with every command, in the order of a conversion."""
+    app = typer.Typer(
+        help="Turn Hugging Face checkpoints and LoRA adapters into GGUF files, and check them.",
+        epilog=EPILOG,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    return 1
+    app.callback(invoke_without_command=True)(_root)
+    add_command(app, "hf", HfOptions, hf)
+    add_command(app, "quantize", QuantizeOptions, quantize)
+    add_command(app, "to-hf", ToHfOptions, to_hf)
+    add_command(app, "inspect", InspectOptions, inspect)
+    return app
+
+
+def _version(ctx: typer.Context, is_asked: bool) -> None:
+    if is_asked:
+        ctx.obj.line(f"edge-convert {__version__}")
+        raise typer.Exit()
+
+
+def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        ctx.obj.line(ctx.get_help())
+
+
+def main_with(argv: Sequence[str], terminal: Terminal) -> int:
+    """Run one command and return its exit code."""
+    return run_program(build_app, "edge-convert", argv, terminal)
 
 
 def main() -> None:
     """Entry point of the `edge-convert` script."""
-    sys.exit(main_with(sys.argv[1:], sys.stdout, sys.stderr))
+    logging.getLogger("edge_agent").setLevel(logging.ERROR)  # llama.cpp remarks on every vocabulary
+    sys.exit(main_with(sys.argv[1:], process_terminal(os.environ)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 
-from edge_agent.cli import build_app, main_with
+from converters import cli as edge_convert
+from edge_agent import cli as edge_agent
 from edge_agent.terminal import Terminal
 
 INTRO = """\
@@ -37,22 +38,28 @@ nearly every correct next token.
 """
 
 
-def command_names() -> list[str]:
-    return [info.name for info in build_app().registered_commands if info.name]
+PROGRAMS = {"edge-agent": edge_agent, "edge-convert": edge_convert}
 
 
-def help_of(*command: str) -> str:
-    """What `edge-agent COMMAND --help` prints."""
+def command_names(program: str) -> list[str]:
+    commands = PROGRAMS[program].build_app().registered_commands
+    return [info.name for info in commands if info.name]
+
+
+def help_of(program: str, *command: str) -> str:
+    """What `PROGRAM COMMAND --help` prints."""
     out = io.StringIO()
     terminal = Terminal(io.StringIO(), out, sys.stderr, os.environ)
     with redirect_stdout(out):
-        main_with([*command, "--help"], terminal)
+        PROGRAMS[program].main_with([*command, "--help"], terminal)
     return out.getvalue().strip()
 
 
 def sections() -> Iterator[str]:
-    for command in ([], *([name] for name in command_names())):
-        yield f"## {' '.join(['edge-agent', *command])}\n\n```\n{help_of(*command)}\n```\n"
+    for program in PROGRAMS:
+        for command in ([], *([name] for name in command_names(program))):
+            title = " ".join([program, *command])
+            yield f"## {title}\n\n```\n{help_of(program, *command)}\n```\n"
 
 
 def reference() -> str:

@@ -1,8 +1,6 @@
-"""The `edge-agent` command: assembles the commands; the only place that prints errors and exits.
+"""The `edge-agent` command: assembles the commands.
 
-Flows in: sys.argv, the process's streams and environment. Flows out: an exit code: 0, 1 failure, 2
-usage, 130 Ctrl-C, 141 when the reader of a pipe has left. An error is `error: what: why` and
-`hint: what to do` on stderr, with --json also one JSON document on stdout; never a traceback. Not
+Flows in: sys.argv, the process's streams and environment. Flows out: an exit code (program.py). Not
 here: the commands (commands/). Heavy libraries must not be imported at the top of anything this
 file imports: a test holds `--help` to that.
 """
@@ -11,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +21,12 @@ from edge_agent.commands import bench, doctor, engine, models, serve
 from edge_agent.commands.bench_options import BenchOptions
 from edge_agent.commands.chat import ChatOptions, chat
 from edge_agent.commands.dashboard import DashboardOptions, dashboard
-from edge_agent.commands.options import Options, PipeClosed, add_command
+from edge_agent.commands.options import Options, add_command
 from edge_agent.commands.report import ReportOptions, report
 from edge_agent.commands.run import RunOptions, run
-from edge_agent.errors import EdgeAgentError, UsageError
-from edge_agent.terminal import Terminal, error_document, process_terminal
+from edge_agent.program import run_program
+from edge_agent.terminal import Terminal, process_terminal
 
-INTERRUPTED = 130
-PIPE_CLOSED = 141
-"""128 + SIGINT and 128 + SIGPIPE, as a shell reports them."""
 EPILOG = """\b
 Examples:
   edge-agent pull embedded:smollm2-135m
@@ -96,68 +90,7 @@ def _root(
 
 def main_with(argv: Sequence[str], terminal: Terminal) -> int:
     """Run one command and return its exit code."""
-    try:
-        code = _invoke(argv, terminal)
-        terminal.stdout.flush()
-        return code
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except (PipeClosed, BrokenPipeError):
-        _drop_output(terminal)
-        return PIPE_CLOSED
-    except EdgeAgentError as error:
-        return _report(error, argv, terminal)
-    except typer.TyperException as error:
-        return _report(_usage_error(error), argv, terminal)
-    except Exception as error:
-        return _report(_bug(error), argv, terminal)
-
-
-def _invoke(argv: Sequence[str], terminal: Terminal) -> int:
-    result = build_app()(
-        args=list(argv), prog_name="edge-agent", standalone_mode=False, obj=terminal
-    )
-    return result if isinstance(result, int) else 0
-
-
-def _report(error: EdgeAgentError, argv: Sequence[str], terminal: Terminal) -> int:
-    """A program that asked for --json gets one document in any case."""
-    try:
-        if "--json" in argv:
-            terminal.document(error_document(error))
-        terminal.error(error)
-    except BrokenPipeError:
-        _drop_output(terminal)
-    return 2 if isinstance(error, UsageError) else 1
-
-
-def _usage_error(error: typer.TyperException) -> UsageError:
-    """typer's own complaint, with the help of the command it was about."""
-    ctx = getattr(error, "ctx", None)
-    command = ctx.command_path if ctx is not None else "edge-agent"
-    return UsageError(error.format_message().rstrip("."), "", f"`{command} --help` shows the usage")
-
-
-def _bug(error: Exception) -> EdgeAgentError:
-    """Anything nobody foresaw: its type and the place, enough to report it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{type(error).__name__} in {Path(frame.filename).name} line {frame.lineno}"
-    return EdgeAgentError(
-        "this command failed unexpectedly",
-        f"{place}: {error}" if str(error) else place,
-        "please report it with the command you gave and `edge-agent doctor --json`",
-    )
-
-
-def _drop_output(terminal: Terminal) -> None:
-    """What Python still holds for a closed pipe would be a complaint at exit."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    for stream in (terminal.stdout, terminal.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(devnull, stream.fileno())
-    os.close(devnull)
+    return run_program(build_app, "edge-agent", argv, terminal)
 
 
 def main() -> None:

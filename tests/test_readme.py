@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import readme_tree
+import typer
 from typer.main import get_command
 
+from converters import cli as convert_cli
 from edge_agent.cli import build_app
 from edge_agent.config import Settings
 
@@ -31,6 +33,12 @@ def test_every_command_is_in_the_table_and_no_other() -> None:
     assert sorted(listed) == sorted(existing_commands())
 
 
+def test_every_conversion_is_in_the_table_and_no_other() -> None:
+    names = set(get_command(convert_cli.build_app()).commands)  # type: ignore[attr-defined]
+    listed = re.findall(r"^\| `edge-convert ([a-z-]+)", command_table(), re.MULTILINE)
+    assert sorted(listed) == sorted(names)
+
+
 @pytest.mark.parametrize("document", ["README.md", "docs/http.md", "benchmarks/README.md"])
 def test_commands_named_in_prose_exist(document: str) -> None:
     text = (ROOT / document).read_text()
@@ -38,8 +46,9 @@ def test_commands_named_in_prose_exist(document: str) -> None:
     assert named <= existing_commands()
 
 
-def test_every_command_has_help() -> None:
-    commands = get_command(build_app()).commands  # type: ignore[attr-defined]
+@pytest.mark.parametrize("app", [build_app(), convert_cli.build_app()])
+def test_every_command_has_help(app: typer.Typer) -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
     assert [name for name, command in commands.items() if not command.help] == []
 
 

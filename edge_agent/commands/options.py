@@ -22,7 +22,7 @@ from edge_agent.terminal import Terminal
 
 @dataclass(frozen=True, kw_only=True)
 class StateOptions:
-    """Every command's flags."""
+    """Flags of every edge-agent command."""
 
     state_dir: Annotated[
         Path | None,
@@ -47,7 +47,7 @@ class PipeClosed(Exception):
     """The reader of our output has left."""
 
 
-OptionsType = TypeVar("OptionsType", bound=StateOptions)
+OptionsType = TypeVar("OptionsType")
 Command = Callable[[OptionsType, Terminal], int]
 
 
@@ -63,7 +63,8 @@ def add_command(
 
     def call(typer_context: typer.Context, **given: Any) -> int:
         terminal: Terminal = typer_context.obj
-        given["state_dir"] = given["state_dir"] or terminal.state_dir
+        if "state_dir" in given:
+            given["state_dir"] = given["state_dir"] or terminal.state_dir
         try:
             return function(options(**given), terminal)
         except BrokenPipeError as error:
@@ -73,7 +74,7 @@ def add_command(
     parameters = [
         inspect.Parameter("typer_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     ]
-    for field in fields(options):
+    for field in fields(options):  # type: ignore[arg-type]
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         kind = inspect.Parameter.KEYWORD_ONLY
         parameters.append(

@@ -93,11 +93,11 @@ def _admission(path: Path, message: Load, settings: EngineSettings, log: LogTail
     if message.plan is not None and still_fits(message.plan, settings, read_memory()):
         return Admission(message.plan, ("same plan as before the restart",))
     gguf = read_gguf(path)
-    with _DryRun(path, settings, log) as dry_run:
+    with DryRun(path, settings, log) as dry_run:
         return admit(gguf, settings, read_memory(), dry_run.compute_bytes)
 
 
-class _DryRun:
+class DryRun:
     """The compute buffer llama.cpp would take, without taking it (no_alloc)."""
 
     def __init__(self, path: Path, settings: EngineSettings, log: LogTail) -> None:
@@ -105,7 +105,7 @@ class _DryRun:
         self._log = log
         self._model = Model(path, settings, log, no_alloc=True)
 
-    def __enter__(self) -> _DryRun:
+    def __enter__(self) -> DryRun:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,65 @@
+"""Byte-level BPE vocabularies: Qwen's, SmolLM2's, Llama 3's, from tokenizer.json.
+
+Flows in: a checkpoint. Flows out: a `Vocabulary` with merges and the name of the pre-tokenizer,
+which tells llama.cpp how text is cut before merging. That name is found by behaviour: the file's
+own pre-tokenizer cuts a probe text, and the pieces' hash must be that of a known one
+(pre_tokenizer.py). An unknown one is refused: a wrong guess would tokenize silently otherwise.
+Not here: SentencePiece (spm_vocabulary.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converters.checkpoint import Checkpoint, refusal
+from converters.pre_tokenizer import KNOWN, name_of
+from converters.tokenizer_document import TokenizerDocument, read_document, read_merges
+from converters.vocabulary import (
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNUSED,
+    USER_DEFINED,
+    Vocabulary,
+    looks_special,
+)
+
+
+def read_bpe(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
+    """From tokenizer.json. Raises ConversionError."""
+    path = checkpoint.directory / "tokenizer.json"
+    document = read_document(path)
+    pre = name_of(document.normalizer, document.pre_tokenizer)
+    if pre is None:
+        raise refusal(
+            path,
+            "its pre-tokenizer cuts text in a way that llama.cpp is not known to share",
+            f"supported are those of {', '.join(sorted(KNOWN))}",
+        )
+    tokens, types = _tokens(path, document, n_vocab)
+    merges = [f"{_visible(left)} {_visible(right)}" for left, right in read_merges(path)]
+    return Vocabulary("gpt2", pre, tokens, types, merges=merges)
+
+
+def _tokens(path: Path, document: TokenizerDocument, n_vocab: int) -> tuple[list[str], list[int]]:
+    tokens = [f"[PAD{number}]" for number in range(n_vocab)]
+    types = [UNUSED] * n_vocab
+    largest = max([*document.model.vocab.values(), *(token.id for token in document.added_tokens)])
+    if largest >= n_vocab:
+        raise refusal(
+            path,
+            f"it has the token id {largest}, the model only {n_vocab} (vocab_size)",
+            "resize the model's embeddings to its tokenizer and save it again",
+        )
+    for text, number in document.model.vocab.items():
+        tokens[number], types[number] = text, NORMAL
+    for added in document.added_tokens:
+        is_control = added.special or looks_special(added.content)
+        tokens[added.id] = added.content if is_control else added.content.replace(SPACE, " ")
+        types[added.id] = CONTROL if is_control else USER_DEFINED
+    return tokens, types
+
+
+def _visible(part: str) -> str:
+    """GGUF separates the two halves of a merge by a space, so a space inside one is spelled Ġ."""
+    return part.replace(" ", "\u0120")

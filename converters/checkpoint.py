@@ -1,0 +1,150 @@
+"""A Hugging Face model directory, opened without trusting it.
+
+Why it exists: a checkpoint may bring code (auto_map, *.py), pickles that run code when they are
+loaded, and names that lead out of the directory. Here only JSON and safetensors are read, and a
+directory that holds anything else that would run is refused as a whole. Flows in: a path. Flows
+out: a `Checkpoint`. No network. Not here: what the tensors mean (families/), the tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converters.safetensors_file import StoredTensor, read_header
+from edge_agent.errors import ConversionError
+
+MAX_JSON_BYTES = 100_000_000
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+LEFTOVERS = {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt"}
+"""What transformers' Trainer leaves beside the weights: pickles, but nobody opens them here."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`config` has the text part of a multimodal model at its top level."""
+
+    directory: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object of the directory, {} when there is no such file."""
+        path = self.directory / name
+        return read_json(path) if path.is_file() else {}
+
+    def text(self, name: str) -> str | None:
+        path = self.directory / name
+        if not path.is_file():
+            return None
+        return path.read_text("utf-8", "replace")
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Check a model directory and index its tensors. Raises ConversionError."""
+    if not directory.is_dir():
+        raise refusal(directory, "it is not a directory", "give the directory of config.json")
+    _refuse_code(directory)
+    config = read_config(directory)
+    return Checkpoint(directory, config, _index(directory))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json with `text_config` moved up. Raises ConversionError."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise refusal(directory, "it has no config.json", "give the directory of config.json")
+    config = read_json(path)
+    for name in ("config.json", "tokenizer_config.json"):
+        other = directory / name
+        if other.is_file() and "auto_map" in read_json(other):
+            raise refusal(directory, f"{name} asks for code of its own (auto_map)")
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of at most 100 MB. Raises ConversionError."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise refusal(path, f"it has over {MAX_JSON_BYTES} bytes")
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise refusal(path, error.strerror or str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise refusal(path, f"it is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise refusal(path, "it is not a JSON object")
+    return found
+
+
+def refusal(path: Path, why: str, hint: str = "") -> ConversionError:
+    return ConversionError(
+        f"cannot convert {path}",
+        why,
+        hint or "use a checkpoint of safetensors and JSON files only",
+    )
+
+
+def _refuse_code(directory: Path) -> None:
+    for path in _walk(directory):
+        where = path.relative_to(directory)
+        if not _stays_inside(path, directory):
+            raise refusal(directory, f"{where} is a link out of the directory")
+        if path.suffix == ".py":
+            raise refusal(directory, f"it brings code: {where}")
+        is_leftover = path.name in LEFTOVERS or path.name.startswith("rng_state")
+        if path.suffix in PICKLES and not is_leftover:
+            raise refusal(
+                directory,
+                f"it holds a pickle, which can run code: {where}",
+                "save it as safetensors, then take the pickle away",
+            )
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    """Files and links below `directory`, links not followed, hidden directories left out."""
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            if not path.name.startswith("."):
+                yield from _walk(path)
+        else:
+            yield path
+
+
+def _stays_inside(path: Path, directory: Path) -> bool:
+    """Links may lead to the same directory, or from a Hub cache's snapshot to its own blobs."""
+    if not path.is_symlink():
+        return True
+    target, root = path.resolve(), directory.resolve()
+    if root in target.parents:
+        return True
+    return root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
+
+
+def _index(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint, from one file or from the shards an index names."""
+    if (directory / SINGLE).is_file():
+        return read_header(directory / SINGLE)
+    if not (directory / INDEX).is_file():
+        raise refusal(directory, f"it has neither {SINGLE} nor {INDEX}")
+    wanted = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(wanted, dict) or not all(isinstance(n, str) for n in wanted.values()):
+        raise refusal(directory / INDEX, "it has no weight_map")
+    shards = {name: _shard(directory, name) for name in sorted(set(wanted.values()))}
+    for tensor, shard in wanted.items():
+        if tensor not in shards[shard]:
+            raise refusal(directory / shard, f"the index places tensor {tensor} here, it is not")
+    return {tensor: shards[shard][tensor] for tensor, shard in wanted.items()}
+
+
+def _shard(directory: Path, name: str) -> dict[str, StoredTensor]:
+    if Path(name).name != name or name.startswith("."):
+        raise refusal(directory / INDEX, f"the shard {name!r} is not a plain file name")
+    if not (directory / name).is_file():
+        raise refusal(directory, f"the shard {name} is missing", "fetch the missing file")
+    return read_header(directory / name)

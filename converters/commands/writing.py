@@ -1,0 +1,71 @@
+"""The last step of hf, quantize and merge: choose the type, write the file, say what was written.
+
+Flows in: metadata, tensors and a command's flags. Flows out: the file, and the summary on the
+terminal. Not here: where the tensors come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from converters.commands.options import TypeOptions, type_request
+from edge_agent.errors import UsageError
+from edge_agent.terminal import Terminal, size_text
+
+if TYPE_CHECKING:
+    from converters.gguf_container import Metadata
+    from converters.gguf_output import SourceTensor, Written
+
+
+def write(
+    path: Path,
+    metadata: Metadata,
+    tensors: list[SourceTensor],
+    options: TypeOptions,
+    terminal: Terminal,
+    *,
+    allow_requantize: bool = True,
+) -> int:
+    """Write the model and report. Raises UsageError, ConversionError."""
+    from converters.gguf_output import write_model
+    from converters.quantizer import How
+
+    request, imatrix = type_request(options)
+    if imatrix is not None and options.imatrix is not None:
+        metadata |= imatrix.keys(options.imatrix)
+    if request.file_type == "AUTO":
+        from converters.memory_plan import choose_type
+
+        request, plan = choose_type(metadata, tensors, request, _memory(options), options.ctx)
+        terminal.note(
+            f"auto: {request.file_type}, which takes {size_text(plan.total_bytes)}"
+            f" with {plan.slots} x {plan.n_ctx} tokens"
+        )
+    with terminal.progress() as progress:
+        how = How(options.threads, progress, allow_requantize)
+        written = write_model(path, metadata, tensors, request, how)
+    _report(written, options, terminal)
+    return 0
+
+
+def _memory(options: TypeOptions) -> int:
+    from edge_agent.commands.serve import parse_size
+
+    if options.memory is None:
+        raise UsageError("--type auto needs --memory", "", "say how much the board has: 4G")
+    return parse_size(options.memory)
+
+
+def _report(written: Written, options: TypeOptions, terminal: Terminal) -> None:
+    if options.json:
+        terminal.document(asdict(written))
+        return
+    counts = sorted(written.types.items(), key=lambda item: (-item[1], item[0]))
+    types = ", ".join(f"{count} {name}" for name, count in counts)
+    terminal.line(
+        f"{written.path}: {written.file_type}, {size_text(written.file_bytes)},"
+        f" {written.bits_per_weight:.2f} bits per weight ({types})"
+    )
+    terminal.note(f"peak memory {size_text(written.peak_rss_bytes)}, mapped files included")

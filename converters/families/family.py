@@ -1,0 +1,250 @@
+"""What two formats say about one family of models: names, shapes, hyperparameters.
+
+Why it exists: converting either way, applying LoRA and comparing all need the same facts, so they
+stand once, as a table per family. Flows in: config.json, or the metadata of a GGUF file. Flows out:
+`Placement`s (which tensor goes where, and what happens to it on the way) and metadata keys or a
+config.json. Names and values follow llama.cpp's converter, since its files are what people have.
+Not here: reading and writing tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from converters.gguf_container import Metadata
+from edge_agent.errors import ConversionError
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One tensor in both formats. `shape` is outermost first and the same in both."""
+
+    source: str
+    """Name in the checkpoint."""
+    target: str
+    """Name in the GGUF file."""
+    shape: tuple[int, ...]
+    shift: float = 0.0
+    """Added on the way to GGUF: Gemma's norms are stored minus 1 in a checkpoint."""
+    n_heads: int = 0
+    """Rows of these heads are reordered for llama.cpp's rotary embedding; 0: they are not."""
+    is_optional: bool = False
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The dimensions that shapes are made of; the letters of the families' tables."""
+
+    V: int
+    D: int
+    F: int
+    H: int
+    Q: int
+    K: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+
+    def shape(self, letters: str) -> tuple[int, ...]:
+        return tuple(int(getattr(self, letter)) for letter in letters)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. `layers` rows are (checkpoint name, GGUF name, shape letters)."""
+
+    architecture: str
+    hf_architectures: tuple[str, ...]
+    model_type: str
+    layers: tuple[tuple[str, str, str], ...]
+    tokenizer: Literal["spm", "bpe", "either"]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What transformers assumes when config.json does not say."""
+    norm_shift: float = 0.0
+    is_permuted: bool = False
+    is_always_tied: bool = False
+
+    def sizes(self, config: Config, n_vocab: int) -> Sizes:
+        """Raises ConversionError when a dimension is missing or absurd."""
+        n_head = self.number(config, "num_attention_heads")
+        n_head_kv = self.number(config, "num_key_value_heads", n_head)
+        n_embd = self.number(config, "hidden_size")
+        head = self.number(config, "head_dim", n_embd // n_head)
+        return Sizes(
+            V=n_vocab,
+            D=n_embd,
+            F=self.number(config, "intermediate_size"),
+            H=head,
+            Q=n_head * head,
+            K=n_head_kv * head,
+            n_layer=self.number(config, "num_hidden_layers"),
+            n_head=n_head,
+            n_head_kv=n_head_kv,
+        )
+
+    def number(self, config: Config, key: str, default: int | None = None) -> int:
+        """A dimension of config.json, 1 to 2^24. Raises ConversionError."""
+        value = self.setting(config, key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 24:
+            raise ConversionError(
+                "cannot convert this checkpoint",
+                f"{key} of config.json is {value!r}",
+                "give the config.json the model was saved with",
+            )
+        return value
+
+    def setting(self, config: Config, key: str, default: Any = None) -> Any:
+        value = config.get(key)
+        return self.defaults.get(key, default) if value is None else value
+
+    def is_tied(self, config: Config) -> bool:
+        """Whether the output head is the embedding."""
+        return self.is_always_tied or bool(self.setting(config, "tie_word_embeddings", False))
+
+    def placements(self, config: Config, n_vocab: int) -> Iterator[Placement]:
+        """Every tensor of the model, in the order of its layers."""
+        sizes = self.sizes(config, n_vocab)
+        yield Placement("model.embed_tokens.weight", "token_embd.weight", sizes.shape("VD"))
+        for layer in range(sizes.n_layer):
+            for source, target, letters in self.layers:
+                yield self._layer(layer, source, target, sizes, letters)
+        yield Placement(
+            "model.norm.weight", "output_norm.weight", sizes.shape("D"), shift=self.norm_shift
+        )
+        if not self.is_tied(config):
+            yield Placement("lm_head.weight", "output.weight", sizes.shape("VD"))
+
+    def _layer(self, layer: int, source: str, target: str, sizes: Sizes, letters: str) -> Placement:
+        is_optional, letters = letters.endswith("?"), letters.removesuffix("?")
+        heads = {"attn_q": sizes.n_head, "attn_k": sizes.n_head_kv}
+        return Placement(
+            f"model.layers.{layer}.{source}",
+            f"blk.{layer}.{target}",
+            sizes.shape(letters),
+            shift=self.norm_shift if target.endswith("norm.weight") else 0.0,
+            n_heads=heads.get(target.partition(".")[0], 0) if self.is_permuted else 0,
+            is_optional=is_optional,
+        )
+
+    def hyperparameters(self, config: Config) -> Metadata:
+        """The keys that describe the network. Raises ConversionError."""
+        keys = Metadata()
+        put = Putter(keys, self.architecture)
+        put("u32", "block_count", self.number(config, "num_hidden_layers"))
+        put("u32", "context_length", self.number(config, "max_position_embeddings"))
+        put("u32", "embedding_length", self.number(config, "hidden_size"))
+        put("u32", "feed_forward_length", self.number(config, "intermediate_size"))
+        put("u32", "attention.head_count", self.number(config, "num_attention_heads"))
+        put("u32", "attention.head_count_kv", self.setting(config, "num_key_value_heads"))
+        put("f32", "attention.layer_norm_rms_epsilon", self.setting(config, "rms_norm_eps"))
+        put("u32", "attention.key_length", self.setting(config, "head_dim"))
+        put("u32", "attention.value_length", self.setting(config, "head_dim"))
+        self._put_rope(put, config)
+        self.put_own(put, config)
+        return keys
+
+    def put_own(self, put: Putter, config: Config) -> None:
+        """Keys that only this family has."""
+
+    def _put_rope(self, put: Putter, config: Config) -> None:
+        everywhere, local = rope_parameters(config)
+        put("f32", "rope.freq_base", everywhere.get("rope_theta", self.defaults.get("rope_theta")))
+        put("f32", "rope.freq_base_swa", local.get("rope_theta"))
+        kind, factor = everywhere.get("rope_type"), everywhere.get("factor")
+        if factor is None or kind not in ("linear", "yarn"):
+            return
+        put("string", "rope.scaling.type", kind)
+        put("f32", "rope.scaling.factor", factor)
+        if kind == "yarn":
+            original = everywhere.get("original_max_position_embeddings")
+            put("u32", "rope.scaling.original_context_length", original)
+            attention = everywhere.get("attention_factor", everywhere.get("attn_factor"))
+            put("f32", "rope.scaling.yarn_ext_factor", everywhere.get("extrapolation_factor"))
+            put("f32", "rope.scaling.yarn_attn_factor", attention)
+            put("f32", "rope.scaling.yarn_beta_fast", everywhere.get("beta_fast"))
+            put("f32", "rope.scaling.yarn_beta_slow", everywhere.get("beta_slow"))
+
+    def config(self, metadata: Metadata, n_vocab: int, is_tied: bool) -> dict[str, Any]:
+        """config.json of the model a GGUF file describes."""
+        get = Getter(metadata, self.architecture)
+        n_head = get("attention.head_count")
+        theta, scaling = get("rope.freq_base", 10000.0), _scaling(get)
+        return {
+            "architectures": [self.hf_architectures[0]],
+            "model_type": self.model_type,
+            "vocab_size": n_vocab,
+            "num_hidden_layers": get("block_count"),
+            "max_position_embeddings": get("context_length"),
+            "hidden_size": get("embedding_length"),
+            "intermediate_size": get("feed_forward_length"),
+            "num_attention_heads": n_head,
+            "num_key_value_heads": get("attention.head_count_kv", n_head),
+            "head_dim": get("attention.key_length", get("embedding_length") // n_head),
+            "rms_norm_eps": short(get("attention.layer_norm_rms_epsilon")),
+            "rope_theta": short(theta),
+            **({"rope_scaling": scaling} if scaling else {}),
+            "tie_word_embeddings": is_tied,
+            **self.own_config(get),
+        }
+
+    def own_config(self, get: Getter) -> dict[str, Any]:
+        """Settings of config.json that only this family has."""
+        return {"hidden_act": "silu"}
+
+
+class Putter:
+    """put(type, key below the architecture's prefix, value)."""
+
+    def __init__(self, keys: Metadata, architecture: str) -> None:
+        self._keys = keys
+        self._architecture = architecture
+
+    def __call__(self, type_name: str, key: str, value: Any) -> None:
+        self._keys.put(type_name, f"{self._architecture}.{key}", value)
+
+
+class Getter:
+    """get(key below the architecture's prefix, default)."""
+
+    def __init__(self, metadata: Metadata, architecture: str) -> None:
+        self._metadata = metadata
+        self._architecture = architecture
+
+    def __call__(self, key: str, default: Any = None) -> Any:
+        return self._metadata.get_value(f"{self._architecture}.{key}", default)
+
+
+def rope_parameters(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rotary settings of the global and of the sliding layers, whichever way they are written.
+
+    transformers 5 nests them in `rope_parameters`; older files have rope_theta, rope_scaling and
+    rope_local_base_freq at the top level.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if "full_attention" in given or "sliding_attention" in given:
+        return dict(given.get("full_attention", {})), dict(given.get("sliding_attention", {}))
+    everywhere = dict(given)
+    everywhere.setdefault("rope_type", everywhere.get("type"))
+    for key in ("rope_theta", "original_max_position_embeddings"):
+        if config.get(key) is not None:
+            everywhere.setdefault(key, config[key])
+    local = config.get("rope_local_base_freq")
+    return everywhere, {} if local is None else {"rope_theta": local}
+
+
+def _scaling(get: Getter) -> dict[str, Any] | None:
+    kind = get("rope.scaling.type")
+    if kind not in ("linear", "yarn"):
+        return None
+    found = {"rope_type": kind, "factor": short(get("rope.scaling.factor"))}
+    original = get("rope.scaling.original_context_length")
+    return {**found, "original_max_position_embeddings": original} if original else found
+
+
+def short(value: float) -> float:
+    """The shortest decimal that is the same float32: 1e-06 instead of 9.999999974752427e-07."""
+    return float(f"{value:.7g}")

@@ -1,0 +1,119 @@
+"""Importance matrices as files: what `llama-imatrix` writes and `llama-quantize` reads.
+
+Flows in: mean squared activations per column of each weight, or a file. Flows out: the other one.
+Layout: GGUF with general.type "imatrix", for each weight the tensors `<name>.in_sum2` (sums over
+the tokens) and `<name>.counts` (llama.cpp, tools/imatrix). Not here: computing one (imatrix.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from converters.gguf_container import Metadata, TensorSpec, pack_head, read_pairs
+from converters.output_file import OutputFile
+from converters.rows import F32
+from converters.safetensors_file import map_file
+from edge_agent.errors import ConversionError
+from edge_agent.gguf_cursor import Malformed
+from edge_agent.gguf_header import Header, parse_header
+
+SUMS, COUNTS = ".in_sum2", ".counts"
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """`sums` and `counts` by weight name; the importance of a column is sum / count."""
+
+    sums: Mapping[str, F32]
+    counts: Mapping[str, float]
+    datasets: tuple[str, ...]
+    chunk_count: int
+    chunk_size: int
+
+    def importance(self) -> dict[str, F32]:
+        """What ggml's quantizer takes, float32 per column; 1 where no token came by."""
+        return {
+            name: sums / np.float32(self.counts[name]) if self.counts[name] else np.ones_like(sums)
+            for name, sums in self.sums.items()
+        }
+
+    def keys(self, path: Path) -> Metadata:
+        """What llama-quantize notes in the quantized file about it."""
+        keys = Metadata()
+        keys.put("string", "quantize.imatrix.file", str(path)[:127])
+        dataset = self.datasets[0][:127] if self.datasets else None
+        keys.put("string", "quantize.imatrix.dataset", dataset)
+        keys.put("u32", "quantize.imatrix.entries_count", len(self.sums))
+        keys.put("u32", "quantize.imatrix.chunks_count", self.chunk_count or None)
+        return keys
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Raises ConversionError when the file is none, or holds NaN."""
+    try:
+        with path.open("rb") as stream:
+            header = parse_header(stream, path.stat().st_size)
+            metadata = read_pairs(stream)
+    except Malformed as error:
+        raise _refusal(path, str(error)) from None
+    except OSError as error:
+        raise _refusal(path, error.strerror or str(error)) from None
+    if metadata.get_value("general.type") != "imatrix":
+        raise _refusal(path, f"general.type is {metadata.get_value('general.type')!r}")
+    arrays = _arrays(path, header)
+    names = [name.removesuffix(SUMS) for name in arrays if name.endswith(SUMS)]
+    for name in names:
+        if arrays.get(name + COUNTS) is None or not np.isfinite(arrays[name + SUMS]).all():
+            raise _refusal(path, f"the entry {name} is incomplete or not finite")
+    return Imatrix(
+        {name: arrays[name + SUMS] for name in names},
+        {name: float(arrays[name + COUNTS][0]) for name in names},
+        tuple(metadata.get_value("imatrix.datasets", ())),
+        int(metadata.get_value("imatrix.chunk_count", 0)),
+        int(metadata.get_value("imatrix.chunk_size", 0)),
+    )
+
+
+def _arrays(path: Path, header: Header) -> dict[str, F32]:
+    mapped = map_file(path)
+    found = {}
+    for tensor in header.tensors:
+        start = header.data_start + tensor.offset
+        if tensor.type != "F32":
+            raise _refusal(path, f"{tensor.name} is {tensor.type}, not F32")
+        found[tensor.name] = mapped[start : start + tensor.n_bytes].copy().view(np.float32)
+    return found
+
+
+def write_imatrix(path: Path, imatrix: Imatrix) -> None:
+    """Whole or not at all. Raises ConversionError."""
+    metadata = Metadata()
+    metadata.put("string", "general.type", "imatrix")
+    metadata.put_array("string", "imatrix.datasets", list(imatrix.datasets))
+    metadata.put("u32", "imatrix.chunk_count", imatrix.chunk_count)
+    metadata.put("u32", "imatrix.chunk_size", imatrix.chunk_size)
+    specs: list[TensorSpec] = []
+    data: dict[str, F32] = {}
+    for name in sorted(imatrix.sums):
+        sums = np.ascontiguousarray(imatrix.sums[name], np.float32)
+        counts = np.array([imatrix.counts[name]], np.float32)
+        specs.append(TensorSpec(name + SUMS, "F32", (1, sums.size), sums.nbytes))
+        specs.append(TensorSpec(name + COUNTS, "F32", (1, 1), counts.nbytes))
+        data |= {name + SUMS: sums, name + COUNTS: counts}
+    head, starts = pack_head(metadata, specs)
+    with OutputFile(path) as output:
+        output.write_at(0, head)
+        for name, array in data.items():
+            output.write_at(starts[name], array.tobytes())
+
+
+def _refusal(path: Path, why: str) -> ConversionError:
+    return ConversionError(
+        f"cannot use the importance matrix {path}",
+        why,
+        "make one with `edge-convert imatrix` or llama-imatrix (GGUF form, not .dat)",
+    )

@@ -1,0 +1,88 @@
+"""A file that is written in any order and appears whole or not at all.
+
+Flows in: bytes and where they belong, from several threads. Flows out: the file under its own
+name, durable, once the block ends without an error; nothing otherwise, not even a part. The recipe
+is edge_agent/atomic_file.py's, for files too large to be held in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+from edge_agent.atomic_file import TEMP_SUFFIX, sync_directory
+from edge_agent.errors import ConversionError
+
+
+class OutputFile:
+    """`with OutputFile(path) as output: output.write_at(0, data)`.
+
+    Raises ConversionError when the file cannot be made or the disk is full; `path` then still has
+    its former content.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP_SUFFIX}")
+        self._descriptor = -1
+
+    def __enter__(self) -> OutputFile:
+        self._remove_leftovers()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(self._temp, flags, 0o666)
+        except OSError as error:
+            raise self._failure(error) from None
+        return self
+
+    def reserve(self, n_bytes: int) -> None:
+        """Claim the space now: a full disk shows before an hour of work, not after it."""
+        try:
+            os.posix_fallocate(self._descriptor, 0, n_bytes)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """All of `data` at `offset`. Safe from several threads for places that do not overlap."""
+        view = memoryview(data)
+        try:
+            while view:
+                written = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._descriptor)
+        except OSError as problem:
+            self._temp.unlink(missing_ok=True)
+            raise self._failure(problem) from None
+        finally:
+            os.close(self._descriptor)
+        if kind is not None:
+            self._temp.unlink(missing_ok=True)
+            return
+        os.replace(self._temp, self.path)
+        sync_directory(self.path.parent)
+
+    def _remove_leftovers(self) -> None:
+        """Parts that killed processes left for this very name."""
+        for part in self.path.parent.glob(f".{self.path.name}.*{TEMP_SUFFIX}"):
+            pid = part.name.removesuffix(TEMP_SUFFIX).rpartition(".")[2]
+            if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+                part.unlink(missing_ok=True)
+
+    def _failure(self, error: OSError) -> ConversionError:
+        return ConversionError(
+            f"cannot write {self.path}",
+            error.strerror or str(error),
+            "give another place with -o, or make room on that disk",
+        )

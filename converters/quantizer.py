@@ -1,0 +1,129 @@
+"""Rows of float32 become packed tensors in a file, a slab at a time, on all cores.
+
+Why it exists: ggml's quantizer is one-threaded per call and wants float32; a slab that fits the
+processor's cache is read, unpacked, packed and written by one thread before the next is touched, so
+memory stays small whatever the model's size, and no intermediate file is written. Flows in: jobs.
+Flows out: bytes in an OutputFile and progress. Not here: which type (type_plan.py).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.output_file import OutputFile
+from converters.rows import F32, FLOAT_TYPES, PackedRows, Rows
+from edge_agent.llama import ggml
+
+SLAB_ELEMENTS = 1 << 18
+"""1 MiB of float32, half of a small core's share of cache."""
+
+Progress = Callable[[str, int | None, int | None], None]
+"""status, completed, total: Terminal.progress()'s own form."""
+
+
+def _silent(status: str, completed: int | None, total: int | None) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class How:
+    """What a user decides about the writing itself. `threads` None: all cores."""
+
+    threads: int | None = None
+    progress: Progress = _silent
+    allow_requantize: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor: where its rows come from, the type it gets and where it starts in the file."""
+
+    rows: Rows
+    type: str
+    offset: int
+    importance: F32 | None = None
+
+
+class Quantizer:
+    """Runs jobs with several threads, each with its own buffers."""
+
+    def __init__(self, output: OutputFile, how: How) -> None:
+        self._output = output
+        self._threads = how.threads or os.cpu_count() or 1
+        self._progress = how.progress
+        self._local = threading.local()
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Write every job. Raises ConversionError of the first slab that fails."""
+        total = sum(job.rows.n_rows * job.rows.n_columns for job in jobs)
+        done = 0
+
+        def report(n_elements: int) -> None:
+            nonlocal done
+            done += n_elements
+            self._progress(f"writing {self._output.path.name}", done, total)
+
+        slabs = _slabs(jobs)
+        with ThreadPoolExecutor(self._threads) as pool:
+            waiting: set[Future[int]] = set()
+            try:
+                for job, first, count in slabs:
+                    waiting.add(pool.submit(self._write, job, first, count))
+                    if len(waiting) >= 4 * self._threads:
+                        waiting = _collect(waiting, report)
+                while waiting:
+                    waiting = _collect(waiting, report)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _write(self, job: Job, first: int, count: int) -> int:
+        n_columns = job.rows.n_columns
+        row = ggml.row_bytes(job.type, n_columns)
+        as_it_is = _verbatim(job, first, count)
+        if as_it_is is not None:
+            self._output.write_at(job.offset + first * row, as_it_is.data)
+            return count * n_columns
+        values, packed = self._buffers(count * n_columns, count * row)
+        rows = values.reshape(count, n_columns)
+        job.rows.read(first, rows)
+        ggml.quantize(job.type, rows, packed, job.importance)
+        self._output.write_at(job.offset + first * row, packed.data)
+        return count * n_columns
+
+    def _buffers(self, n_values: int, n_bytes: int) -> tuple[F32, NDArray[np.uint8]]:
+        """This thread's own, grown when a tensor has wider rows than any before."""
+        values = getattr(self._local, "values", None)
+        if values is None or values.size < n_values:
+            self._local.values = values = np.empty(max(n_values, SLAB_ELEMENTS), np.float32)
+            self._local.packed = np.empty(values.nbytes, np.uint8)
+        return values[:n_values], self._local.packed[:n_bytes]
+
+
+def _verbatim(job: Job, first: int, count: int) -> NDArray[np.uint8] | None:
+    """The bytes of rows that already have the wanted quantized type: packing again would blur."""
+    rows = job.rows
+    if not isinstance(rows, PackedRows) or rows.type != job.type or job.type in FLOAT_TYPES:
+        return None
+    return rows.data[first : first + count] if rows.order is None and not rows.shift else None
+
+
+def _slabs(jobs: Sequence[Job]) -> Iterator[tuple[Job, int, int]]:
+    for job in jobs:
+        step = max(1, SLAB_ELEMENTS // job.rows.n_columns)
+        for first in range(0, job.rows.n_rows, step):
+            yield job, first, min(step, job.rows.n_rows - first)
+
+
+def _collect(waiting: set[Future[int]], report: Callable[[int], None]) -> set[Future[int]]:
+    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in done:
+        report(future.result())
+    return waiting

@@ -1,0 +1,129 @@
+"""ggml's row kernels: packed weights to float32 and float32 to packed weights.
+
+Why it exists: the quantizer that wrote a file and the one that serves it must be the same code, so
+the bytes come from the library that llama-cpp-python ships and never from a table of ours. Flows
+in: NumPy arrays and a type name of gguf_header.BLOCKS. Flows out: NumPy arrays. Every call releases
+the interpreter lock, so threads may share the work. Not here: which tensor gets which type
+(type_plan.py), files.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.gguf_header import BLOCKS
+from edge_agent.llama.binding import lib
+
+F32 = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+TYPE_IDS = {name: number for number, (name, _, _) in BLOCKS.items()}
+
+
+class _TypeTraits(ctypes.Structure):
+    """struct ggml_type_traits (ggml.h). `traits` compares it with what BLOCKS says."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("block_elements", ctypes.c_int64),
+        ("block_interleave", ctypes.c_int64),
+        ("type_bytes", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.c_void_p),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+_TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    # libllama is linked against libggml-base, so the loader finds ggml's symbols through it.
+    function = getattr(lib._lib, name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+_get_type_traits = _function("ggml_get_type_traits", ctypes.POINTER(_TypeTraits), ctypes.c_int)
+_requires_imatrix = _function("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)
+_quantize_chunk = _function(
+    "ggml_quantize_chunk",
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+)
+
+
+@cache
+def _unpacker(type_name: str) -> Any:
+    """The `to_float` of a type. Raises RuntimeError when the library's struct is not ours."""
+    name, block_bytes, block_elements = BLOCKS[TYPE_IDS[type_name]]
+    traits = _get_type_traits(TYPE_IDS[type_name]).contents
+    seen = (traits.type_name.upper().decode(), traits.type_bytes, traits.block_elements)
+    if seen != (name, block_bytes, block_elements):
+        raise RuntimeError(
+            f"this libggml describes type {type_name} as {seen}, expected"
+            f" {(name, block_bytes, block_elements)}: install the llama-cpp-python of the lock"
+        )
+    return _TO_FLOAT(traits.to_float) if traits.to_float else None
+
+
+def row_bytes(type_name: str, n_columns: int) -> int:
+    """Bytes of one row. `n_columns` must be a multiple of the type's block."""
+    _, block_bytes, block_elements = BLOCKS[TYPE_IDS[type_name]]
+    if n_columns % block_elements:
+        raise ValueError(f"rows of {n_columns} do not divide into {type_name} blocks")
+    return n_columns // block_elements * block_bytes
+
+
+def requires_imatrix(type_name: str) -> bool:
+    """Whether ggml refuses to write this type without an importance matrix."""
+    return bool(_requires_imatrix(TYPE_IDS[type_name]))
+
+
+def dequantize(type_name: str, packed: Bytes, out: F32) -> None:
+    """Unpack whole rows: `packed` (contiguous uint8) into `out` (contiguous float32).
+
+    The sizes must agree; every type of BLOCKS is possible. Raises ValueError.
+    """
+    if not (packed.flags.c_contiguous and out.flags.c_contiguous):
+        raise ValueError("both arrays must be contiguous")
+    if packed.nbytes != row_bytes(type_name, out.size):
+        raise ValueError(f"{packed.nbytes} bytes of {type_name} are not {out.size} elements")
+    if type_name == "F32":
+        out.reshape(-1).view(np.uint8)[:] = packed.reshape(-1)
+        return
+    _unpacker(type_name)(packed.ctypes.data, out.ctypes.data, out.size)
+
+
+def quantize(type_name: str, rows: F32, out: Bytes, importance: F32 | None = None) -> None:
+    """Pack `rows` (n, n_columns) into `out` (n * row_bytes), as ggml_quantize_chunk does.
+
+    `importance` (n_columns) weighs the columns' errors, one imatrix entry. Raises ValueError.
+    """
+    n_rows, n_columns = rows.shape
+    if not (rows.flags.c_contiguous and out.flags.c_contiguous):
+        raise ValueError("both arrays must be contiguous")
+    if out.nbytes != n_rows * row_bytes(type_name, n_columns):
+        raise ValueError(f"{out.nbytes} bytes do not hold {n_rows} rows of {n_columns} {type_name}")
+    if importance is not None and importance.shape != (n_columns,):
+        raise ValueError(f"importance of shape {importance.shape} for rows of {n_columns}")
+    if type_name == "F32":
+        out[:] = rows.reshape(-1).view(np.uint8)
+        return
+    weights = None if importance is None else importance.ctypes.data
+    written = _quantize_chunk(
+        TYPE_IDS[type_name], rows.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, weights
+    )
+    if written != out.nbytes:
+        raise ValueError(f"ggml wrote {written} bytes of {type_name} instead of {out.nbytes}")
