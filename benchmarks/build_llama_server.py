@@ -1,8 +1,8 @@
-"""Build llama-server and llama-bench, the peers that benchmarks/serve.py measures against.
+"""Build llama.cpp's own programs, the peers that the benchmarks measure against.
 
 In: the source archive of the very llama-cpp-python that is installed here (it carries its
 llama.cpp), and the CMake arguments of dev/build_flags. Out:
-~/.cache/edge-agent/llama.cpp-<version>/build/bin/{llama-server,llama-bench}. Both sides are then
+~/.cache/edge-agent/llama.cpp-<version>/build/bin/. Both sides are then
 the same C++ revision, Release (-O3), -march=native, shared libraries, OpenMP. Not here: patches to
 the peer, or anything edge-agent itself needs to run.
 
@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 DISTRIBUTION = "llama-cpp-python"
-TARGETS = ("llama-server", "llama-bench")
+TARGETS = ("llama-server", "llama-bench", "llama-imatrix", "llama-quantize")
 BUILD_FLAGS = Path(__file__).resolve().parent.parent / "dev" / "build_flags"
 
 # The wheel's own CMakeLists sets the first two; the others leave out what neither side measures.

@@ -48,7 +48,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     """Check a model directory and index its tensors. Raises ConversionError."""
     if not directory.is_dir():
         raise refusal(directory, "it is not a directory", "give the directory of config.json")
-    _refuse_code(directory)
+    refuse_code(directory)
     config = read_config(directory)
     return Checkpoint(directory, config, _index(directory))
 
@@ -90,7 +90,8 @@ def refusal(path: Path, why: str, hint: str = "") -> ConversionError:
     )
 
 
-def _refuse_code(directory: Path) -> None:
+def refuse_code(directory: Path) -> None:
+    """Raises ConversionError when the directory holds what could run, or leads out of itself."""
     for path in _walk(directory):
         where = path.relative_to(directory)
         if not _stays_inside(path, directory):

@@ -16,9 +16,13 @@ from typing import Annotated
 import typer
 
 from converters.commands.hf import HfOptions, hf
+from converters.commands.imatrix import ImatrixOptions, imatrix
 from converters.commands.inspect import InspectOptions, inspect
+from converters.commands.lora import LoraOptions, lora
+from converters.commands.merge import MergeOptions, merge
 from converters.commands.quantize import QuantizeOptions, quantize
 from converters.commands.to_hf import ToHfOptions, to_hf
+from converters.commands.verify import VerifyOptions, verify
 from edge_agent import __version__
 from edge_agent.commands.options import add_command
 from edge_agent.program import run_program
@@ -43,7 +47,11 @@ def build_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     add_command(app, "hf", HfOptions, hf)
     add_command(app, "quantize", QuantizeOptions, quantize)
+    add_command(app, "imatrix", ImatrixOptions, imatrix)
+    add_command(app, "lora", LoraOptions, lora)
+    add_command(app, "merge", MergeOptions, merge)
     add_command(app, "to-hf", ToHfOptions, to_hf)
+    add_command(app, "verify", VerifyOptions, verify)
     add_command(app, "inspect", InspectOptions, inspect)
     return app
 

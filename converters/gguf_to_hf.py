@@ -32,7 +32,7 @@ from edge_agent.gguf_file import GgufFile, read_gguf
 from edge_agent.models import sha256_of
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-_TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _NOT_WEIGHTS = {"rope_freqs.weight"}
 
 
@@ -85,7 +85,7 @@ def convert(path: Path, directory: Path, dtype: str = "f32", how: How | None = N
     """
     model = open_model(path)
     weights = Weights(model.rows(), model.placements, dtype)
-    return write_directory(directory, weights, _documents(model, dtype), how or How())
+    return write_directory(directory, weights, documents(model, dtype), how or How())
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ def write_directory(directory: Path, weights: Weights, documents: dict[str, Any]
 
 
 def _encoded(document: Any) -> bytes:
+    if isinstance(document, bytes):
+        return document
     if isinstance(document, str):
         return document.encode()
     # A vocabulary may hold half characters from its file's bytes; JSON cannot.
@@ -154,13 +156,14 @@ def _check_complete(gguf: GgufFile, placements: Sequence[Placement]) -> None:
         )
 
 
-def _documents(model: GgufModel, dtype: str) -> dict[str, Any]:
+def documents(model: GgufModel, dtype: str) -> dict[str, Any]:
+    """The files beside the weights, by name."""
     origin = {
         "file": model.gguf.path.name,
         "sha256": sha256_of([model.gguf.path], None, lambda done, total: None),
         "type": model.gguf.quantization,
     }
-    config = {**model.config, **special_ids(model.metadata), "dtype": _TORCH[dtype]}
+    config = {**model.config, **special_ids(model.metadata), "dtype": TORCH_DTYPES[dtype]}
     config["quantized_from"] = origin
     ids = special_ids(model.metadata)
     return {

@@ -42,6 +42,9 @@ def _declarations() -> Any:
 lib: Any = _declarations()
 
 
+_installed: list[LogTail] = []
+
+
 class LogTail:
     """Keeps llama.cpp's last lines, so that a refused load can say why, and forwards warnings."""
 
@@ -54,7 +57,8 @@ class LogTail:
         self._callback = lib.llama_log_callback(self._receive)
 
     def install(self) -> None:
-        """Route llama.cpp's log here. The callback stays alive as long as this object does."""
+        """Route llama.cpp's log here, until another LogTail is installed."""
+        _installed[:] = [self]  # llama.cpp calls it even while it frees: it must not be collected
         lib.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def _receive(self, level: int, text: bytes, user_data: object) -> None:

@@ -54,21 +54,36 @@ class DecodeFailed(RuntimeError):
 class Context:
     """KV cache and compute buffers for `slots` independent sequences of n_ctx tokens each."""
 
-    def __init__(
-        self, model: Model, settings: EngineSettings, log: LogTail, *, n_ctx: int, slots: int
+    def __init__(  # noqa: PLR0913 - what llama.cpp wants to know, all by name
+        self,
+        model: Model,
+        settings: EngineSettings,
+        log: LogTail,
+        *,
+        n_ctx: int,
+        slots: int,
+        outputs: int | None = None,
+        observer: Any = None,
     ) -> None:
-        """Raises ModelRefused when the buffers cannot be had."""
+        """`outputs`: most rows of one call that make logits, one a slot when None. `observer`: an
+        `ggml_backend_sched_eval_callback`, which must live as long as the context.
+
+        Raises ModelRefused when the buffers cannot be had.
+        """
         n_batch = max(settings.n_batch, slots)
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx * slots
         params.n_batch = params.n_ubatch = n_batch
-        params.n_seq_max = params.n_outputs_max = slots
+        params.n_seq_max = slots
+        params.n_outputs_max = outputs or slots
         params.kv_unified = False
         params.swa_full = settings.swa_full
         params.n_threads = params.n_threads_batch = settings.n_threads or 1
         params.flash_attn_type = _FLASH[settings.flash_attn]
         params.type_k, params.type_v = _KV_TYPES[settings.type_k], _KV_TYPES[settings.type_v]
         params.no_perf = True
+        if observer is not None:
+            params.cb_eval = observer
         log.lines.clear()
         handle = lib.llama_init_from_model(model.handle, params)
         if not handle:

@@ -1,0 +1,59 @@
+"""edge-convert imatrix: measure which columns of the weights matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from converters.commands.options import ThreadOptions
+from edge_agent.terminal import Terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImatrixOptions(ThreadOptions):
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="GGUF file, f16 or q8_0 at best.")]
+    data: Annotated[
+        Path,
+        typer.Option(
+            help='Text, or .jsonl with {"messages": [...]} or {"text": "..."} in each line.',
+            metavar="FILE",
+        ),
+    ]
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File to write.", metavar="FILE")
+    ] = Path("imatrix.gguf")
+    chunks: Annotated[
+        int | None, typer.Option(help="Most chunks of 512 tokens [all].", metavar="N", min=1)
+    ] = None
+
+
+def imatrix(options: ImatrixOptions, terminal: Terminal) -> int:
+    """Compute an importance matrix from text or chats, for --imatrix.
+
+    Chats are rendered with the model's own template. The file is the one llama-quantize reads.
+
+    Examples:
+      edge-convert imatrix model-f16.gguf --data wiki.txt -o imatrix.gguf
+      edge-convert imatrix model-f16.gguf --data train.jsonl && edge-convert quantize \\
+        model-f16.gguf -o model-q4_k_m.gguf --type q4_k_m --imatrix imatrix.gguf
+    """
+    from converters.imatrix import compute
+    from converters.imatrix_file import write_imatrix
+    from converters.quantizer import How
+
+    with terminal.progress() as progress:
+        how = How(options.threads, progress)
+        found = compute(options.model, options.data, how, options.chunks)
+    write_imatrix(options.output, found)
+    if options.json:
+        document = {"path": str(options.output), "weights": len(found.sums)}
+        terminal.document({**document, "chunks": found.chunk_count})
+    else:
+        terminal.line(
+            f"{options.output}: {len(found.sums)} weights,"
+            f" {found.chunk_count} chunks of {found.chunk_size} tokens"
+        )
+    return 0

@@ -1,0 +1,63 @@
+"""edge-convert merge: an adapter is added to its base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from converters.commands.options import TypeOptions
+from converters.commands.writing import write
+from edge_agent.errors import UsageError
+from edge_agent.terminal import Terminal, size_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(TypeOptions):
+    base: Annotated[Path, typer.Option(help="Model: directory or GGUF file.")]
+    adapter: Annotated[Path, typer.Option(help="Adapter: PEFT directory or GGUF file.")]
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="FILE.gguf, quantized to --type, or a directory in --dtype.",
+            metavar="PATH",
+        ),
+    ]
+    dtype: Annotated[
+        str, typer.Option(help="Of a directory: f32, f16 or bf16 (loses most).", metavar="DTYPE")
+    ] = "f32"
+
+
+def merge(options: MergeOptions, terminal: Terminal) -> int:
+    """Add a LoRA adapter to its base and write one model.
+
+    The sum is formed in float32 and goes straight into the quantizer. A quantized base is allowed:
+    the result then carries that loss, and its card says so.
+
+    Examples:
+      edge-convert merge --base ./gemma --adapter ./my-adapter -o merged.gguf --type q4_k_m
+      edge-convert merge --base gemma-q8_0.gguf --adapter my-adapter.gguf -o ./merged --dtype f16
+    """
+    from converters.gguf_to_hf import DTYPES
+    from converters.merge import open_merged, write_hf
+    from converters.quantizer import How
+
+    if options.dtype not in DTYPES:
+        raise UsageError(f"--dtype is {options.dtype!r}", "", f"give one of {', '.join(DTYPES)}")
+    merged = open_merged(options.base, options.adapter)
+    if merged.base.is_quantized:
+        terminal.note(f"the base is {merged.base.quantization}: its loss stays in the result")
+    if options.output.suffix == ".gguf":
+        return write(options.output, merged.metadata(), merged.tensors(), options, terminal)
+    with terminal.progress() as progress:
+        how = How(options.threads, progress)
+        n_bytes = write_hf(merged, options.output, options.dtype, how)
+    if options.json:
+        terminal.document({"path": str(options.output), "weights_bytes": n_bytes})
+    else:
+        terminal.line(f"{options.output}: {size_text(n_bytes)} of {options.dtype} weights")
+    return 0

@@ -1,0 +1,111 @@
+"""Logits of a text from either side: llama.cpp with a GGUF file, torch with a directory.
+
+Flows in: a model and tokens. Flows out: float32 logits of every position. `exact` means float32
+everywhere (weights, KV cache, no flash attention), so that only the weights differ; otherwise the
+file runs as the daemon would run it. torch is imported only for directories, and no code of a
+checkpoint runs. Not here: comparing (divergence.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from converters.rows import F32
+from edge_agent.engine.loading import start_backend
+from edge_agent.errors import EdgeAgentError
+from edge_agent.llama.adapter import activate
+from edge_agent.llama.context import Context
+from edge_agent.llama.model import Model
+from edge_agent.records import EngineSettings
+
+WINDOW = 256
+"""Most tokens evaluated at once; Gemma's logits of so many are 268 MB."""
+
+
+class LogitSource(Protocol):
+    """A model that is asked for logits and closed."""
+
+    def logits(self, tokens: Sequence[int]) -> F32:
+        """(n_tokens, n_vocab) of at most WINDOW tokens, valid until the next call."""
+
+    def close(self) -> None: ...
+
+
+class LlamaLogits:
+    """A GGUF file in llama.cpp. Raises ModelFormatError, ModelRefused."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        exact: bool,
+        threads: int | None = None,
+        adapters: Sequence[Path] = (),
+    ) -> None:
+        settings = EngineSettings(
+            n_threads=threads or os.cpu_count() or 1,
+            n_batch=WINDOW,
+            flash_attn="off" if exact else "auto",
+            type_k="f32" if exact else "f16",
+            type_v="f32" if exact else "f16",
+        )
+        log = start_backend()
+        self._model = Model(path, settings, log)
+        self.vocabulary = self._model.vocabulary
+        self._context = Context(self._model, settings, log, n_ctx=WINDOW, slots=1, outputs=WINDOW)
+        activate([str(adapter) for adapter in adapters], path, self._model, self._context, log)
+
+    def logits(self, tokens: Sequence[int]) -> F32:
+        context = self._context
+        context.truncate(0, 0)
+        context.clear_batch()
+        for position, token in enumerate(tokens):
+            context.add(token, position, 0, output=True)
+        context.decode()
+        context.synchronize()
+        shape = (len(tokens), self.vocabulary.n_tokens)
+        return np.ctypeslib.as_array(context.logits(0), shape)
+
+    def close(self) -> None:
+        self._context.close()
+        self._model.close()
+
+
+class TorchLogits:
+    """A Hugging Face directory in transformers, float32. The directory must have been checked."""
+
+    def __init__(self, directory: Path, threads: int | None = None) -> None:
+        """Raises EdgeAgentError when torch or transformers are not installed."""
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise EdgeAgentError(
+                f"cannot evaluate {directory}",
+                f"a directory is evaluated in torch: {error}",
+                "pip install 'edge-agent[host]', or compare two GGUF files",
+            ) from None
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        transformers.utils.logging.disable_progress_bar()
+        self._torch: Any = torch
+        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            trust_remote_code=False,
+            local_files_only=True,
+        ).eval()
+
+    def logits(self, tokens: Sequence[int]) -> F32:
+        with self._torch.inference_mode():
+            ids = self._torch.tensor([list(tokens)])
+            found: F32 = self._model(input_ids=ids).logits[0].float().numpy()
+            return found
+
+    def close(self) -> None:
+        self._model = None

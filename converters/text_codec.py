@@ -1,0 +1,157 @@
+"""One side's tokenizer and chat template: llama.cpp's of a file, `tokenizers`' of a directory.
+
+Flows in: a path. Flows out: token ids of a text, bytes of tokens, the text of a chat. Special
+tokens in the text stay text on the GGUF side, as the daemon has it, so a directory's added tokens
+are matched by neither. Not here: comparing the two sides (verify_tokenizer.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.gguf_container import Metadata, read_metadata
+from converters.special_tokens import special_keys
+from edge_agent.engine.chat_template import as_text, identify, render
+from edge_agent.engine.loading import start_backend
+from edge_agent.engine.template_sandbox import TemplateSandbox
+from edge_agent.errors import ConversionError
+from edge_agent.llama.model import Model
+from edge_agent.records import EngineSettings, Message
+
+Chat = Sequence[tuple[Literal["system", "user", "assistant"], str]]
+
+
+class TextCodec(Protocol):
+    """What verify asks of a tokenizer."""
+
+    @property
+    def template(self) -> str | None: ...
+    @property
+    def pre(self) -> str:
+        """tokenizer.ggml.pre, or "spm"; "" when unknown."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def n_bytes(self, tokens: Sequence[int]) -> int:
+        """Bytes of the text these tokens stand for; control tokens have none."""
+
+    def rendered(self, chat: Chat) -> str: ...
+    def close(self) -> None: ...
+
+
+class GgufCodec:
+    """llama.cpp's tokenizer of a file; templates are rendered by the engine's own renderer."""
+
+    def __init__(self, path: Path) -> None:
+        self._model = Model(path, EngineSettings(), start_backend())
+        self._metadata = read_metadata(path)
+        self._vocabulary = self._model.vocabulary
+
+    @property
+    def template(self) -> str | None:
+        return self._model.chat_template
+
+    @property
+    def pre(self) -> str:
+        return pre_of(self._metadata)
+
+    def encode(self, text: str) -> list[int]:
+        return self._vocabulary.tokenize(text, add_special=True, parse_special=False)
+
+    def n_bytes(self, tokens: Sequence[int]) -> int:
+        return sum(len(self._vocabulary.piece(token)) for token in tokens)
+
+    def rendered(self, chat: Chat) -> str:
+        architecture = self._metadata.get_value("general.architecture")
+        controls = self._vocabulary.control_texts
+        name = identify(self.template, architecture, controls)
+        items = render(
+            name,
+            [Message(role=role, content=content) for role, content in chat],
+            template=self.template,
+            control_tokens=controls,
+            bos_token=self._vocabulary.text(self._vocabulary.bos),
+            eos_token=self._vocabulary.text(self._vocabulary.eos),
+        )
+        return as_text(items)
+
+    def close(self) -> None:
+        self._model.close()
+
+
+def pre_of(metadata: Metadata) -> str:
+    is_spm = metadata.get_value("tokenizer.ggml.model") == "llama"
+    return "spm" if is_spm else str(metadata.get_value("tokenizer.ggml.pre", ""))
+
+
+class DirectoryCodec:
+    """tokenizer.json in the `tokenizers` library; templates are rendered by jinja2's sandbox."""
+
+    def __init__(self, directory: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._checkpoint: Checkpoint = open_checkpoint(directory)
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise ConversionError(
+                f"cannot tokenize with {directory}",
+                "it has no tokenizer.json",
+                "load it in transformers and save it again: that writes one",
+            )
+        document = json.loads(path.read_bytes())
+        # What a user writes is text: only tokens that are no control tokens are matched in it.
+        document["added_tokens"] = [t for t in document["added_tokens"] if not t.get("special")]
+        self._tokenizer: Any = Tokenizer.from_str(json.dumps(document))
+        self._settings = self._checkpoint.json("tokenizer_config.json")
+        self._keys = special_keys(self._checkpoint, 1 << 30)
+        self._pre = _pre(document)
+
+    @property
+    def template(self) -> str | None:
+        found: str | None = self._keys.get_value("tokenizer.chat_template")
+        return found
+
+    @property
+    def pre(self) -> str:
+        return self._pre
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text).ids)
+
+    def n_bytes(self, tokens: Sequence[int]) -> int:
+        return len(self._tokenizer.decode(list(tokens)).encode())
+
+    def rendered(self, chat: Chat) -> str:
+        sandbox = TemplateSandbox()
+        messages = [{"role": role, "content": content} for role, content in chat]
+        bos, eos = (_token_text(self._settings.get(f"{kind}_token")) for kind in ("bos", "eos"))
+        try:
+            text = sandbox.render(self.template or "", messages, bos, eos)
+            # The tokenizer adds BOS; SmolLM2's BOS is also the start of every turn.
+            return text.removeprefix(bos) if bos and text.count(bos) == 1 else text
+        finally:
+            sandbox.close()
+
+    def close(self) -> None:
+        self._tokenizer = None
+
+
+def _token_text(entry: Any) -> str:
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else ""
+
+
+def _pre(document: dict[str, Any]) -> str:
+    from converters.pre_tokenizer import name_of
+
+    if document["model"].get("byte_fallback"):
+        return "spm"
+    return name_of(document.get("normalizer"), document.get("pre_tokenizer")) or ""
+
+
+def open_codec(path: Path) -> TextCodec:
+    """Of a directory or a GGUF file. Raises ConversionError, ModelFormatError."""
+    return DirectoryCodec(path) if path.is_dir() else GgufCodec(path)

@@ -1,0 +1,239 @@
+"""Is B the same model as A? Tokenizer, template, weights, and what serving adds.
+
+Flows in: two models, each a Hugging Face directory or a GGUF file; A is the reference. Flows out: a
+`Verdict` with figures, thresholds and reasons. Logits are compared twice: (a) the weights alone,
+both sides in float32, against gates that depend on B's type; (b) B as it is served, beside its
+floor, B against its own dequantized weights (ggml quantizes activations too, which no converter can
+help). Not here: what a difference means for answers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from converters.divergence import BitsPerByte, Divergence, log_softmax
+from converters.gguf_output import write_model
+from converters.logits import WINDOW, LlamaLogits, LogitSource, TorchLogits
+from converters.quantize import load as load_gguf
+from converters.quantizer import How
+from converters.sample_texts import PASSAGES
+from converters.text_codec import TextCodec, open_codec
+from converters.verify_bytes import compare_bytes
+from converters.verify_tokenizer import TokenizerVerdict, compare_templates, compare_tokenizers
+from edge_agent.errors import ConversionError
+from edge_agent.gguf_file import read_gguf
+from edge_agent.llama.type_plan import TypeRequest
+
+GATES = {"F32": 1e-5, "F16": 1e-4, "BF16": 1e-3, "Q8_0": 5e-3}
+"""Largest mean KL of (a), by B's type; lower types are reported and not judged."""
+F32_TOP1 = 0.999
+BLOCK = 32
+"""Positions compared at once: in float64 one of Gemma's takes 2 MB, in six arrays."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify --json` prints. kl_* are of (a), in nats. None has its reason in `reasons`."""
+
+    kl_mean: float | None
+    kl_p99: float | None
+    kl_max: float | None
+    top1_agreement: float | None
+    bits_per_byte_a: float | None
+    bits_per_byte_b: float | None
+    served_kl_mean: float | None
+    floor_kl_mean: float | None
+    tokenizer_equal: bool
+    template_equal: bool | None
+    n_tokens: int
+    thresholds: dict[str, float]
+    passed: bool
+    reasons: dict[str, str]
+    bytes_equal: bool | None = None
+    tokenizer_texts: int = 0
+    tokenizer_differences: tuple[str, ...] = ()
+    tokenizer_by_design: tuple[str, ...] = ()
+
+
+@dataclass
+class _Figures:
+    """Everything that is collected window by window."""
+
+    weights: Divergence = field(default_factory=Divergence)
+    served: Divergence = field(default_factory=Divergence)
+    floor: Divergence = field(default_factory=Divergence)
+    bits_a: BitsPerByte = field(default_factory=BitsPerByte)
+    bits_b: BitsPerByte = field(default_factory=BitsPerByte)
+    n_tokens: int = 0
+
+
+def verify(a: Path, b: Path, texts: Sequence[str] | None, how: How) -> Verdict:
+    """Compare B with the reference A. Raises ConversionError, ModelFormatError."""
+    reasons: dict[str, str] = {}
+    with ExitStack() as stack:
+        codecs = [open_codec(path) for path in (a, b)]
+        for codec in codecs:
+            stack.callback(codec.close)
+        how.progress("comparing tokenizers", None, None)
+        tokenizers = compare_tokenizers(codecs[0], codecs[1], texts or ())
+        template_equal, reason = compare_templates(codecs[0], codecs[1])
+        if reason:
+            reasons["template_equal"] = reason
+        how.progress("comparing bytes", None, None)
+        bytes_equal, reason = compare_bytes(a, b)
+        if reason:
+            reasons["bytes_equal"] = reason
+        windows = list(_windows(codecs[0], texts or PASSAGES.values(), is_sample=not texts))
+        figures = _figures(a, b, codecs[0], windows, how)
+    return _verdict(type_of(b), figures, tokenizers, (template_equal, bytes_equal), reasons)
+
+
+def type_of(path: Path) -> str:
+    """F32, F16, Q8_0, Q4_K_M, ... of a file or directory."""
+    if not path.is_dir():
+        return read_gguf(path).quantization
+    from converters.checkpoint import open_checkpoint
+
+    dtypes = {tensor.dtype for tensor in open_checkpoint(path).tensors.values()}
+    return next((name for name in ("BF16", "F16", "F32") if name in dtypes), "F32")
+
+
+def _figures(a: Path, b: Path, codec: TextCodec, windows: list[list[int]], how: How) -> _Figures:
+    if not windows:
+        raise ConversionError(
+            "there is nothing to compare on", "no text has two tokens", "give more text with --data"
+        )
+    figures = _Figures()
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-convert-")))
+        exact_a = stack.enter_context(_Closing(_exact(a, scratch / "a.gguf", how)))
+        exact_b = stack.enter_context(_Closing(_exact(b, scratch / "b.gguf", how)))
+        served = None
+        if not b.is_dir():
+            source = LlamaLogits(b, exact=False, threads=how.threads)
+            served = stack.enter_context(_Closing(source))
+        for number, tokens in enumerate(windows):
+            how.progress("comparing logits", number, len(windows))
+            _compare_window(figures, tokens, codec, (exact_a, exact_b, served))
+    return figures
+
+
+class _Closing:
+    """`with _Closing(source) as source`."""
+
+    def __init__(self, source: LogitSource) -> None:
+        self._source = source
+
+    def __enter__(self) -> LogitSource:
+        return self._source
+
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
+
+
+def _exact(path: Path, scratch: Path, how: How) -> LogitSource:
+    """A side in float32: a directory in torch, a file with its weights dequantized."""
+    if path.is_dir():
+        return TorchLogits(path, how.threads)
+    if read_gguf(path).quantization != "F32":
+        metadata, tensors = load_gguf(path)
+        write_model(scratch, metadata, tensors, TypeRequest("F32"), How(how.threads, how.progress))
+        path = scratch
+    return LlamaLogits(path, exact=True, threads=how.threads)
+
+
+def _windows(codec: TextCodec, texts: Iterable[str], *, is_sample: bool) -> Iterator[list[int]]:
+    """Pieces of at most WINDOW tokens; of our own samples only the first, for time's sake."""
+    for text in texts:
+        tokens = codec.encode(text)
+        for start in range(0, WINDOW if is_sample else len(tokens), WINDOW):
+            window = tokens[start : start + WINDOW]
+            if len(window) > 1:
+                yield window
+
+
+def _compare_window(
+    figures: _Figures,
+    tokens: list[int],
+    codec: TextCodec,
+    sources: tuple[LogitSource, LogitSource, LogitSource | None],
+) -> None:
+    logits = [None if source is None else source.logits(tokens) for source in sources]
+    width = min(rows.shape[1] for rows in logits if rows is not None)
+    last = len(tokens) - 1
+    for start in range(0, last, BLOCK):
+        rows = slice(start, min(start + BLOCK, last))
+        a, b, served = (None if x is None else log_softmax(x[rows, :width]) for x in logits)
+        assert a is not None and b is not None
+        figures.weights.add(a, b)
+        figures.bits_a.add(a, tokens[rows.start + 1 : rows.stop + 1])
+        figures.bits_b.add(b, tokens[rows.start + 1 : rows.stop + 1])
+        if served is not None:
+            figures.served.add(a, served)
+            figures.floor.add(b, served)
+    n_bytes = codec.n_bytes(tokens[1:])
+    figures.bits_a.n_bytes += n_bytes
+    figures.bits_b.n_bytes += n_bytes
+    figures.n_tokens += last
+
+
+def _verdict(
+    type_name: str,
+    figures: _Figures,
+    tokenizers: TokenizerVerdict,
+    equalities: tuple[bool | None, bool | None],
+    reasons: dict[str, str],
+) -> Verdict:
+    weights, (template_equal, bytes_equal) = figures.weights, equalities
+    thresholds = {"kl_mean": GATES[type_name]} if type_name in GATES else {}
+    if type_name == "F32":
+        thresholds["top1_agreement"] = F32_TOP1
+    if not thresholds:
+        reasons["thresholds"] = f"{type_name} has no gate: its figures are reported, not judged"
+    if not figures.served.kl:
+        reasons["served_kl_mean"] = reasons["floor_kl_mean"] = "B is no GGUF file: it is not served"
+    failures = list(_failures(weights, thresholds, tokenizers, equalities))
+    if failures:
+        reasons["passed"] = "; ".join(failures)
+    return Verdict(
+        kl_mean=weights.mean,
+        kl_p99=weights.p99,
+        kl_max=weights.maximum,
+        top1_agreement=weights.top1_agreement,
+        bits_per_byte_a=figures.bits_a.value,
+        bits_per_byte_b=figures.bits_b.value,
+        served_kl_mean=figures.served.mean if figures.served.kl else None,
+        floor_kl_mean=figures.floor.mean if figures.floor.kl else None,
+        tokenizer_equal=tokenizers.is_equal,
+        template_equal=template_equal,
+        n_tokens=figures.n_tokens,
+        thresholds=thresholds,
+        passed=not failures,
+        reasons=reasons,
+        bytes_equal=bytes_equal,
+        tokenizer_texts=tokenizers.n_texts,
+        tokenizer_differences=tokenizers.differences,
+        tokenizer_by_design=tokenizers.by_design,
+    )
+
+
+def _failures(
+    weights: Divergence,
+    thresholds: dict[str, float],
+    tokenizers: TokenizerVerdict,
+    equalities: tuple[bool | None, bool | None],
+) -> Iterator[str]:
+    if "kl_mean" in thresholds and weights.mean > thresholds["kl_mean"]:
+        yield f"kl_mean {weights.mean:.2e} is over {thresholds['kl_mean']:.0e}"
+    if "top1_agreement" in thresholds and weights.top1_agreement < thresholds["top1_agreement"]:
+        yield f"top1_agreement {weights.top1_agreement:.4f} is below {F32_TOP1}"
+    if not tokenizers.is_equal:
+        yield f"the tokenizers differ on {len(tokenizers.differences)} texts"
+    if equalities[0] is False:
+        yield "the chat templates differ"
+    if equalities[1] is False:
+        yield "some tensors are not what ggml makes of the source"
