@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from converters.extras import load_extra
 from converters.rows import F32
 from edge_agent.engine.loading import start_backend
-from edge_agent.errors import EdgeAgentError
 from edge_agent.llama.adapter import activate
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
@@ -81,18 +81,11 @@ class TorchLogits:
 
     def __init__(self, directory: Path, threads: int | None = None) -> None:
         """Raises EdgeAgentError when torch or transformers are not installed."""
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise EdgeAgentError(
-                f"cannot evaluate {directory}",
-                f"a directory is evaluated in torch: {error}",
-                "pip install 'edge-agent[host]', or compare two GGUF files",
-            ) from None
+        torch = load_extra("torch", f"evaluating the directory {directory.name}")
+        transformers = load_extra("transformers", f"evaluating the directory {directory.name}")
         torch.set_num_threads(threads or os.cpu_count() or 1)
         transformers.utils.logging.disable_progress_bar()
-        self._torch: Any = torch
+        self._torch = torch
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=torch.float32,

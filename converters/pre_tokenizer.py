@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from converters.extras import load_extra
+
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -59,6 +61,7 @@ KNOWN = {
 
 def name_of(normalizer: Any, pre_tokenizer: Any) -> str | None:
     """The known name for what a tokenizer.json describes, or None."""
+    load_extra("tokenizers", "a byte-level BPE tokenizer")
     try:
         fingerprint = _fingerprint(json.dumps([normalizer, pre_tokenizer]))
     except Exception:  # the library raises plain Exception for what it cannot read

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint, refusal
+from converters.extras import load_extra
 from converters.tokenizer_document import AddedToken, TokenizerDocument, read_document
 from converters.vocabulary import (
     BYTE,
@@ -71,9 +72,7 @@ class _Pieces:
 
 
 def _take_model(path: Path, pieces: _Pieces) -> None:
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor()
+    model = load_extra("sentencepiece", f"reading {path.name}").SentencePieceProcessor()
     try:
         model.LoadFromFile(str(path))
     except (RuntimeError, OSError) as error:

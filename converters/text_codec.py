@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.extras import load_extra
 from converters.gguf_container import Metadata, read_metadata
 from converters.special_tokens import special_keys
 from edge_agent.engine.chat_template import as_text, identify, render
@@ -91,8 +92,6 @@ class DirectoryCodec:
     """tokenizer.json in the `tokenizers` library; templates are rendered by jinja2's sandbox."""
 
     def __init__(self, directory: Path) -> None:
-        from tokenizers import Tokenizer
-
         self._checkpoint: Checkpoint = open_checkpoint(directory)
         path = directory / "tokenizer.json"
         if not path.is_file():
@@ -104,7 +103,8 @@ class DirectoryCodec:
         document = json.loads(path.read_bytes())
         # What a user writes is text: only tokens that are no control tokens are matched in it.
         document["added_tokens"] = [t for t in document["added_tokens"] if not t.get("special")]
-        self._tokenizer: Any = Tokenizer.from_str(json.dumps(document))
+        library = load_extra("tokenizers", f"tokenizing as {directory.name} does")
+        self._tokenizer: Any = library.Tokenizer.from_str(json.dumps(document))
         self._settings = self._checkpoint.json("tokenizer_config.json")
         self._keys = special_keys(self._checkpoint, 1 << 30)
         self._pre = _pre(document)

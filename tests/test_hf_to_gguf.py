@@ -30,10 +30,11 @@ from tiny_checkpoint import (
 )
 
 from converters import hf_to_gguf
+from converters.extras import load_extra
 from converters.gguf_container import Metadata, read_metadata
 from converters.gguf_output import write_model
 from converters.quantizer import How
-from edge_agent.errors import ConversionError
+from edge_agent.errors import ConversionError, EdgeAgentError
 from edge_agent.gguf_file import read_gguf
 from edge_agent.llama.type_plan import TypeRequest
 
@@ -390,6 +391,12 @@ def test_links_inside_a_hub_cache_are_followed(tmp_path: Path) -> None:
         (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
     write(snapshot, tmp_path / "m.gguf")
     assert (tmp_path / "m.gguf").exists()
+
+
+def test_a_missing_library_says_what_to_install() -> None:
+    with pytest.raises(EdgeAgentError, match="cannot go on without nothing_of_this_name") as caught:
+        load_extra("nothing_of_this_name", "this test")
+    assert caught.value.hint == "pip install 'edge-agent[host]'"
 
 
 def test_image_token_beyond_the_model_is_left_out(tmp_path: Path) -> None:

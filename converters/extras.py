@@ -1,0 +1,27 @@
+"""Libraries that only some conversions need, imported when they do.
+
+Flows in: a module's name. Flows out: the module, or an error that says what to install instead of a
+traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from edge_agent.errors import EdgeAgentError
+
+_EXTRAS = {"tokenizers": "convert", "sentencepiece": "convert"}
+
+
+def load_extra(name: str, what: str) -> Any:
+    """The module `name`, needed for `what`. Raises EdgeAgentError."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        extra = _EXTRAS.get(name, "host")
+        raise EdgeAgentError(
+            f"cannot go on without {name}",
+            f"{what} needs it: {error}",
+            f"pip install 'edge-agent[{extra}]'",
+        ) from None
