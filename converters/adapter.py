@@ -20,12 +20,10 @@ import numpy as np
 
 from converters.checkpoint import read_json, refuse_code
 from converters.families.family import Placement
-from converters.gguf_container import read_pairs
-from converters.rows import F32, check_finite, gguf_rows, rotary_order, stored_rows
+from converters.gguf_arrays import read_arrays
+from converters.rows import F32, check_finite, rotary_order, stored_rows
 from converters.safetensors_file import StoredTensor, map_file, read_header
 from edge_agent.errors import ConversionError
-from edge_agent.gguf_cursor import Malformed
-from edge_agent.gguf_header import parse_header
 
 WEIGHTS = "adapter_model.safetensors"
 _MODULE = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -174,23 +172,10 @@ def _ordered(b: F32, place: Placement) -> F32:
 
 
 def _read_gguf(path: Path) -> Adapter:
-    try:
-        with path.open("rb") as stream:
-            header = parse_header(stream, path.stat().st_size)
-            metadata = read_pairs(stream)
-    except Malformed as error:
-        raise refusal(path, str(error)) from None
-    except OSError as error:
-        raise refusal(path, error.strerror or str(error)) from None
-    alpha = metadata.get_value("adapter.lora.alpha", 0.0)
+    metadata, arrays = read_arrays(path, refusal)
     if metadata.get_value("adapter.type") != "lora":
         raise refusal(path, "adapter.type is not lora", "give a GGUF LoRA adapter")
-    mapped = map_file(path)
-    arrays = {}
-    for tensor in header.tensors:
-        rows = gguf_rows(tensor, mapped, header.data_start)
-        arrays[tensor.name] = np.empty((rows.n_rows, rows.n_columns), np.float32)
-        rows.read(0, arrays[tensor.name])
+    alpha = metadata.get_value("adapter.lora.alpha", 0.0)
     names = {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in arrays}
     found = {}
     for name in sorted(names):

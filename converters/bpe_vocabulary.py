@@ -44,11 +44,12 @@ def read_bpe(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
 def _tokens(path: Path, document: TokenizerDocument, n_vocab: int) -> tuple[list[str], list[int]]:
     tokens = [f"[PAD{number}]" for number in range(n_vocab)]
     types = [UNUSED] * n_vocab
-    largest = max([*document.model.vocab.values(), *(token.id for token in document.added_tokens)])
-    if largest >= n_vocab:
+    ids = [*document.model.vocab.values(), *(token.id for token in document.added_tokens)]
+    outside = [number for number in (min(ids), max(ids)) if not 0 <= number < n_vocab]
+    if outside:
         raise refusal(
             path,
-            f"it has the token id {largest}, the model only {n_vocab} (vocab_size)",
+            f"it has the token id {outside[-1]}, the model's run from 0 to {n_vocab - 1}",
             "resize the model's embeddings to its tokenizer and save it again",
         )
     for text, number in document.model.vocab.items():

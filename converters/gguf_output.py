@@ -18,7 +18,8 @@ from converters.gguf_container import Metadata, TensorSpec, pack_head, padded
 from converters.output_file import OutputFile
 from converters.quantizer import How, Job, Quantizer
 from converters.rows import FLOAT_TYPES, PackedRows, Rows
-from edge_agent.errors import ConversionError
+from edge_agent.errors import ConversionError, ModelFormatError
+from edge_agent.gguf_file import read_gguf
 from edge_agent.llama import ggml
 from edge_agent.llama.type_plan import FILE_TYPES, TypeRequest, plan_types
 
@@ -77,6 +78,7 @@ def write_model(
     jobs = [_job(by_name[spec.name], spec, starts, request) for spec in specs]
     if not how.allow_requantize:
         _refuse_requantizing(jobs)
+    _check_readable(metadata, specs)
     with OutputFile(path) as output:
         output.reserve(starts[specs[-1].name] + padded(specs[-1].n_bytes))
         output.write_at(0, head)
@@ -95,6 +97,19 @@ def planned_types(
     if set(types) != {tensor.name for tensor in tensors}:
         raise RuntimeError("llama.cpp planned other tensors than it was asked for")
     return types
+
+
+def _check_readable(metadata: Metadata, specs: Sequence[TensorSpec]) -> None:
+    """What the daemon would refuse is not written: two equal tokens, for one, end llama.cpp."""
+    with tempfile.TemporaryDirectory(prefix="edge-convert-") as scratch:
+        header = Path(scratch) / "header.gguf"
+        write_hollow(header, metadata, specs)
+        try:
+            read_gguf(header)
+        except ModelFormatError as error:
+            raise ConversionError(
+                "no usable file can be made of this model", error.why, "mend it at its source"
+            ) from None
 
 
 def write_hollow(path: Path, metadata: Metadata, specs: Sequence[TensorSpec]) -> None:

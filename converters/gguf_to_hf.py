@@ -33,7 +33,7 @@ from edge_agent.models import sha256_of
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_NOT_WEIGHTS = {"rope_freqs.weight"}
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _check_complete(gguf: GgufFile, placements: Sequence[Placement]) -> None:
                 f" its metadata asks for {place.shape}",
                 "convert or fetch the file again",
             )
-    unknown = set(shapes) - {place.target for place in placements} - _NOT_WEIGHTS
+    unknown = set(shapes) - {place.target for place in placements} - {ROPE_FACTORS}
     if unknown:
         raise ConversionError(
             f"cannot convert {gguf.path}",
@@ -157,7 +157,13 @@ def _check_complete(gguf: GgufFile, placements: Sequence[Placement]) -> None:
 
 
 def documents(model: GgufModel, dtype: str) -> dict[str, Any]:
-    """The files beside the weights, by name."""
+    """The files beside the weights. Raises ConversionError for Llama 3's rotary factors."""
+    if ROPE_FACTORS in {tensor.name for tensor in model.gguf.tensors}:
+        raise ConversionError(
+            f"cannot write {model.gguf.path} as a directory",
+            f"the settings behind {ROPE_FACTORS} are not in the file",
+            "start from the directory the file was made of",
+        )
     origin = {
         "file": model.gguf.path.name,
         "sha256": sha256_of([model.gguf.path], None, lambda done, total: None),

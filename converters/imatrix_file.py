@@ -13,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.gguf_container import Metadata, TensorSpec, pack_head, read_pairs
+from converters.gguf_arrays import read_arrays
+from converters.gguf_container import Metadata, TensorSpec, pack_head
 from converters.output_file import OutputFile
 from converters.rows import F32
-from converters.safetensors_file import map_file
 from edge_agent.errors import ConversionError
-from edge_agent.gguf_cursor import Malformed
-from edge_agent.gguf_header import Header, parse_header
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 
@@ -54,39 +52,20 @@ class Imatrix:
 
 def read_imatrix(path: Path) -> Imatrix:
     """Raises ConversionError when the file is none, or holds NaN."""
-    try:
-        with path.open("rb") as stream:
-            header = parse_header(stream, path.stat().st_size)
-            metadata = read_pairs(stream)
-    except Malformed as error:
-        raise _refusal(path, str(error)) from None
-    except OSError as error:
-        raise _refusal(path, error.strerror or str(error)) from None
+    metadata, arrays = read_arrays(path, _refusal)
     if metadata.get_value("general.type") != "imatrix":
         raise _refusal(path, f"general.type is {metadata.get_value('general.type')!r}")
-    arrays = _arrays(path, header)
     names = [name.removesuffix(SUMS) for name in arrays if name.endswith(SUMS)]
     for name in names:
-        if arrays.get(name + COUNTS) is None or not np.isfinite(arrays[name + SUMS]).all():
-            raise _refusal(path, f"the entry {name} is incomplete or not finite")
+        if name + COUNTS not in arrays:
+            raise _refusal(path, f"the entry {name} has no counts")
     return Imatrix(
-        {name: arrays[name + SUMS] for name in names},
-        {name: float(arrays[name + COUNTS][0]) for name in names},
+        {name: arrays[name + SUMS].reshape(-1) for name in names},
+        {name: float(arrays[name + COUNTS].flat[0]) for name in names},
         tuple(metadata.get_value("imatrix.datasets", ())),
         int(metadata.get_value("imatrix.chunk_count", 0)),
         int(metadata.get_value("imatrix.chunk_size", 0)),
     )
-
-
-def _arrays(path: Path, header: Header) -> dict[str, F32]:
-    mapped = map_file(path)
-    found = {}
-    for tensor in header.tensors:
-        start = header.data_start + tensor.offset
-        if tensor.type != "F32":
-            raise _refusal(path, f"{tensor.name} is {tensor.type}, not F32")
-        found[tensor.name] = mapped[start : start + tensor.n_bytes].copy().view(np.float32)
-    return found
 
 
 def write_imatrix(path: Path, imatrix: Imatrix) -> None:

@@ -9,28 +9,16 @@ import gguf
 import numpy as np
 import pytest
 from convert_runner import convert
-from test_hf_to_gguf import FAMILIES, contents, tensors_of, write
-from tiny_checkpoint import write_checkpoint
+from test_hf_to_gguf import FAMILIES, contents, edit, tensors_of, write
+from tiny_checkpoint import arrays_of, write_checkpoint
 from tiny_gguf import CHATML_TEMPLATE, write_tiny_model
 
 from converters import gguf_to_hf
 from converters.gguf_container import read_metadata
-from converters.rows import stored_rows
-from converters.safetensors_file import map_file, read_header
+from converters.safetensors_file import read_header
 from edge_agent.errors import ConversionError
 
 EQUAL_KEYS = ("tokens", "token_type", "scores", "merges", "pre", "model", "eos_token_id")
-
-
-def arrays_of(directory: Path) -> dict[str, np.ndarray]:
-    path = directory / "model.safetensors"
-    mapped, found = map_file(path), {}
-    for name, tensor in read_header(path).items():
-        rows = stored_rows(tensor, mapped)
-        array = np.empty((rows.n_rows, rows.n_columns), np.float32)
-        rows.read(0, array)
-        found[name] = array.reshape(tensor.shape)
-    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -92,6 +80,15 @@ def test_config_and_card_name_the_quantized_source(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "hf/tokenizer_config.json").read_text())
     assert settings["chat_template"] == CHATML_TEMPLATE
     assert settings["eos_token"] == "<eos>"
+
+
+def test_llama_3_is_not_written_without_its_rotary_settings(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf", "llama")
+    edit(tmp_path / "hf/config.json", rope_scaling={"rope_type": "llama3", "factor": 8.0})
+    write(tmp_path / "hf", tmp_path / "m.gguf")
+    with pytest.raises(ConversionError, match="rope_freqs"):
+        gguf_to_hf.convert(tmp_path / "m.gguf", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 def test_half_precision_is_written_on_request(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tiny_checkpoint import (
     KV_HEADS,
     D,
     added,
+    arrays_of,
     bpe_tokenizer,
     put_json,
     spm_tokenizer,
@@ -293,18 +294,13 @@ def _cut(hf: Path) -> None:
 
 def _changed(name: str, change: Callable[[np.ndarray], np.ndarray | None]) -> Callable[..., None]:
     def damage(hf: Path) -> None:
-        from converters.rows import stored_rows
-        from converters.safetensors_file import map_file, read_header, write_arrays
+        from converters.safetensors_file import write_arrays
 
-        path = hf / "model.safetensors"
-        mapped, arrays = map_file(path), {}
-        for key, tensor in read_header(path).items():
-            rows = stored_rows(tensor, mapped)
-            array = np.empty((rows.n_rows, rows.n_columns), np.float32)
-            rows.read(0, array)
-            arrays[key] = array.reshape(tensor.shape)
+        arrays = arrays_of(hf)
         changed = change(arrays.pop(name, np.ones((2, 2), np.float32)))
-        write_arrays(path, arrays if changed is None else {**arrays, name: changed})
+        if changed is not None:
+            arrays[name] = changed
+        write_arrays(hf / "model.safetensors", arrays)
 
     return damage
 
@@ -342,6 +338,19 @@ HOSTILE = {
             {**bpe_tokenizer(), "added_tokens": [added(5000, "<|far|>", True)]},
         ),
         "the token id 5000",
+    ),
+    "negative token": (
+        lambda hf: put_json(
+            hf / "tokenizer.json",
+            {**bpe_tokenizer(), "added_tokens": [added(-1, "<|behind|>", True)]},
+        ),
+        "the token id -1",
+    ),
+    "equal tokens": (
+        lambda hf: put_json(
+            hf / "tokenizer.json", {**bpe_tokenizer(), "added_tokens": [added(7, "a", True)]}
+        ),
+        "two tokens of the vocabulary are equal",
     ),
     "other architecture": (
         lambda hf: edit(hf / "config.json", architectures=["MixtralForCausalLM"]),

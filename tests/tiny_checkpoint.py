@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from tiny_gguf import BYTE_TOKENS, CONTROL_TOKENS, SPM_SPECIAL, spm_vocabulary, vocabulary
 
-from converters.safetensors_file import write_arrays
+from converters.rows import stored_rows
+from converters.safetensors_file import map_file, read_header, write_arrays
 
 D, F, HEADS, KV_HEADS, HEAD, LAYERS = 64, 256, 4, 2, 16, 2
 Arrays = dict[str, np.ndarray]
@@ -64,6 +65,18 @@ def write_checkpoint(
     put_json(directory / "tokenizer_config.json", tokenizer_config(family))
     write_arrays(directory / "model.safetensors", arrays)
     return arrays
+
+
+def arrays_of(directory: Path) -> Arrays:
+    """What a directory holds, by name."""
+    path = directory / "model.safetensors"
+    mapped, found = map_file(path), {}
+    for name, tensor in read_header(path).items():
+        rows = stored_rows(tensor, mapped)
+        array = np.empty((rows.n_rows, rows.n_columns), np.float32)
+        rows.read(0, array)
+        found[name] = array.reshape(tensor.shape)
+    return found
 
 
 def put_json(path: Path, document: Any) -> None:
