@@ -50,6 +50,10 @@ class Job:
     offset: int
     importance: F32 | None = None
 
+    @property
+    def n_bytes(self) -> int:
+        return self.rows.n_rows * ggml.row_bytes(self.type, self.rows.n_columns)
+
 
 class Quantizer:
     """Runs jobs with several threads, each with its own buffers."""
@@ -62,12 +66,12 @@ class Quantizer:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Write every job. Raises ConversionError of the first slab that fails."""
-        total = sum(job.rows.n_rows * job.rows.n_columns for job in jobs)
+        total = sum(job.n_bytes for job in jobs)
         done = 0
 
-        def report(n_elements: int) -> None:
+        def report(n_bytes: int) -> None:
             nonlocal done
-            done += n_elements
+            done += n_bytes
             self._progress(f"writing {self._output.path.name}", done, total)
 
         slabs = _slabs(jobs)
@@ -90,13 +94,13 @@ class Quantizer:
         as_it_is = _verbatim(job, first, count)
         if as_it_is is not None:
             self._output.write_at(job.offset + first * row, as_it_is.data)
-            return count * n_columns
+            return count * row
         values, packed = self._buffers(count * n_columns, count * row)
         rows = values.reshape(count, n_columns)
         job.rows.read(first, rows)
         ggml.quantize(job.type, rows, packed, job.importance)
         self._output.write_at(job.offset + first * row, packed.data)
-        return count * n_columns
+        return count * row
 
     def _buffers(self, n_values: int, n_bytes: int) -> tuple[F32, NDArray[np.uint8]]:
         """This thread's own, grown when a tensor has wider rows than any before."""

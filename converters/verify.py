@@ -140,8 +140,9 @@ def _exact(path: Path, scratch: Path, how: How) -> LogitSource:
     if path.is_dir():
         return TorchLogits(path, how.threads)
     if read_gguf(path).quantization != "F32":
+        how.progress(f"dequantizing {path.name}", None, None)
         metadata, tensors = load_gguf(path)
-        write_model(scratch, metadata, tensors, TypeRequest("F32"), How(how.threads, how.progress))
+        write_model(scratch, metadata, tensors, TypeRequest("F32"), How(how.threads))
         path = scratch
     return LlamaLogits(path, exact=True, threads=how.threads)
 

@@ -89,12 +89,15 @@ class Terminal:
         Console(file=self.stdout, highlight=False).print(table)
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """A bar with rate and remaining time when stderr is a terminal; nothing otherwise."""
+    def progress(self, *, counts_bytes: bool = True) -> Iterator[Progress]:
+        """A bar with rate and remaining time when stderr is a terminal; nothing otherwise.
+
+        What is counted is bytes, or plain steps.
+        """
         if not self.stderr.isatty():
             yield _no_progress
             return
-        with _bar(self.stderr) as show:
+        with _bar(self.stderr, counts_bytes) as show:
             yield show
 
 
@@ -177,15 +180,17 @@ def _no_progress(status: str, completed: int | None, total: int | None) -> None:
 
 
 @contextmanager
-def _bar(stream: TextIO) -> Iterator[Progress]:
+def _bar(stream: TextIO, counts_bytes: bool) -> Iterator[Progress]:
     from rich import progress as rich_progress
     from rich.console import Console
 
+    counters: tuple[rich_progress.ProgressColumn, ...] = (rich_progress.MofNCompleteColumn(),)
+    if counts_bytes:
+        counters = (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
     columns = (
         rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
-        rich_progress.DownloadColumn(),
-        rich_progress.TransferSpeedColumn(),
+        *counters,
         rich_progress.TimeRemainingColumn(),
     )
     with rich_progress.Progress(*columns, console=Console(file=stream), transient=True) as bar:

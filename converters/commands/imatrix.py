@@ -44,7 +44,7 @@ def imatrix(options: ImatrixOptions, terminal: Terminal) -> int:
     from converters.imatrix_file import write_imatrix
     from converters.quantizer import How
 
-    with terminal.progress() as progress:
+    with terminal.progress(counts_bytes=False) as progress:
         how = How(options.threads, progress)
         found = compute(options.model, options.data, how, options.chunks)
     write_imatrix(options.output, found)

@@ -48,7 +48,7 @@ def verify(options: VerifyOptions, terminal: Terminal) -> int:
         if not path.exists():
             raise UsageError(f"{path} does not exist", "", "give two models")
     texts = _texts(options.data) if options.data else None
-    with terminal.progress() as progress:
+    with terminal.progress(counts_bytes=False) as progress:
         verdict = compare(options.a, options.b, texts, How(options.threads, progress))
     if options.json:
         terminal.document(asdict(verdict))
