@@ -73,10 +73,30 @@ MIGRATIONS = (
         model TEXT NOT NULL, scenario TEXT NOT NULL, document TEXT NOT NULL
     );
     """,
+    """
+    CREATE TABLE adapters (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, name TEXT NOT NULL,
+        sha256 TEXT NOT NULL, path TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+        base_sha256 TEXT NOT NULL, source TEXT NOT NULL, status TEXT NOT NULL,
+        gate TEXT, settings TEXT, created_at REAL NOT NULL, UNIQUE (model, name)
+    );
+    CREATE TABLE activations (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, model TEXT NOT NULL,
+        adapter TEXT, reason TEXT NOT NULL
+    );
+    CREATE TABLE feedback (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, model TEXT NOT NULL, adapter TEXT,
+        user TEXT NOT NULL, source TEXT NOT NULL, rating INTEGER, messages TEXT NOT NULL,
+        answer TEXT NOT NULL, correction TEXT, used_in TEXT
+    );
+    """,
 )
 """Append only: entry n takes user_version n to n + 1, and shipped entries never change."""
 
-TABLES = ("models", "generations", "events", "samples", "benchmarks")
+TABLES = (
+    *("models", "generations", "events", "samples", "benchmarks"),
+    *("adapters", "activations", "feedback"),
+)
 
 
 @dataclass(frozen=True)

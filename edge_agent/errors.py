@@ -14,6 +14,11 @@ Library code raises these and never prints; `cli.py` prints `error:` and `hint:`
     ├── ModelCorrupt          422       SHA-256 differs from the registered one
     ├── DownloadError         502       a pull that did not finish
     ├── ConversionError       422       a checkpoint, adapter or type that cannot be converted
+    ├── AdapterNotFound       404       no adapter of this name for this model
+    ├── AdapterRefused        422       an adapter that is broken, another model's, or failed its gate
+    ├── DataRefused           422       training data that cannot or should not be learned from
+    ├── TrainingFailed        500       the trainer stopped; its last checkpoint is kept
+    ├── TrainingBusy          409       one run at a time
     ├── RequestError          400       a request that can never be answered
     │   ├── SchemaError       400       a JSON schema outside the supported subset
     │   └── ContextExceeded   400       more tokens than a slot holds
@@ -105,6 +110,41 @@ class ConversionError(EdgeAgentError):
 
     code = "conversion_failed"
     status = 422
+
+
+class AdapterNotFound(EdgeAgentError):
+    """No adapter of this name is registered for this model."""
+
+    code = "adapter_not_found"
+    status = 404
+
+
+class AdapterRefused(EdgeAgentError):
+    """An adapter file that is broken or another model's, or an adapter that failed its gate."""
+
+    code = "adapter_refused"
+    status = 422
+
+
+class DataRefused(EdgeAgentError):
+    """Training data that cannot be read, or that the audit advises not to learn from."""
+
+    code = "data_refused"
+    status = 422
+
+
+class TrainingFailed(EdgeAgentError):
+    """The trainer stopped without an adapter; its last good checkpoint is kept."""
+
+    code = "training_failed"
+    status = 500
+
+
+class TrainingBusy(EdgeAgentError):
+    """Another run is under way: one at a time."""
+
+    code = "training_busy"
+    status = 409
 
 
 class RequestError(EdgeAgentError):
