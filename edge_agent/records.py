@@ -37,6 +37,16 @@ class Message(Struct, frozen=True):
     content: str
 
 
+class AdapterRef(Struct, frozen=True):
+    """A GGUF LoRA adapter to answer with. The worker loads it on demand and keeps the newest."""
+
+    path: str
+    sha256: str
+    """Of the whole file; a file that differs is refused (adapter_refused)."""
+    scale: float = 1.0
+    """0 is the base."""
+
+
 class EngineSettings(Struct, frozen=True):
     """How a model is loaded. None means: decide, and say what was decided in ModelInfo."""
 
@@ -52,7 +62,11 @@ class EngineSettings(Struct, frozen=True):
     swa_full: bool = False
     n_gpu_layers: int = -1
     adapters: list[str] = field(default_factory=list)
-    """Paths of GGUF LoRA adapters, all active at scale 1 for every request (bench only, so far)."""
+    """Paths of GGUF LoRA adapters, all active at scale 1 for every request that names no adapter of
+    its own; for benchmarks."""
+    repack: bool = True
+    """Let llama.cpp copy weights into the layout its kernels like best: faster, but the copy is
+    memory that mmap would not have taken."""
     memory_budget_bytes: int | None = None
     prefill_call_s: float = 0.2
 
@@ -214,6 +228,23 @@ class Generate(Struct, frozen=True, tag="generate"):
     json_schema: dict[str, Any] | None = None
     """Checked in the front by json_schema.check_schema; {} means any JSON object."""
     ignore_eos: bool = False
+    adapter: AdapterRef | None = None
+    """None: the base."""
+
+
+class Score(Struct, frozen=True, tag="score"):
+    """Teacher-forced log-probabilities of every assistant turn of a chat, end-of-turn included."""
+
+    id: int
+    messages: list[Message]
+    adapter: AdapterRef | None = None
+
+
+class CheckAdapter(Struct, frozen=True, tag="check_adapter"):
+    """Load the adapter, and see that it computes numbers. Text(id, "") or Failed."""
+
+    id: int
+    adapter: AdapterRef
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -263,9 +294,8 @@ class Ping(Struct, frozen=True, tag="ping"):
     id: int
 
 
-ToWorker = (
-    Load | Generate | Cancel | Tokenize | Detokenize | ApplyTemplate | QuerySlots | RawRun | Ping
-)
+Question = Tokenize | Detokenize | ApplyTemplate | QuerySlots | RawRun | Ping
+ToWorker = Load | Generate | Score | CheckAdapter | Cancel | Question
 
 # ---- worker -> front -------------------------------------------------------------------------
 
@@ -311,6 +341,18 @@ class Done(Struct, frozen=True, tag="done"):
     """Never sent by a worker: the front fills it in (service.py)."""
 
 
+class Scores(Struct, frozen=True, tag="scores"):
+    """Answer to Score. Bits per byte are -sum(logprobs) / ln 2 / n_bytes."""
+
+    id: int
+    logprobs: list[float]
+    """Natural logarithms, one per supervised token, in order."""
+    n_bytes: int
+    """UTF-8 bytes of the assistant texts."""
+    prompt_tokens: int
+    """All tokens of the chat, supervised or not."""
+
+
 class Tokens(Struct, frozen=True, tag="tokens"):
     id: int
     tokens: list[int]
@@ -318,7 +360,7 @@ class Tokens(Struct, frozen=True, tag="tokens"):
 
 
 class Text(Struct, frozen=True, tag="text"):
-    """Answer to Detokenize and ApplyTemplate."""
+    """Answer to Detokenize, ApplyTemplate and CheckAdapter."""
 
     id: int
     text: str
@@ -354,4 +396,4 @@ class Pong(Struct, frozen=True, tag="pong"):
     id: int
 
 
-FromWorker = Loaded | Failed | Chunk | Done | Tokens | Text | SlotStates | RawDone | Pong
+FromWorker = Loaded | Failed | Chunk | Done | Scores | Tokens | Text | SlotStates | RawDone | Pong
