@@ -23,7 +23,7 @@ from edge_agent.engine.chat_template import (
 from edge_agent.engine.grammar import schema_to_gbnf
 from edge_agent.engine.prefix_cache import Part
 from edge_agent.errors import RequestError, TemplateError
-from edge_agent.llama.model import Model
+from edge_agent.llama.model import Model, Vocabulary
 from edge_agent.records import Generate, Message
 
 _NFC_TOKENIZERS = ("qwen2",)
@@ -34,7 +34,8 @@ class PromptBuilder:
     """The prompt side of one model: its template and its control tokens."""
 
     def __init__(self, model: Model, architecture: str) -> None:
-        vocabulary = self._vocabulary = model.vocabulary
+        self.vocabulary: Vocabulary = model.vocabulary
+        vocabulary = self.vocabulary
         self.control_ids = frozenset(
             map(vocabulary.added_ids.__getitem__, vocabulary.control_texts)
         )
@@ -53,6 +54,10 @@ class PromptBuilder:
     def renderer(self) -> str:
         """Name of the template's renderer, for ModelInfo."""
         return self._template.name
+
+    def close(self) -> None:
+        """End the template's sandbox process, if one was started."""
+        self._template.close()
 
     def parts(self, generate: Generate) -> list[Part]:
         """Raises RequestError for an empty or impossible prompt, TemplateError for its template."""
@@ -83,7 +88,7 @@ class PromptBuilder:
         return unicodedata.normalize("NFC", text) if self._is_nfc else text
 
     def _control(self, item: Control) -> int:
-        token = self._vocabulary.added_ids.get(item.text)
+        token = self.vocabulary.added_ids.get(item.text)
         if token is None:
             raise TemplateError(
                 f"the chat template uses {item.text!r}",
@@ -93,19 +98,19 @@ class PromptBuilder:
         return token
 
     def _with_bos(self, parts: list[Part]) -> list[Part]:
-        vocabulary = self._vocabulary
+        vocabulary = self.vocabulary
         if vocabulary.add_bos and vocabulary.bos >= 0:
             return [vocabulary.bos, *parts]
         return parts
 
     def _checked(self, tokens: Sequence[int]) -> list[Part]:
-        outside = [token for token in tokens if not 0 <= token < self._vocabulary.n_tokens]
+        outside = [token for token in tokens if not 0 <= token < self.vocabulary.n_tokens]
         if outside or not tokens:
             raise RequestError(
                 f"token {outside[0]} is not in the vocabulary"
                 if outside
                 else "the prompt is empty",
-                f"ids run from 0 to {self._vocabulary.n_tokens - 1}",
+                f"ids run from 0 to {self.vocabulary.n_tokens - 1}",
                 "ask /tokenize for ids",
             )
         return list(tokens)

@@ -2,8 +2,8 @@
 
 Flows in: a path and EngineSettings. Flows out: `Model` (shape, metadata) and `Vocabulary` (text to
 ids and back). With `no_alloc` only the shape is loaded, which is how admission asks for the compute
-buffer without taking the memory. Not here: contexts, and any check of the file (gguf_file.py has
-already refused what would kill this process).
+buffer without taking the memory; with `vocab_only` not even that. Not here: contexts, and any check
+of the file (gguf_file.py has already refused what would kill this process).
 """
 
 from __future__ import annotations
@@ -126,13 +126,23 @@ class Model:
     """One loaded model. `close` frees it; contexts on it must be closed before."""
 
     def __init__(
-        self, path: Path, settings: EngineSettings, log: LogTail, *, no_alloc: bool = False
+        self,
+        path: Path,
+        settings: EngineSettings,
+        log: LogTail,
+        *,
+        no_alloc: bool = False,
+        vocab_only: bool = False,
     ):
-        """Raises ModelRefused when llama.cpp runs out of memory, ModelFormatError otherwise."""
+        """`vocab_only`: metadata and tokens, no weights and no shape.
+
+        Raises ModelRefused when llama.cpp runs out of memory, ModelFormatError otherwise.
+        """
         params = lib.llama_model_default_params()
         params.n_gpu_layers = settings.n_gpu_layers
         params.load_mode = 0 if no_alloc else _LOAD_MODES[settings.load_mode]
         params.no_alloc = no_alloc
+        params.vocab_only = vocab_only
         handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not handle:
             raise _load_error(path, log.errors())
