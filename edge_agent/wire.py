@@ -1,8 +1,8 @@
-"""Frames on the socket between front and worker: 4 bytes of length (big-endian), then msgpack.
+"""Frames on the socket between front and child: 4 bytes of length (big-endian), then msgpack.
 
-Flows in: records.ToWorker / records.FromWorker. Flows out: bytes, and back. Nothing is unpickled;
-a frame longer than MAX_FRAME_BYTES or of the wrong shape raises WireError, after which the peer
-must close. Not here: sockets, threads, event loops.
+Flows in: records.ToWorker / records.FromWorker, or the trainer's (adapt/messages.py). Flows out:
+bytes, and back. Nothing is unpickled; a frame longer than MAX_FRAME_BYTES or of the wrong shape
+raises WireError, after which the peer must close. Not here: sockets, threads, event loops.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class WireError(Exception):
     """The peer sent a frame that cannot be one of ours."""
 
 
-def encode(record: ToWorker | FromWorker) -> bytes:
+def encode(record: msgspec.Struct) -> bytes:
     """One frame, header included."""
     body = _ENCODER.encode(record)
     if len(body) > MAX_FRAME_BYTES:

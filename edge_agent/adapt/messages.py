@@ -105,6 +105,13 @@ class Planned(Struct, frozen=True, tag="planned"):
     """The audit's findings: {row, reason, text}."""
     fits: bool
     notes: list[str] = field(default_factory=list)
+    memory_bytes: int = 0
+    """The budget that `bytes["total"]` was compared with."""
+    prefix_s: float | None = None
+    """Once, before the first epoch: storing the states below the lowest trained block."""
+    choices: list[dict[str, float]] = field(default_factory=list)
+    """What `auto` may choose from: {layers, total_bytes, epoch_s, fits}. `bytes` and `layers` are
+    then those of the largest that fits."""
 
 
 class Progress(Struct, frozen=True, tag="progress"):
@@ -124,6 +131,10 @@ class Progress(Struct, frozen=True, tag="progress"):
     rss_anon_bytes: int | None = None
     eta_s: float | None = None
     note: str = ""
+    code: str = ""
+    """Why the trainer paused by itself: storage_full. Empty for a pause it was told to take."""
+    joules_per_step: float | None = None
+    """Filled in by the front, which has the power sensor."""
 
 
 class Finished(Struct, frozen=True, tag="finished"):
@@ -142,6 +153,14 @@ class Finished(Struct, frozen=True, tag="finished"):
     """Block influence (1 - cosine of a block's input and output) of every block: reported only."""
     trials: list[dict[str, float]] = field(default_factory=list)
     """What `auto` tried: {layers, validation_loss, seconds}."""
+    validation_before: dict[str, float] = field(default_factory=dict)
+    """{validation_loss, validation_bits_per_byte} of the base, by the trainer's own forward."""
+    best_epoch: int = 0
+    """Whose adapter was kept."""
+    ended: str = "epochs"
+    """Why it ended: epochs (all done), patience (validation stopped to fall), hours."""
+    was_finished: bool = False
+    """This run had finished before; nothing was computed now."""
 
 
 class Stopped(Struct, frozen=True, tag="stopped"):
