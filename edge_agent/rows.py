@@ -129,6 +129,40 @@ MERGED_BY: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True)
+class AdapterRow:
+    """One registered LoRA adapter. `path` is relative to the state directory, `created_at` Unix."""
+
+    model: str
+    name: str
+    sha256: str
+    path: str
+    size_bytes: int
+    base_sha256: str
+    """Of the model file it changes; with another file under the model's name it is not used."""
+    source: str
+    """trained | imported."""
+    status: str
+    """candidate (not judged) | passed | failed | rolled_back."""
+    gate: dict[str, Any] | None
+    settings: dict[str, Any] | None
+    created_at: float
+    id: int | None = None
+    """Given by the database, never again; llama-server's API calls adapters by it."""
+
+
+@dataclass(frozen=True)
+class ActivationRow:
+    """From `at` (Unix seconds) on MODEL means MODEL:`adapter`; None is the base. The newest row of
+    a model counts, so that going back is one row more."""
+
+    at: float
+    model: str
+    adapter: str | None
+    reason: str
+    id: int | None = None
+
+
+@dataclass(frozen=True)
 class BenchmarkRow:
     """One benchmark document as JSON text; `run_id` is common to the documents of one run."""
 
@@ -137,6 +171,30 @@ class BenchmarkRow:
     model: str
     scenario: str
     document: str
+    id: int | None = None
+    """Given by the database."""
+
+
+@dataclass(frozen=True)
+class FeedbackRow:
+    """What a user said about one answer of a model."""
+
+    at: float
+    model: str
+    user: str
+    """uid:N behind the Unix socket, dashboard (a browser's session) or http (the token)."""
+    source: str
+    """answer: one this daemon gave; given: sent along by the user; import: from a file."""
+    messages: str
+    """The chat up to the answer as JSON text: [{"role", "content"}, ...]."""
+    answer: str
+    adapter: str | None = None
+    """What the model answered with; None: nothing but itself."""
+    rating: int | None = None
+    """1 good, -1 bad."""
+    correction: str | None = None
+    used_in: str | None = None
+    """The newest adapter that has learned it."""
     id: int | None = None
     """Given by the database."""
 

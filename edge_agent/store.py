@@ -1,12 +1,12 @@
-"""What the daemon remembers: models, generations, events, samples of the sensors, benchmarks.
+"""What the daemon remembers: models, adapters, generations, events, samples, benchmarks.
 
 Flows in: frozen rows (rows.py) from server, supervisor, telemetry, bench. Flows out: the same. One
 thread owns the only connection; callers queue work for it and get a Future, so an event loop never
 waits for a disk, and many small writes share one commit. A Future that has resolved is on the disk
-(SQLite WAL, synchronous=FULL); one that failed left nothing. Models are also kept in memory,
-because every request looks one up. Prompts and answers are dropped here unless `log_text` is on.
-Not here: opening, migrating and rescuing the file (database.py), thinning samples out
-(sample_table.py).
+(SQLite WAL, synchronous=FULL); one that failed left nothing. Models and adapters are also kept in
+memory, because every request looks one up. Prompts and answers are dropped here unless `log_text`
+is on. Not here: opening, migrating and rescuing the file (database.py), the SQL of samples and of
+adapters (sample_table.py, adapter_table.py).
 
 >>> import tempfile
 >>> with Store(Path(tempfile.mkdtemp(), "x.db")) as store:
@@ -29,7 +29,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from edge_agent import sample_table
+from edge_agent import adapter_table, sample_table
+from edge_agent.adapter_table import Book
 from edge_agent.database import is_corruption, open_database
 from edge_agent.errors import ModelNotFound, RequestError, StoreError
 from edge_agent.rows import (
@@ -65,7 +66,7 @@ class _Job(Generic[Result]):
 
 
 class Store:
-    """Thread-safe. `models`, `model` read memory; `add_*` return at once; the rest wait."""
+    """Thread-safe. `models`, `model`, `adapters` read memory; `add_*` return; the rest wait."""
 
     def __init__(
         self,
@@ -90,6 +91,8 @@ class Store:
         self._closed = False
         self._jobs: queue.Queue[_Job[Any] | None] = queue.Queue(MAX_PENDING)
         self._models: dict[str, ModelRow] = {}
+        self._book = Book()
+        self._is_book_old = True
         self._connection: sqlite3.Connection | None = None
         self._open()
         self._writer = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -135,6 +138,10 @@ class Store:
         delete = "DELETE FROM models WHERE name = ?"
         self._wait(self._submit(lambda connection: connection.execute(delete, (name,))))
         return row
+
+    def adapters(self) -> Book:
+        """Every registered adapter and which ones are active, from memory."""
+        return self._book
 
     def add_generation(self, row: GenerationRow) -> Future[None]:
         """Durable once the Future has resolved; its exception is a StoreError."""
@@ -185,6 +192,16 @@ class Store:
     def recent_events(self, n: int) -> list[EventRow]:
         """The last n rows, newest first. Raises StoreError."""
         return [EventRow(**row) for row in self._select("events", EventRow, n)]
+
+    def transact(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """`work` in the writer thread, one transaction, durable on return: the way of tables that
+        have a module of their own. Raises StoreError."""
+
+        def change(connection: sqlite3.Connection) -> Result:
+            self._is_book_old = True
+            return work(connection)
+
+        return self._wait(self._submit(change))
 
     def is_alive(self) -> bool:
         """Whether the writer thread still runs."""
@@ -282,13 +299,14 @@ class Store:
             connection.execute("BEGIN IMMEDIATE")
             results = [job.work(connection) for job in batch]
             models = _read_models(connection)
+            book = adapter_table.read(connection) if self._is_book_old else self._book
             connection.execute("COMMIT")
         except Exception as error:
             if isinstance(error, sqlite3.Error) and _is_disk_fault(error):
                 raise self._give_up(connection, error) from error
             connection.rollback()
             raise
-        self._models = models
+        self._models, self._book, self._is_book_old = models, book, False
         self.last_error = None
         return results
 
@@ -313,7 +331,7 @@ class Store:
             if rescue is not None:
                 event = EventRow(self._clock(), "database_rescued", str(rescue))
                 _insert(connection, "events", event)
-            self._models = _read_models(connection)
+            self._models, self._book = _read_models(connection), adapter_table.read(connection)
         except sqlite3.Error as error:
             raise self._give_up(connection, error) from error
         self._connection = connection
