@@ -145,6 +145,13 @@ class Settings(BaseSettings):
     )
     log_text: bool = Field(False, description="Store prompts and answers in the history.")
 
+    feedback: bool = Field(
+        True, description="Remember the last answers, in memory, so that users can correct them."
+    )
+    feedback_quota: int = Field(
+        200, ge=1, le=1000, description="Feedback of one user on one model that may wait."
+    )
+
     @field_validator("state_dir", "socket", "sensors_root", mode="after")
     @classmethod
     def _make_absolute(cls, path: Path | None) -> Path | None:

@@ -19,6 +19,8 @@ Library code raises these and never prints; `cli.py` prints `error:` and `hint:`
     ├── DataRefused           422       training data that cannot or should not be learned from
     ├── TrainingFailed        500       the trainer stopped; its last checkpoint is kept
     ├── TrainingBusy          409       one run at a time
+    ├── FeedbackNotFound      404       no such feedback, or no remembered answer it could be about
+    ├── QuotaExceeded         429       a user's feedback waits to be learned in too great a number
     ├── RequestError          400       a request that can never be answered
     │   ├── SchemaError       400       a JSON schema outside the supported subset
     │   └── ContextExceeded   400       more tokens than a slot holds
@@ -145,6 +147,20 @@ class TrainingBusy(EdgeAgentError):
 
     code = "training_busy"
     status = 409
+
+
+class FeedbackNotFound(EdgeAgentError):
+    """No feedback of this number, or no remembered answer that it could be about."""
+
+    code = "feedback_not_found"
+    status = 404
+
+
+class QuotaExceeded(EdgeAgentError):
+    """One user's feedback on one model that no adapter has learned yet is too much already."""
+
+    code = "feedback_quota"
+    status = 429
 
 
 class RequestError(EdgeAgentError):

@@ -23,6 +23,7 @@ from edge_agent.errors import ShuttingDown
 from edge_agent.monitor import Monitor
 from edge_agent.server import (
     dashboard,
+    feedback,
     history,
     llama_server,
     metrics,
@@ -32,7 +33,7 @@ from edge_agent.server import (
     pull,
     status,
 )
-from edge_agent.server.auth import check_framing, check_peer
+from edge_agent.server.auth import CALLER, caller, check_framing, check_peer
 from edge_agent.server.error_body import error_response, typed
 from edge_agent.server.limits import Limits
 from edge_agent.server.refusal import Refusal
@@ -52,6 +53,7 @@ API = (
     *history.ROUTES,
     *metrics.ROUTES,
     *dashboard.ROUTES,
+    *feedback.ROUTES,
 )
 OPENAPI = web.AppKey("openapi", bytes)
 
@@ -169,6 +171,7 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     service = request.app[SERVICE]
     check_framing(request, service.limits.header_bytes, service.limits.header_fields)
     check_peer(request, service.token, request.app[dashboard.SESSIONS])
+    request[CALLER] = caller(request, request.app[dashboard.SESSIONS])
     draining = service.supervisor.status().state == "stopping"
     if draining and request.method in ("POST", "DELETE"):
         raise ShuttingDown("the daemon is stopping", "it takes no new work", "retry in a moment")

@@ -16,6 +16,7 @@ import pwd
 import socket
 import struct
 
+from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.web_request import BaseRequest
 
@@ -25,7 +26,10 @@ from edge_agent.server.session import Sessions, cookie_name
 GROUP = "edge-agent"
 """Members of this group may use the service's socket; it need not exist."""
 
-DASHBOARD_FILES = ("enter", "session", "style.css", "app.js", "chart.js", "enter.js", "icon.svg")
+DASHBOARD_FILES = (
+    *("enter", "session", "style.css", "icon.svg"),
+    *("app.js", "chart.js", "enter.js", "feedback.js", "learning.js"),
+)
 PUBLIC_PATHS = frozenset(
     {"/", "/health", "/v1/health", *(f"/dashboard/{name}" for name in DASHBOARD_FILES)}
 )
@@ -34,6 +38,10 @@ which hold no data."""
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 """The only hosts that reach this daemon honestly, with or without its own port."""
+
+CALLER = web.RequestKey("caller", str)
+"""Who asks, as `caller` says it; set once a request is let through (app.py)."""
+TOKEN_HOLDER = "http"
 
 _PEERCRED = struct.Struct("3i")
 
@@ -74,6 +82,22 @@ def check_peer(request: BaseRequest, token: str, sessions: Sessions) -> None:
     _check_host(request, port)
     if request.path not in PUBLIC_PATHS and not _has_session(request, port, sessions):
         _check_token(request, token)
+
+
+def caller(request: BaseRequest, sessions: Sessions) -> str:
+    """Who sent a request that `check_peer` let through: uid:N, dashboard or http (the token)."""
+    transport = request.transport
+    peer = transport.get_extra_info("socket") if transport else None
+    if peer is not None and peer.family == socket.AF_UNIX:
+        return f"uid:{_credentials(peer)[0]}"
+    port = 0 if peer is None else peer.getsockname()[1]
+    is_session = sessions.is_valid(request.cookies.get(cookie_name(port), ""))
+    return "dashboard" if is_session else TOKEN_HOLDER
+
+
+def is_operator(name: str) -> bool:
+    """Whether `caller`'s word means somebody who could read the database anyway."""
+    return name in (TOKEN_HOLDER, "uid:0", f"uid:{os.geteuid()}")
 
 
 def _check_host(request: BaseRequest, port: int) -> None:
@@ -124,10 +148,15 @@ def _check_token(request: BaseRequest, token: str) -> None:
         ).with_headers({"WWW-Authenticate": "Bearer"})
 
 
-def _check_credentials(peer: socket.socket) -> None:
-    """SO_PEERCRED is the kernel's struct ucred {pid, uid, gid} of the connecting process."""
+def _credentials(peer: socket.socket) -> tuple[int, int]:
+    """(uid, gid): SO_PEERCRED is the kernel's struct ucred {pid, uid, gid} of the peer."""
     raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
     _, uid, gid = _PEERCRED.unpack(raw)
+    return uid, gid
+
+
+def _check_credentials(peer: socket.socket) -> None:
+    uid, gid = _credentials(peer)
     if not is_trusted(uid, gid, own_uid=os.geteuid()):
         raise Refusal(
             403,

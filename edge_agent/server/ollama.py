@@ -18,6 +18,7 @@ from aiohttp import web
 from edge_agent import __version__
 from edge_agent.errors import EdgeAgentError
 from edge_agent.records import Done, Generate, Message, ModelInfo
+from edge_agent.server.auth import CALLER
 from edge_agent.server.body import read_request
 from edge_agent.server.error_body import error_json, typed
 from edge_agent.server.model_name import registered_name, requested_model
@@ -208,7 +209,7 @@ async def _answer(
         return json_response(lines.idle("load"))
     record = _record(body, schema, prompt(info))
     api = "ollama_chat" if isinstance(body, OllamaChatRequest) else "ollama_generate"
-    call = Call(api, info.name, record, keep_alive_s)
+    call = Call(api, info.name, record, keep_alive_s, request[CALLER])
     if record.stream:
         return await _stream(request, call, lines)
     return json_response(lines.whole(await whole(service, call)))

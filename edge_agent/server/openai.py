@@ -7,15 +7,16 @@ and the end of the stream. Not here: fields (openai_schema.py), bytes (openai_ev
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
 from edge_agent.errors import EdgeAgentError
 from edge_agent.records import Done, Generate
+from edge_agent.server.auth import CALLER
 from edge_agent.server.body import read_request
 from edge_agent.server.error_body import error_json, typed
 from edge_agent.server.model_name import registered_name, requested_model
@@ -131,6 +132,7 @@ async def _answer(
     request: web.Request, call: Call, body: GenerationFields, shape: type[ChatEvents]
 ) -> web.StreamResponse:
     service = request.app[SERVICE]
+    call = replace(call, user=request[CALLER])
     if call.request.stream:
         return await _stream(request, call, shape, body.wants_usage())
     done = await whole(service, call)
@@ -141,7 +143,7 @@ def _head(service: Service, call: Call) -> dict[str, Any]:
     """What every body and event of one answer begins with; known once the model has answered."""
     prefix = "chatcmpl-" if call.api == "openai_chat" else "cmpl-"
     return {
-        "id": prefix + secrets.token_hex(12),
+        "id": prefix + call.answer_id,
         "created": int(service.clock()),
         "model": service.supervisor.status().model or call.model,
     }

@@ -9,6 +9,7 @@ scheduling (supervisor.py).
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
@@ -22,6 +23,7 @@ from aiohttp import web
 from edge_agent.config import Settings
 from edge_agent.errors import EdgeAgentError
 from edge_agent.monitor import Monitor
+from edge_agent.recent_answers import Answer, RecentAnswers
 from edge_agent.records import Chunk, Done, Generate, Measured, Timings
 from edge_agent.server.limits import Limits
 from edge_agent.server.metrics import Metrics
@@ -55,6 +57,7 @@ class Service:
     """None in tests that need no sensors: then every answer says that none was measured."""
     metrics: Metrics = field(default_factory=Metrics)
     requests: Requests = field(default_factory=Requests)
+    answers: RecentAnswers = field(default_factory=RecentAnswers)
 
     def n_ctx(self) -> int | None:
         """Context of the loaded model, None when there is none."""
@@ -73,6 +76,9 @@ class Call:
     model: str | None
     request: Generate
     keep_alive_s: float | None = None
+    user: str = ""
+    """Who asked (auth.caller)."""
+    answer_id: str = field(default_factory=lambda: secrets.token_hex(12))
 
 
 @dataclass
@@ -120,6 +126,7 @@ async def generate(service: Service, call: Call) -> AsyncGenerator[Chunk | Done,
         _enter(service, -1)
         requests.failed += outcome.error_code is not None
         _record(service, call, outcome)
+        _remember(service, call, outcome)
     if done is not None:
         yield done
 
@@ -168,8 +175,18 @@ def _note(service: Service, outcome: _Outcome, event: Chunk | Done) -> None:
         outcome.completion_tokens = event.completion_tokens
     if service.monitor is not None:
         service.monitor.tokens.total += outcome.completion_tokens - before
-    if service.settings.log_text:
+    if service.settings.log_text or service.settings.feedback:
         outcome.text.append(event.text)
+
+
+def _remember(service: Service, call: Call, outcome: _Outcome) -> None:
+    """For feedback on it: an answer to a chat, also one that the client cut short."""
+    messages, text = call.request.messages, "".join(outcome.text)
+    if not (service.settings.feedback and messages and text) or outcome.error_code is not None:
+        return
+    is_cut = outcome.finish_reason != "stop"
+    answer = Answer(call.answer_id, call.user, outcome.model, tuple(messages), text, is_cut=is_cut)
+    service.answers.remember(answer)
 
 
 def _record(service: Service, call: Call, outcome: _Outcome) -> None:

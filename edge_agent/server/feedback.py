@@ -1,0 +1,279 @@
+"""/v1/feedback: users say which answer was good, or how it should have been; rows out and in.
+
+Flows in: an opinion about a remembered answer or about one sent along, and rows of files. Flows
+out: rows with who said it, pages of them, and the JSON lines a model can be taught. Whoever may
+read the database anyway (root, the daemon's user, the token) sees everybody's rows; others see and
+remove their own. Not here: what a row may say (edge_agent/feedback.py), learning (adapt.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any, Literal
+
+from aiohttp import web
+from pydantic import BaseModel, Field
+
+from edge_agent import feedback
+from edge_agent.errors import FeedbackNotFound, StoreError
+from edge_agent.feedback import MAX_IMPORT_ROWS, PAGE, Opinion, Source
+from edge_agent.feedback_table import Wanted
+from edge_agent.recent_answers import MAX_ANSWERS, Answer
+from edge_agent.rows import FeedbackRow
+from edge_agent.server.auth import CALLER, is_operator
+from edge_agent.server.body import parse_json, read_body, read_request, validate
+from edge_agent.server.model_name import registered_name
+from edge_agent.server.openai_schema import MAX_MESSAGES, ChatMessage
+from edge_agent.server.refusal import FieldError, Refusal
+from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
+from edge_agent.server.route import Route
+from edge_agent.server.sampling_fields import Body
+from edge_agent.server.service import SERVICE, Service
+
+MAX_IMPORT_BYTES = 1024 * 1024
+MAX_LISTED = 64
+"""Rows of one page; the largest rows make 2 MB of it."""
+LISTED = 20
+ADAPT = "/adapt"
+
+
+class FeedbackRequest(Body):
+    """POST /v1/feedback. Without `id` and `messages`: about the last answer the caller got."""
+
+    id: str | None = Field(None, min_length=1, max_length=64, description="Of the response.")
+    rating: Literal["up", "down"] | None = None
+    correction: str | None = Field(None, description="What the answer should have been.")
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    answer: str | None = Field(
+        None, description="Used with `messages`, where no answer of this `id` is remembered."
+    )
+    model: str | None = Field(None, min_length=1, description="Of `answer`; the default one.")
+
+
+class ImportRequest(Body):
+    """POST /v1/feedback/import. Each row: {"messages": [..., {"role": "assistant", ...}]}."""
+
+    model: str | None = Field(None, min_length=1)
+    rows: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_IMPORT_ROWS)
+
+
+class TurnBody(BaseModel):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class FeedbackBody(BaseModel):
+    """`user`: uid:N, dashboard, http. `source`: answer (of this daemon), given, import."""
+
+    id: int
+    at: float
+    model: str
+    adapter: str | None
+    user: str
+    source: Literal["answer", "given", "import"]
+    rating: Literal["up", "down"] | None
+    messages: list[TurnBody]
+    answer: str
+    correction: str | None
+    used_in: str | None
+
+
+class WaitingBody(BaseModel):
+    """What no adapter has learned, of all users. `bad` ones are kept and not learned."""
+
+    corrections: int
+    approved: int
+    bad: int
+
+
+class FeedbackList(BaseModel):
+    """Newest first. `next_before` null: there is no more. `learning`: GET /adapt is served."""
+
+    feedback: list[FeedbackBody]
+    next_before: int | None
+    waiting: WaitingBody
+    enabled: bool
+    quota: int
+    learning: bool
+
+
+class Lesson(BaseModel):
+    """One line of an export."""
+
+    messages: list[TurnBody]
+
+
+class Imported(BaseModel):
+    stored: int
+
+
+class Removed(BaseModel):
+    removed: int
+
+
+async def add(request: web.Request) -> web.Response:
+    """Durable when the answer arrives."""
+    service = request.app[SERVICE]
+    _check_enabled(service)
+    body = await read_request(request, FeedbackRequest, service.limits, service.n_ctx())
+    opinion = Opinion(body.rating, body.correction)
+    answer, source = _answer_meant(service, body, request[CALLER])
+    row = feedback.row_about(
+        answer, opinion, user=request[CALLER], source=source, at=service.clock()
+    )
+    (number,) = await _store(service, [row])
+    return json_response(feedback.shown(replace(row, id=number)))
+
+
+def _check_enabled(service: Service) -> None:
+    if not service.settings.feedback:
+        why = "`feedback = false` in its configuration"
+        hint = "set it in STATE/config.toml and start the daemon again"
+        raise Refusal(403, "feedback_off", "this daemon takes no feedback", why, hint)
+
+
+def _answer_meant(service: Service, body: FeedbackRequest, user: str) -> tuple[Answer, Source]:
+    """Raises FeedbackNotFound, FieldError, ModelNotFound."""
+    answers, found = service.answers, None
+    if body.id is not None:
+        found = answers.find(body.id)
+    elif body.messages is None:
+        found = answers.last(user)
+    if found is not None:
+        return found, "answer"
+    if body.messages is None:
+        what = f"answer {body.id!r} is" if body.id else "no answer of yours is"
+        raise FeedbackNotFound(
+            f"{what} remembered",
+            f"the last {MAX_ANSWERS} are, in memory, while the daemon runs",
+            "ask again, or send `messages` and `answer` with it",
+        )
+    if body.answer is None:
+        raise FieldError("answer", "it is needed beside `messages`")
+    model, adapter = _model(service, body.model)
+    messages = tuple(turn.message() for turn in body.messages)
+    return Answer("", user, model, messages, body.answer, adapter), "given"
+
+
+def _model(service: Service, name: str | None) -> tuple[str, str | None]:
+    """(registered model, adapter or None) of MODEL or MODEL:ADAPTER; the default for none."""
+    asked = service.supervisor.status().model or service.settings.model
+    if name not in (None, "default"):
+        asked = name
+    if not asked:
+        raise FieldError("model", "no model is loaded; name the one that answered")
+    model, _, adapter = asked.partition(":")
+    row = service.store.model(registered_name(model))
+    return row.name, adapter if adapter not in ("", "base", "latest") else None
+
+
+async def _store(service: Service, rows: Sequence[FeedbackRow]) -> list[int]:
+    quota = service.settings.feedback_quota
+    return await asyncio.to_thread(feedback.add, service.store, rows, quota)
+
+
+async def list_feedback(request: web.Request) -> web.Response:
+    """?n=0 tells only the counts."""
+    service = request.app[SERVICE]
+    wanted = _wanted(request, limit=_whole(request, "n", LISTED, 0, MAX_LISTED))
+    rows = await asyncio.to_thread(feedback.page, service.store, wanted)
+    counts = await asyncio.to_thread(feedback.waiting, service.store, wanted.model)
+    document = {
+        "feedback": [feedback.shown(row) for row in rows],
+        "next_before": rows[-1].id if rows and len(rows) == wanted.limit else None,
+        "waiting": asdict(counts),
+        "enabled": service.settings.feedback,
+        "quota": service.settings.feedback_quota,
+        "learning": any(one.canonical == ADAPT for one in request.app.router.resources()),
+    }
+    return json_response(document)
+
+
+def _wanted(request: web.Request, limit: int) -> Wanted:
+    """By ?model= and ?before=, and as far as the caller may see. Raises FieldError."""
+    user = request[CALLER]
+    before = _whole(request, "before", 0, 0, 2**63 - 1)
+    return Wanted(
+        model=request.query.get("model") or None,
+        user=None if is_operator(user) else user,
+        before=before or None,
+        limit=limit,
+    )
+
+
+async def remove(request: web.Request) -> web.Response:
+    service, user = request.app[SERVICE], request[CALLER]
+    text = request.match_info["id"]
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise FieldError("id", f"{text[:40]!r} is not the number of a piece of feedback")
+    owner = None if is_operator(user) else user
+    await asyncio.to_thread(feedback.remove, service.store, int(text), owner)
+    return json_response({"removed": int(text)})
+
+
+async def export(request: web.Request) -> web.StreamResponse:
+    """What would be learned, newest first, a line each: the form `adapt run --from FILE` takes."""
+    service = request.app[SERVICE]
+    wanted = replace(_wanted(request, limit=PAGE), is_taught=True)
+    if request.method == "HEAD":
+        return web.Response(content_type=NDJSON)
+    rows = await asyncio.to_thread(feedback.page, service.store, wanted)
+    stream = Stream(request, NDJSON, service.limits)
+    await stream.open()
+    while rows:
+        chats = (feedback.taught(row) for row in rows)
+        await stream.write(b"".join(encoded({"messages": chat}) + b"\n" for chat in chats if chat))
+        wanted = replace(wanted, before=rows[-1].id)
+        rows = await _further(request, wanted)
+    return await stream.close()
+
+
+async def _further(request: web.Request, wanted: Wanted) -> list[FeedbackRow]:
+    """A disk that fails inside a stream cannot be told in it: the connection is cut."""
+    try:
+        return await asyncio.to_thread(feedback.page, request.app[SERVICE].store, wanted)
+    except StoreError as error:
+        if request.transport is not None:
+            request.transport.close()
+        raise ConnectionError(f"feedback could not be read on: {error}") from error
+
+
+async def import_rows(request: web.Request) -> web.Response:
+    """All rows or none; of rows that ask the same the last one counts."""
+    service = request.app[SERVICE]
+    _check_enabled(service)
+    limits = service.limits
+    body = await read_body(request, MAX_IMPORT_BYTES, limits.body_s)
+    asked = validate(ImportRequest, parse_json(body, limits.json_depth))
+    model, _ = _model(service, asked.model)
+    rows = feedback.imported_rows(asked.rows, model=model, user=request[CALLER], at=service.clock())
+    return json_response({"stored": len(await _store(service, rows))})
+
+
+def _whole(request: web.Request, name: str, default: int, least: int, most: int) -> int:
+    """A query parameter. Raises FieldError."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+    if not least <= value <= most:
+        raise FieldError(name, f"{text[:40]!r} is not a whole number from {least} to {most}")
+    return value
+
+
+PATH = "/v1/feedback"
+ROUTES = (
+    Route("POST", PATH, add, "Rate or correct an answer", FeedbackBody, body=FeedbackRequest),
+    Route(
+        "GET", PATH, list_feedback, "Stored feedback, in pages", FeedbackList,
+        query=("model", "n", "before"),
+    ),
+    Route("DELETE", f"{PATH}/{{id}}", remove, "Forget one piece of feedback", Removed),
+    Route(
+        "GET", f"{PATH}/export", export, "What would be learned, as JSON lines",
+        streams=(NDJSON, Lesson), query=("model",),
+    ),
+    Route("POST", f"{PATH}/import", import_rows, "Rows to learn", Imported, body=ImportRequest),
+)  # fmt: skip
