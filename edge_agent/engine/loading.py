@@ -1,6 +1,6 @@
 """From a path to a model that answers: check, admit, load, warm up.
 
-Flows in: records.Load. Flows out: `Engine` (model, context, prompt builder, ModelInfo). Order
+Flows in: records.Load. Flows out: `Engine` (model, context, prompts, adapters, ModelInfo). Order
 matters: the hash and the header are checked before llama.cpp sees the file, admission is decided
 before weights are read. Raises ModelCorrupt, ModelFormatError, ModelRefused. Not here: sockets.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from edge_agent.engine.adapters import AdapterPool
 from edge_agent.engine.admission import Admission, admit, read_memory, still_fits
 from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.errors import ModelCorrupt, ModelFormatError
@@ -37,6 +38,7 @@ class Engine:
     model: Model
     context: Context
     prompts: PromptBuilder
+    adapters: AdapterPool
     info: ModelInfo
 
 
@@ -51,13 +53,12 @@ def load(message: Load, log: LogTail) -> Engine:
     model = Model(path, settings, log)
     plan = admission.plan
     context = Context(model, settings, log, n_ctx=plan.n_ctx, slots=plan.slots)
-    activate(settings.adapters, path, model, context, log)
+    always = activate(settings.adapters, path, model, context, log)
     prompts = PromptBuilder(model, model.metadata("general.architecture") or "unknown")
     _warm_up(path, model, context)
     info = _info(message, settings, model, context, prompts, admission)
-    return Engine(
-        model, context, prompts, msgspec.structs.replace(info, load_s=time.monotonic() - began)
-    )
+    info = msgspec.structs.replace(info, load_s=time.monotonic() - began)
+    return Engine(model, context, prompts, AdapterPool(model, context, path, log, always), info)
 
 
 def check_sha256(path: Path, expected: str) -> None:

@@ -2,8 +2,9 @@
 
 Flows in: records.ToWorker messages with their time of arrival, from the worker's reader thread.
 Flows out: records.FromWorker through `send`. Runs in the engine thread, which alone touches
-llama.cpp; only `submit` is called from elsewhere. The queue is bounded in the
-front. Not here: sockets, loading, templates.
+llama.cpp; only `submit` is called from elsewhere. A call applies one LoRA adapter: requests with
+different ones take turns (turns.py). The queue is bounded in the front. Not here: sockets, loading,
+templates, which slot (placement.py), what goes into a call (batch.py).
 """
 
 from __future__ import annotations
@@ -12,38 +13,37 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from edge_agent.engine.pace import Pace
-from edge_agent.engine.prefix_cache import common_prefix, encode, reusable
-from edge_agent.engine.prompt import PromptBuilder
+import numpy as np
+
+from edge_agent.engine.adapters import AdapterKey, key_of
+from edge_agent.engine.batch import Batch, Part
+from edge_agent.engine.loading import Engine
+from edge_agent.engine.placement import Placement
+from edge_agent.engine.questions import answer
 from edge_agent.engine.raw_run import raw_run
-from edge_agent.engine.slots import Request, Slot
+from edge_agent.engine.scoring import Reading, check_reading, score_reading
+from edge_agent.engine.slots import Request, Slot, Work
 from edge_agent.engine.spans import StepClock
 from edge_agent.engine.text_stream import TextStream
-from edge_agent.errors import ContextExceeded, EdgeAgentError, RequestError
-from edge_agent.llama.context import Context
-from edge_agent.llama.model import Model
-from edge_agent.llama.sampling import Sampler, chosen_logprob
+from edge_agent.engine.turns import Demand, Turns
+from edge_agent.errors import EdgeAgentError, RequestError
+from edge_agent.llama.sampling import Sampler, chosen_logprob, logits_of
 from edge_agent.records import (
-    ApplyTemplate,
     Cancel,
+    CheckAdapter,
     Chunk,
-    Detokenize,
     Done,
     Failed,
     FinishReason,
     FromWorker,
     Generate,
     Load,
-    Ping,
-    Pong,
     QuerySlots,
     RawRun,
+    Score,
     SlotStates,
-    Text,
-    Tokenize,
-    Tokens,
     ToWorker,
 )
 
@@ -53,29 +53,21 @@ Send = Callable[[FromWorker], None]
 class Scheduler:
     """Owns the slots of one context."""
 
-    def __init__(
-        self,
-        model: Model,
-        context: Context,
-        prompts: PromptBuilder,
-        send: Send,
-        *,
-        slots: int,
-        prefill_call_s: float,
-    ) -> None:
-        self._model = model
-        self._vocabulary = model.vocabulary
-        self._context = context
-        self._prompts = prompts
+    def __init__(self, engine: Engine, send: Send, *, prefill_call_s: float) -> None:
+        self._vocabulary = engine.model.vocabulary
+        self._context = engine.context
+        self._prompts = engine.prompts
+        self._adapters = engine.adapters
         self._send = send
-        self._n_swa = model.n_swa
-        self._slots = [Slot(index) for index in range(slots)]
-        self._waiting: deque[Request] = deque()
+        self._slots = [Slot(index) for index in range(engine.info.slots)]
+        self._waiting: deque[Work] = deque()
         self._inbox: queue.SimpleQueue[tuple[float, ToWorker]] = queue.SimpleQueue()
-        self.pace = Pace(context.n_batch, prefill_call_s)
+        self._placement = Placement(engine.model, engine.context, engine.prompts)
+        self._batch = Batch(engine.context, prefill_call_s)
+        self._turns: Turns[AdapterKey | None] = Turns()
         self._steps = StepClock()
         self._alone_lock = threading.Lock()
-        self._alone: Request | None = None
+        self._alone: Work | None = None
         self._gives_way = False
 
     # ---- from the reader thread ----
@@ -93,8 +85,8 @@ class Scheduler:
             if alone is None:
                 return
             is_cancelled = isinstance(message, Cancel) and message.id == alone.id
-            has_company = isinstance(message, Generate) and self._gives_way
-            if is_cancelled or has_company:
+            is_work = isinstance(message, Generate | Score | CheckAdapter)
+            if is_cancelled or (is_work and self._gives_way):
                 self._context.abort.request()
 
     # ---- the engine thread ----
@@ -110,12 +102,12 @@ class Scheduler:
             self._steps.idle()
         self._drain(block=not self._busy)
         self._admit()
-        if any(slot.request for slot in self._slots):
+        if any(slot.work for slot in self._slots):
             self._step()
 
     @property
     def _busy(self) -> bool:
-        return bool(self._waiting) or any(slot.request for slot in self._slots)
+        return bool(self._waiting) or any(slot.work for slot in self._slots)
 
     def _drain(self, *, block: bool) -> None:
         while True:
@@ -130,26 +122,17 @@ class Scheduler:
                 self._fail(getattr(message, "id", None), error)
 
     def _receive(self, arrived: float, message: ToWorker) -> None:
-        vocabulary = self._vocabulary
         match message:
             case Generate():
                 self._waiting.append(self._request(message, arrived))
+            case Score():
+                n_ctx = self._context.n_ctx
+                self._waiting.append(score_reading(message, arrived, self._prompts, n_ctx))
+            case CheckAdapter():
+                token = max(0, self._vocabulary.bos)
+                self._waiting.append(check_reading(message, arrived, token))
             case Cancel():
                 self._cancel(message.id)
-            case Ping():
-                self._send(Pong(message.id))
-            case Tokenize():
-                ids = vocabulary.tokenize(
-                    message.content,
-                    add_special=message.add_special,
-                    parse_special=message.parse_special,
-                )
-                pieces = [vocabulary.spelled(token) for token in ids if message.with_pieces]
-                self._send(Tokens(message.id, ids, pieces))
-            case Detokenize():
-                self._send(Text(message.id, vocabulary.detokenize(message.tokens)))
-            case ApplyTemplate():
-                self._send(Text(message.id, self._prompts.as_text(message.messages)))
             case QuerySlots():
                 states = [slot.state(self._context.n_ctx) for slot in self._slots]
                 self._send(SlotStates(message.id, states, len(self._waiting)))
@@ -157,6 +140,8 @@ class Scheduler:
                 self._raw_run(message)
             case Load():
                 raise EdgeAgentError("this worker holds a model already")
+            case _:
+                self._send(answer(message, self._vocabulary, self._prompts))
 
     def _raw_run(self, message: RawRun) -> None:
         """Raises RequestError while a request is here, or when it does not fit."""
@@ -165,88 +150,92 @@ class Scheduler:
         for slot in self._slots:
             self._context.truncate(slot.index, 0)
             slot.ids.clear()
+        self._adapters.use(None)
         self._send(raw_run(self._context, self._vocabulary.n_tokens, message))
 
     def _request(self, generate: Generate, arrived: float) -> Request:
         """Check and prepare everything that can fail before a slot is taken."""
+        key = key_of(generate.adapter)
         parts = self._prompts.parts(generate)
         grammar = self._prompts.grammar(generate.json_schema)
         sampler = Sampler(
             generate.sampling, self._vocabulary, grammar=grammar, ban_end=generate.ignore_eos
         )
-        return Request(generate, arrived, parts, sampler, TextStream(generate.stop))
+        return Request(
+            id=generate.id,
+            arrived=arrived,
+            adapter=generate.adapter,
+            key=key,
+            generate=generate,
+            parts=parts,
+            sampler=sampler,
+            text=TextStream(generate.stop),
+        )
 
     def _cancel(self, request_id: int) -> None:
-        for request in self._waiting:
-            if request.id == request_id:
-                self._waiting.remove(request)
-                request.sampler.close()
-                self._send(Done(request_id, "", "cancelled", request.timings(time.monotonic())))
+        for work in self._waiting:
+            if work.id == request_id:
+                self._waiting.remove(work)
+                work.close()
+                self._send(Done(request_id, "", "cancelled", work.timings(time.monotonic())))
                 return
         for slot in self._slots:
-            if slot.request is not None and slot.request.id == request_id:
+            if slot.work is not None and slot.work.id == request_id:
                 self._finish(slot, "cancelled")
 
     # ---- slots ----
 
     def _admit(self) -> None:
+        self._clean()
         while self._waiting:
-            free = [slot for slot in self._slots if slot.request is None]
+            free = [slot for slot in self._slots if slot.is_free]
             if not free:
                 return
-            request = self._waiting.popleft()
+            work = self._waiting.popleft()
             try:
-                self._place(request, free)
+                used = {slot.work.key for slot in self._slots if slot.work}
+                self._adapters.load(work.adapter, used)
+                self._placement.place(work, free)
             except EdgeAgentError as error:
-                request.sampler.close()
-                self._fail(request.id, error)
+                work.close()
+                self._fail(work.id, error)
 
-    def _place(self, request: Request, free: list[Slot]) -> None:
-        """Give the request the free slot that holds most of its prompt."""
-        plain = encode(request.parts, [], self._vocabulary, ())
-        offers = [self._offer(request, slot, plain) for slot in free]
-        best, ids, slot = max(offers, key=lambda offer: (offer[0], -offer[2].last_used))
-        if 2 * best < len(slot.ids):  # little to gain: do not throw somebody's conversation away
-            best, ids, slot = min(
-                offers, key=lambda offer: (len(offer[2].ids) > 0, offer[2].last_used)
-            )
-        if len(ids) >= self._context.n_ctx:
-            raise ContextExceeded(
-                f"the prompt has {len(ids)} tokens",
-                f"a slot holds {self._context.n_ctx}, one of them must be left for the answer",
-                "shorten the prompt, or start the daemon with a larger --ctx",
-            )
-        if best < len(slot.ids) and not self._context.truncate(slot.index, best):
-            best = 0
-            self._context.truncate(slot.index, 0)
-        request.prompt_ids = ids
-        slot.begin(request, best, time.monotonic())
-
-    def _offer(self, request: Request, slot: Slot, plain: list[int]) -> tuple[int, list[int], Slot]:
-        """(reusable tokens, the prompt's ids, the slot). `plain`: the ids for an empty slot."""
-        if not request.generate.cache_prompt or slot.ids[:1] != plain[:1]:
-            return 0, plain, slot
-        known = slot.ids
-        ids = encode(request.parts, known, self._vocabulary, self._prompts.control_ids)
-        common = common_prefix(ids, known)
-        first = self._context.first_position(slot.index)
-        return reusable(common, len(ids), first, self._n_swa, len(slot.ids)), ids, slot
+    def _clean(self) -> None:
+        """Clear the cache once nobody works, if a NaN may be in it."""
+        spoiled = any(slot.is_spoiled for slot in self._slots)
+        if not spoiled or any(slot.work for slot in self._slots):
+            return
+        self._context.clear()
+        for slot in self._slots:
+            slot.ids.clear()
+            slot.is_spoiled = False
 
     def _finish(self, slot: Slot, reason: FinishReason, tail: str = "") -> None:
-        request = slot.request
-        if request is None:
+        """End a request, or any work that was cancelled."""
+        work = slot.work
+        if work is None:
             return
-        text = tail
-        if not request.generate.stream:
-            request.whole_text.append(tail)
-            text = "".join(request.whole_text)
+        text, stop_text, logprobs = tail, None, []
+        if isinstance(work, Request):
+            stop_text, logprobs = work.text.stopped, work.logprobs
+            if not work.generate.stream:
+                work.whole_text.append(tail)
+                text = "".join(work.whole_text)
         now = time.monotonic()
-        timings = request.timings(now)
-        spans = self._steps.leave(request.spans, now)
-        stop_text = request.text.stopped
-        done = Done(request.id, text, reason, timings, stop_text, request.logprobs, spans)
+        timings = work.timings(now)
+        spans = self._steps.leave(work.spans, now)
         slot.release(now)
-        self._send(done)
+        self._send(Done(work.id, text, reason, timings, stop_text, logprobs, spans))
+
+    def _drop(self, slot: Slot, error: EdgeAgentError) -> None:
+        """End work that cannot go on."""
+        work = slot.work
+        if work is None:
+            return
+        now = time.monotonic()
+        self._steps.leave(work.spans, now)
+        slot.release(now)
+        self._fail(work.id, error)
 
     def _fail(self, request_id: int | None, error: EdgeAgentError) -> None:
         self._send(Failed(request_id, error.code, error.what, error.why, error.hint))
@@ -255,88 +244,98 @@ class Scheduler:
 
     def _step(self) -> None:
         """Decode one batch, then sample for every slot whose logits it made."""
-        work = self._fill_batch()
+        parts = self._fill_batch()
         began = time.monotonic()
-        parts = [(slot.request.spans, slot.phase, n) for slot, n, _ in work if slot.request]
-        self._steps.begin(parts, began)
-        done = self._decode_guarded(work)
+        shares = [
+            (part.slot.work.spans, part.slot.phase, part.n) for part in parts if part.slot.work
+        ]
+        self._steps.begin(shares, began)
+        done = self._decode_guarded(parts)
         now = time.monotonic()
         if not done:
             self._steps.abort(now)
-            slot = work[0][0]
+            slot = parts[0].slot
             self._context.truncate(slot.index, len(slot.ids))
             return  # the message that caused it is in the inbox
-        n_tokens = sum(n for _, n, _ in work)
-        self.pace.measured(n_tokens if n_tokens > len(work) else 0, now - began)
-        for slot, n, row in work:
-            slot.advance(n)
-            if row is not None:
-                self._sample(slot, row)
+        self._batch.measured(parts, now - began)
+        for part in parts:
+            part.slot.advance(part.n)
+            self._take(part)
         self._steps.end(time.monotonic())
 
-    def _decode_guarded(self, work: list[tuple[Slot, int, int | None]]) -> bool:
+    def _decode_guarded(self, parts: Sequence[Part]) -> bool:
         """decode(), abortable by `submit` while a single request is in the call."""
-        request = work[0][0].request
         with self._alone_lock:
             self._context.abort.clear()
-            self._alone = request if len(work) == 1 else None
-            has_room = any(slot.request is None for slot in self._slots)
-            self._gives_way = has_room and work[0][1] > self.pace.chunk(0)
+            self._alone = parts[0].slot.work if len(parts) == 1 else None
+            has_room = any(slot.is_free for slot in self._slots)
+            self._gives_way = has_room and parts[0].n > self._batch.pace.chunk(0)
         try:
             return self._context.decode()
         finally:
             with self._alone_lock:
                 self._alone = None
 
-    def _fill_batch(self) -> list[tuple[Slot, int, int | None]]:
-        """(slot, tokens put in, row of its logits or None) for every slot that takes part."""
-        context = self._context
-        context.clear_batch()
-        decoding = [slot for slot in self._slots if slot.request and not slot.is_prefilling]
-        prefilling = [slot for slot in self._slots if slot.is_prefilling]
-        work: list[tuple[Slot, int, int | None]] = []
-        for slot in decoding:
-            work.append(
-                (slot, 1, context.add(slot.pending[0], len(slot.ids), slot.index, output=True))
-            )
-        alone = len(prefilling) == 1 and not decoding and not self._waiting
-        budget = self.pace.chunk(len(decoding), alone=alone) if prefilling else 0
-        for left, slot in zip(
-            range(len(prefilling), 0, -1), sorted(prefilling, key=_remaining), strict=True
-        ):
-            n = min(len(slot.pending), budget // left)
-            if n == 0:
-                continue
-            budget -= n
-            work.append((slot, n, self._add_prompt(slot, n)))
-        return work
+    def _fill_batch(self) -> list[Part]:
+        """Choose whose adapter has its turn, apply it, and let its slots take part."""
+        busy = [slot for slot in self._slots if slot.work]
+        groups: dict[AdapterKey | None, list[Slot]] = {}
+        for slot in busy:
+            groups.setdefault(slot.key, []).append(slot)
+        key = self._turns.choose({key: _demand(slots) for key, slots in groups.items()})
+        self._adapters.use(key)
+        alone = len(busy) == 1 and not self._waiting
+        may_prefill = self._turns.may_prefill
+        parts = self._batch.fill(groups[key], may_prefill=may_prefill, alone=alone)
+        phases = [(part.slot.is_prefilling, part.n) for part in parts]
+        self._turns.took(
+            decoded=not all(prefills for prefills, _ in phases),
+            prefilled=sum(n for prefills, n in phases if prefills),
+        )
+        return parts
 
-    def _add_prompt(self, slot: Slot, n: int) -> int | None:
-        """Put `n` prompt ids of a slot in; the row of its logits when the prompt ends here."""
-        position = len(slot.ids)
-        last = n - 1 if n == len(slot.pending) else -1
-        row = None
-        for offset in range(n):
-            row = self._context.add(
-                slot.pending[offset], position + offset, slot.index, output=offset == last
-            )
-        return row if last >= 0 else None
+    def _take(self, part: Part) -> None:
+        """Use the rows of logits that a slot's part of the call has made."""
+        slot = part.slot
+        try:
+            if part.rows:
+                self._prove(slot, part.rows[-1])
+            if isinstance(slot.work, Request) and part.rows:
+                self._sample(slot, slot.work, part.rows[0])
+            elif isinstance(slot.work, Reading):
+                slot.work.take(self._context, part.n, part.rows, self._vocabulary.n_tokens)
+                self._go_on(slot, slot.work)
+        except EdgeAgentError as error:
+            self._drop(slot, error)
+
+    def _prove(self, slot: Slot, row: int) -> None:
+        """Look at the first row an adapter computes. Raises AdapterRefused."""
+        work = slot.work
+        if work is None or work.adapter is None or self._adapters.is_proven(work.key):
+            return
+        is_finite = bool(
+            np.isfinite(logits_of(self._context, row, self._vocabulary.n_tokens)).all()
+        )
+        slot.is_spoiled = not is_finite
+        self._adapters.prove(work.adapter, is_finite)
+
+    def _go_on(self, slot: Slot, reading: Reading) -> None:
+        """Answer a reading that is over."""
+        if not reading.is_read:
+            return
+        if reading.next_sequence():
+            self._placement.go_on(slot, reading)
+            return
+        now = time.monotonic()
+        self._steps.leave(reading.spans, now)
+        slot.release(now)
+        self._send(reading.answer())
 
     # ---- one token ----
 
-    def _sample(self, slot: Slot, row: int) -> None:
-        """Draw the next token of a slot and tell the client, or end the answer."""
-        request = slot.request
-        if request is None:
-            return
-        try:
-            token = request.sampler.sample(self._context, row)
-        except EdgeAgentError as error:
-            now = time.monotonic()
-            self._steps.leave(request.spans, now)
-            slot.release(now)
-            self._fail(request.id, error)
-            return
+    def _sample(self, slot: Slot, request: Request, row: int) -> None:
+        """Draw the next token of a slot and tell the client, or end it. Raises SchemaError."""
+        token = request.sampler.sample(self._context, row)
         now = time.monotonic()
         if request.first_token is None:
             request.first_token = now
@@ -374,5 +373,8 @@ class Scheduler:
         return full or (limit >= 0 and request.n_generated >= limit)
 
 
-def _remaining(slot: Slot) -> int:
-    return len(slot.pending)
+def _demand(slots: Sequence[Slot]) -> Demand:
+    return Demand(
+        decodes=any(not slot.is_prefilling for slot in slots),
+        prefills=any(slot.is_prefilling for slot in slots),
+    )

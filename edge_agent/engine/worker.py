@@ -125,14 +125,7 @@ def serve(connection: socket.socket) -> int:
 
 
 def _scheduler(engine: Engine, link: Link, request: Load) -> Scheduler:
-    return Scheduler(
-        engine.model,
-        engine.context,
-        engine.prompts,
-        link.send,
-        slots=engine.info.slots,
-        prefill_call_s=request.settings.prefill_call_s,
-    )
+    return Scheduler(engine, link.send, prefill_call_s=request.settings.prefill_call_s)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,8 @@ import importlib.util
 import logging
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -54,6 +56,7 @@ class LogTail:
         self._partial = ""
         self.is_muted = False
         """Set once a model answers: an aborted call is no error, and is logged as four."""
+        self._is_quiet = False
         self._callback = lib.llama_log_callback(self._receive)
 
     def install(self) -> None:
@@ -71,7 +74,19 @@ class LogTail:
             line, self._partial = self._partial.split("\n", 1)
             if line.strip():
                 self.lines.append(line)
-                logger.log(self._level, "%s", line)
+                if not self._is_quiet:
+                    logger.log(self._level, "%s", line)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the block lines are kept for `errors`, but not logged, even when muted."""
+        before = self.is_muted, self._is_quiet
+        self.is_muted, self._is_quiet = False, True
+        self.lines.clear()
+        try:
+            yield
+        finally:
+            self.is_muted, self._is_quiet = before
 
     def errors(self, most: int = 3) -> str:
         """The last lines that speak of an error, oldest first, joined by '; '."""

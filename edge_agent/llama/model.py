@@ -142,6 +142,7 @@ class Model:
         params.n_gpu_layers = settings.n_gpu_layers
         params.load_mode = 0 if no_alloc else _LOAD_MODES[settings.load_mode]
         params.no_alloc = no_alloc
+        params.use_extra_bufts = settings.repack
         params.vocab_only = vocab_only
         handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not handle:

@@ -1,0 +1,156 @@
+"""Chats that are read, not continued: scores of their answers, and the check of an adapter.
+
+Why it exists: whether an adapter helps is measured on the serving engine, with teacher-forced
+log-probabilities of answers that somebody wrote. Flows in: records.Score, CheckAdapter. Flows out:
+a `Reading`, work for a slot that tells how many of its tokens may go into a call and takes the rows
+of logits; then records.Scores. A chat is one sequence of ids, or several where the template shows
+earlier answers otherwise (supervised.py). Scores do not reuse what another request left in the KV
+cache. Not here: decode calls (scheduler.py), which text is an answer (supervised.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edge_agent.engine.adapters import key_of
+from edge_agent.engine.prefix_cache import common_prefix
+from edge_agent.engine.prompt import PromptBuilder
+from edge_agent.engine.slots import Work
+from edge_agent.engine.supervised import Encoded, encode_turns
+from edge_agent.errors import ContextExceeded
+from edge_agent.llama.context import Context
+from edge_agent.llama.sampling import logits_of
+from edge_agent.records import CheckAdapter, FromWorker, Score, Scores, Text
+
+CHECK_TOKENS = 16
+"""What an adapter is checked with: as many of one token, as a model is warmed up."""
+
+
+@dataclass
+class Passage:
+    """Ids to decode. `targets[i]`: the id whose probability is wanted after position i, or None."""
+
+    ids: list[int]
+    targets: list[int | None]
+
+    @property
+    def first_target(self) -> int:
+        return next(at for at, target in enumerate(self.targets) if target is not None)
+
+
+@dataclass(kw_only=True)
+class Reading(Work):
+    """Work that ends with the last row of its last sequence."""
+
+    message: Score | CheckAdapter
+    sequences: list[Passage]
+    """Still to be read; the first one is being read. `prompt_ids` are its ids."""
+    n_bytes: int = 0
+    n_tokens: int = 0
+    logprobs: list[float] = field(default_factory=list)
+    at: int = 0
+    """Position of the next id that goes into a call."""
+
+    def chunk(self, most_tokens: int, most_rows: int) -> list[bool]:
+        """Which of the next ids need a row of logits: as many ids as may go into one call."""
+        flags: list[bool] = []
+        for target in self.sequences[0].targets[self.at : self.at + most_tokens]:
+            most_rows -= target is not None
+            if most_rows < 0:
+                break
+            flags.append(target is not None)
+        return flags
+
+    def take(self, context: Context, n: int, rows: Sequence[int], n_vocab: int) -> None:
+        """`n` ids have been decoded and made these rows."""
+        targets = self.sequences[0].targets[self.at : self.at + n]
+        wanted = [target for target in targets if target is not None]
+        if isinstance(self.message, Score):
+            for row, target in zip(rows, wanted, strict=True):
+                self.logprobs.append(logprob(context, row, target, n_vocab))
+        self.at += n
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the sequence that was being read is over."""
+        return self.at == len(self.sequences[0].targets)
+
+    def next_sequence(self) -> bool:
+        """Go on to the next one. False: there is none."""
+        self.sequences.pop(0)
+        if self.sequences:
+            self.prompt_ids = self.sequences[0].ids
+        return bool(self.sequences)
+
+    def reusable(self, known: Sequence[int]) -> int:
+        """Ids of the current sequence that need not be decoded, given what its slot has read."""
+        return min(common_prefix(known, self.prompt_ids), self.sequences[0].first_target)
+
+    def answer(self) -> FromWorker:
+        if isinstance(self.message, Score):
+            return Scores(self.id, self.logprobs, self.n_bytes, self.n_tokens)
+        return Text(self.id, "")
+
+
+def logprob(context: Context, row: int, token: int, n_vocab: int) -> float:
+    """Natural logarithm of a token's probability in a row, by log-softmax in float64."""
+    logits = logits_of(context, row, n_vocab).astype(np.float64)
+    logits -= logits.max()
+    chosen = float(logits[token])
+    return chosen - math.log(float(np.exp(logits, out=logits).sum()))
+
+
+def score_reading(score: Score, arrived: float, prompts: PromptBuilder, n_ctx: int) -> Reading:
+    """Raises RequestError, TemplateError, ContextExceeded (a subclass of the first)."""
+    chats = encode_turns(prompts, score.messages)
+    longest = max(len(chat.ids) for chat in chats)
+    if longest > n_ctx:
+        raise ContextExceeded(
+            f"the chat has {longest} tokens", f"a slot holds {n_ctx}", "score a shorter one"
+        )
+    sequences = [_sequence(chat) for chat in chats]
+    return Reading(
+        id=score.id,
+        arrived=arrived,
+        adapter=score.adapter,
+        key=key_of(score.adapter),
+        message=score,
+        sequences=sequences,
+        prompt_ids=sequences[0].ids,
+        n_bytes=sum(chat.n_bytes for chat in chats),
+        n_tokens=sum(len(chat.ids) for chat in chats),
+    )
+
+
+def check_reading(check: CheckAdapter, arrived: float, token: int) -> Reading:
+    """Raises RequestError."""
+    ids = [token] * CHECK_TOKENS
+    targets: list[int | None] = [*[None] * (CHECK_TOKENS - 1), token]
+    return Reading(
+        id=check.id,
+        arrived=arrived,
+        adapter=check.adapter,
+        key=key_of(check.adapter),
+        message=check,
+        sequences=[Passage(ids, targets)],
+        prompt_ids=ids,
+    )
+
+
+def _sequence(chat: Encoded) -> Passage:
+    """Nothing behind the last learned id matters, and it is itself only predicted.
+
+    >>> _sequence(Encoded([5, 6, 7, 8], [False, False, True, False], 1))
+    Passage(ids=[5, 6], targets=[None, 7])
+    """
+    targets = [
+        token if learned else None
+        for token, learned in zip(chat.ids[1:], chat.learned[1:], strict=True)
+    ]
+    while targets[-1] is None:
+        targets.pop()
+    return Passage(chat.ids[: len(targets)], targets)
