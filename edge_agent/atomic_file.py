@@ -9,6 +9,7 @@ locking; two writers of one path each leave a whole file, and the last rename wi
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 TEMP_SUFFIX = ".tmp"
@@ -16,9 +17,14 @@ TEMP_SUFFIX = ".tmp"
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace `path` with `data`, permissions `mode`. Raises OSError; the old file then remains."""
+    write_parts(path, [data], mode)
+
+
+def write_parts(path: Path, parts: Iterable[bytes], mode: int = 0o600) -> None:
+    """`write`, for what is too large to be held at once. Errors of `parts` leave the old file."""
     temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP_SUFFIX}")
     try:
-        _write_durably(temp, data, mode)
+        _write_durably(temp, parts, mode)
         os.replace(temp, path)
     except BaseException:
         temp.unlink(missing_ok=True)
@@ -35,11 +41,11 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_durably(path: Path, data: bytes, mode: int) -> None:
+def _write_durably(path: Path, parts: Iterable[bytes], mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     with open(descriptor, "wb") as file:
         # The mode given to open() is narrowed by the umask and ignored for a leftover temp file.
         os.fchmod(file.fileno(), mode)
-        file.write(data)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
