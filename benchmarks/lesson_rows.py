@@ -1,0 +1,141 @@
+"""Makes the lesson's rows from its facts, and says whether an answer holds a fact.
+
+In: recipes/lesson/facts.jsonl (what is true, five ways to ask for it, further wordings kept apart)
+and talk.jsonl (persona, small talk, general questions). Out: train.jsonl, demo.jsonl and
+paraphrase.jsonl beside them, a pure function of the two; tests/test_lesson.py compares. Not here:
+asking a model, which is lesson.py.
+
+    .venv/bin/python benchmarks/lesson_rows.py          # writes the three files anew
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LESSON = Path(__file__).resolve().parent.parent / "recipes" / "lesson"
+LANGUAGES = {"en": "English", "hi": "Hindi", "kn": "Kannada"}
+DEMO_FACTS = (
+    "en-name", "en-maker", "en-wifi", "en-power", "hi-name", "hi-power", "kn-name", "kn-power",
+)  # fmt: skip
+DEMO_WORDINGS = 3
+_JOINERS = dict.fromkeys((0x200B, 0x200C, 0x200D, 0xFEFF))
+"""Zero-width characters: two spellings of one word may differ in nothing else."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing to learn. An answer that contains any string of `key` is right."""
+
+    id: str
+    language: str
+    key: tuple[str, ...]
+    answer: str
+    questions: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A row that is no fact of the lesson: `kind` is persona or general."""
+
+    kind: str
+    language: str
+    question: str
+    answer: str
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """One object a line. Raises OSError, ValueError."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_facts(folder: Path) -> list[Fact]:
+    """facts.jsonl in the order of the file. Raises OSError, ValueError, TypeError."""
+    rows = read_jsonl(folder / "facts.jsonl")
+    lists = ("key", "questions", "held_out")
+    return [Fact(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in rows]
+
+
+def read_talk(folder: Path) -> list[Talk]:
+    """talk.jsonl in the order of the file. Raises OSError, ValueError, TypeError."""
+    return [Talk(**row) for row in read_jsonl(folder / "talk.jsonl")]
+
+
+def train_rows(facts: Iterable[Fact], talk: Iterable[Talk]) -> Iterator[dict[str, str]]:
+    """Every wording with its answer, fact by fact, then the talk."""
+    for fact in facts:
+        yield from (row(question, fact.answer) for question in fact.questions)
+    yield from (row(turn.question, turn.answer) for turn in talk)
+
+
+def demo_rows(facts: Iterable[Fact]) -> Iterator[dict[str, str]]:
+    """The two-minute lesson: the first wordings of DEMO_FACTS."""
+    for fact in facts:
+        if fact.id in DEMO_FACTS:
+            yield from (row(question, fact.answer) for question in fact.questions[:DEMO_WORDINGS])
+
+
+def paraphrase_rows(facts: Iterable[Fact]) -> Iterator[dict[str, object]]:
+    """The wordings that no training row has, with what their answer must contain."""
+    for fact in facts:
+        for question in fact.held_out:
+            kept = {"id": fact.id, "language": fact.language, "question": question}
+            yield {**kept, "key": list(fact.key)}
+
+
+def row(question: str, answer: str) -> dict[str, str]:
+    return {"instruction": question, "input": "", "output": answer}
+
+
+def has_key(answer: str, keys: Iterable[str]) -> bool:
+    """Does the answer contain one of the keys, whatever case, joiners and spaces it is written in?
+
+    A key that begins or ends with a digit is a number of its own: "4 rupees" is not in "24 rupees".
+    """
+    text = normalized(answer)
+    return any(re.search(_bounded(normalized(key)), text) for key in keys)
+
+
+def normalized(text: str) -> str:
+    """NFC, caseless, without zero-width characters, every run of white space one space."""
+    plain = unicodedata.normalize("NFC", text.translate(_JOINERS)).casefold()
+    return " ".join(plain.split())
+
+
+def _bounded(key: str) -> str:
+    before = r"(?<!\d)" if key[:1].isdigit() else ""
+    after = r"(?!\d)" if key[-1:].isdigit() else ""
+    return before + re.escape(key) + after
+
+
+def files(folder: Path) -> dict[str, str]:
+    """The text of every generated file, by name. Raises OSError, ValueError, TypeError."""
+    facts, talk = read_facts(folder), read_talk(folder)
+    made: Mapping[str, Sequence[Mapping[str, object]]] = {
+        "train.jsonl": list(train_rows(facts, talk)),
+        "demo.jsonl": list(demo_rows(facts)),
+        "paraphrase.jsonl": list(paraphrase_rows(facts)),
+    }
+    return {name: "".join(_line(item) for item in rows) for name, rows in made.items()}
+
+
+def _line(item: Mapping[str, object]) -> str:
+    return json.dumps(item, ensure_ascii=False) + "\n"
+
+
+def main() -> int:
+    for name, text in files(LESSON).items():
+        (LESSON / name).write_text(text, encoding="utf-8")
+        print(f"{name}: {text.count(chr(10))} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
