@@ -76,7 +76,7 @@ def test_logits_are_llama_cpps(tmp_path: Path, family: str, file_type: str) -> N
 def test_gradients_are_those_of_finite_differences(tmp_path: Path, family: str) -> None:
     weights = PackedWeights(model(tmp_path, family), np.float64)
     loras = adapters(weights, np.float64)
-    decoder, batch = Decoder(weights, loras, np.float64), two_texts()
+    decoder, batch = Decoder(weights, loras), two_texts()
     decoder.step(batch, 1.0)
     rng, step = np.random.default_rng(1), 1e-5
     for name, lora in loras.items():
@@ -120,7 +120,7 @@ def test_a_frozen_prefix_can_be_handed_in(tmp_path: Path) -> None:
 
 
 def test_no_text_sees_another_and_nothing_sees_the_future(tmp_path: Path) -> None:
-    decoder = Decoder(PackedWeights(model(tmp_path, "gemma3"), np.float64), {}, np.float64)
+    decoder = Decoder(PackedWeights(model(tmp_path, "gemma3"), np.float64), {})
     first, second = TOKENS[:7], TOKENS[7:]
     both = decoder.logits(pack([(first, [True] * 7), (second, [True] * 9)]))
     alone = decoder.logits(pack([(second, [True] * 9)]))
@@ -135,8 +135,7 @@ def test_only_what_is_to_be_learned_is_supervised() -> None:
     batch = pack([([5, 6, 7, 8], [False, False, True, True]), ([9, 10], [True, True])])
     assert batch.targets.tolist() == [-1, 7, 8, -1, 10, -1]
     assert batch.supervised.tolist() == [1, 2, 4]
-    assert batch.positions.place.tolist() == [0, 1, 2, 3, 0, 1]
-    assert batch.positions.sequence.tolist() == [0, 0, 0, 0, 1, 1]
+    assert batch.lengths == (4, 2)
 
 
 def test_the_head_in_tiles_is_the_plain_softmax(
@@ -150,7 +149,8 @@ def test_the_head_in_tiles_is_the_plain_softmax(
     whole = cross_entropy(head, states, targets)
     monkeypatch.setattr("edge_agent.adapt.packed.TILE_BYTES", 4 * head.n_in * 10)
     tiled = cross_entropy(head, states, targets)
-    logits = head.forward(states)
+    logits = np.empty((6, head.n_out))
+    head.forward(states, logits)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(whole.losses, -np.log(p[np.arange(6), targets]), rtol=1e-12)
@@ -180,11 +180,17 @@ def test_scaling_is_pefts() -> None:
 
 def test_a_kept_matrix_multiplies_as_a_tiled_one(tmp_path: Path) -> None:
     weights = PackedWeights(model(tmp_path, "qwen2", "Q8_0"))
-    matrix, x = weights.matrix("blk.0.ffn_up.weight"), np.ones((2, 64), np.float32)
-    tiled = (matrix.forward(x), matrix.backward(np.ones((2, 256), np.float32)))
-    matrix.keep()
-    np.testing.assert_allclose(matrix.forward(x), tiled[0], rtol=1e-6)
-    np.testing.assert_allclose(matrix.backward(np.ones((2, 256), np.float32)), tiled[1], rtol=1e-5)
+    matrix = weights.matrix("blk.0.ffn_up.weight")
+    x, dy = np.ones((2, 64), np.float32), np.ones((2, 256), np.float32)
+    found = []
+    for keep in (False, True):
+        if keep:
+            matrix.keep()
+        found.append((np.empty_like(dy), np.empty_like(x)))
+        matrix.forward(x, found[-1][0])
+        matrix.backward(dy, found[-1][1])
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
+    np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5)
 
 
 def test_yarn_is_refused_with_its_name(tmp_path: Path) -> None:

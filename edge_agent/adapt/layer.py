@@ -2,131 +2,42 @@
 
 Why it exists: the device has no autograd, and a block written once for all families is small
 enough to be proven: against torch's gradients, against finite differences, and against llama.cpp's
-logits. Flows in: hidden states (T, n_embd) of packed sequences and which positions belong together.
-Flows out: hidden states, and on the way back their gradient; LoRA gradients add up in place. Only
-what backward needs is kept, in a `Tape`. Not here: embeddings and head (decoder.py, head.py).
+logits. Flows in: hidden states (T, n_embd) of packed texts. Flows out: hidden states, and on the
+way back their gradient; LoRA gradients add up in place. What backward needs lies on a tape:
+`Buffers` that are the block's own, or shared by all and filled again just before. What is cheaper
+to compute again than to keep (norms, the gated product) is. Not here: embeddings and head
+(decoder.py, head.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from edge_agent.adapt.attention import Attention, Row
+from edge_agent.adapt.compute import Array, Buffers
+from edge_agent.adapt.elementwise import Gate, add, rms_norm, rms_norm_backward
+from edge_agent.adapt.linear import Linear
+from edge_agent.adapt.lora import Dropout, Loras
+from edge_agent.adapt.packed import PackedWeights
+from edge_agent.adapt.shape import DecoderShape
 
-from edge_agent.adapt.lora import Loras, LoraWeight
-from edge_agent.adapt.packed import PackedMatrix, PackedWeights
-from edge_agent.adapt.shape import DecoderShape, Rope
-
-Array = NDArray[Any]
-Tape = dict[str, Array]
+LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
 @dataclass(frozen=True)
-class Positions:
-    """`place` (T) is each token's position in its own sequence, `sequence` (T) which one it is."""
+class Run:
+    """What a pass through one block works with.
 
-    place: NDArray[np.int64]
-    sequence: NDArray[np.int64]
+    `tape`: for backward. `fed`: holds the feed-forward's output where a norm follows it; the tape,
+    or buffers of the block's own, which spare the second pass that product. `spare`: contents
+    do not outlive the call, except the gated product between a forward and the backward after it.
+    """
 
-    def mask(self, window: int, dtype: Any) -> Array:
-        """0 where row may attend to column, -inf elsewhere (T, T).
-
-        A token sees earlier tokens of its own sequence, with a window those less than `window`
-        behind (llama.cpp masks p1 - p0 >= n_swa).
-        """
-        behind = self.place[:, None] - self.place[None, :]
-        allowed = (behind >= 0) & (self.sequence[:, None] == self.sequence[None, :])
-        if window:
-            allowed &= behind < window
-        return np.where(allowed, 0.0, -np.inf).astype(dtype)
-
-
-class Linear:
-    """A frozen weight, its bias and its adapter, if any."""
-
-    def __init__(self, weight: PackedMatrix, bias: Array | None, lora: LoraWeight | None) -> None:
-        self.weight, self.bias, self.lora = weight, bias, lora
-        self._key = weight.name
-
-    def forward(self, x: Array, tape: Tape | None) -> Array:
-        y = self.weight.forward(x)
-        if self.bias is not None:
-            y += self.bias
-        if self.lora is not None:
-            added, down = self.lora.forward(x)
-            y += added
-            if tape is not None:
-                tape[self._key] = down
-        return y
-
-    def backward(self, x: Array, dy: Array, tape: Tape) -> Array:
-        dx = self.weight.backward(dy)
-        if self.lora is not None:
-            dx += self.lora.backward(x, tape[self._key], dy)
-        return dx
-
-
-def rms_norm(x: Array, weight: Array, epsilon: float) -> tuple[Array, Array]:
-    """x / rms(x) * weight over the last axis, and 1 / rms for the way back (arXiv 1910.07467)."""
-    inverse = 1.0 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon)
-    return x * inverse * weight, inverse
-
-
-def rms_norm_backward(x: Array, weight: Array, inverse: Array, dy: Array) -> Array:
-    scaled = dy * weight
-    projection = np.mean(scaled * x, axis=-1, keepdims=True)
-    return inverse * scaled - x * (inverse**3 * projection)
-
-
-class Turn:
-    """Cosines and sines of one rotary embedding at given positions (T, 1, head_dim / 2)."""
-
-    def __init__(
-        self, rope: Rope, place: NDArray[np.int64], head_dim: int, factors: Array | None, dtype: Any
-    ) -> None:
-        frequencies = rope.base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-        if factors is not None and rope.scale == 1.0:
-            frequencies = frequencies / factors
-        angles = (place[:, None] * rope.scale) * frequencies[None, :]
-        self.cos = np.cos(angles)[:, None, :].astype(dtype)
-        self.sin = np.sin(angles)[:, None, :].astype(dtype)
-        self._is_interleaved = rope.is_interleaved
-
-    def forward(self, x: Array) -> Array:
-        """x (T, heads, head_dim)."""
-        return self._turn(x, self.sin)
-
-    def backward(self, dy: Array) -> Array:
-        """A rotation's transpose is the rotation back."""
-        return self._turn(dy, -self.sin)
-
-    def _turn(self, x: Array, sin: Array) -> Array:
-        out = np.empty_like(x)
-        half = x.shape[-1] // 2
-        first = np.s_[..., 0::2] if self._is_interleaved else np.s_[..., :half]
-        second = np.s_[..., 1::2] if self._is_interleaved else np.s_[..., half:]
-        a, b = x[first], x[second]
-        out[first] = a * self.cos - b * sin
-        out[second] = b * self.cos + a * sin
-        return out
-
-
-def gelu(x: Array) -> tuple[Array, Array]:
-    """tanh approximation and its derivative (arXiv 1606.08415)."""
-    inner = 0.7978845608028654 * (x + 0.044715 * x**3)
-    tanh = np.tanh(inner)
-    slope = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * 0.7978845608028654 * (
-        1 + 3 * 0.044715 * x**2
-    )
-    return 0.5 * x * (1 + tanh), slope
-
-
-def silu(x: Array) -> tuple[Array, Array]:
-    """x * sigmoid(x) and its derivative."""
-    sigmoid = 1.0 / (1.0 + np.exp(-x))
-    return x * sigmoid, sigmoid * (1 + x * (1 - sigmoid))
+    row: Row
+    tape: Buffers
+    fed: Buffers
+    spare: Buffers
+    dropout: Dropout | None = None
 
 
 class Layer:
@@ -136,12 +47,17 @@ class Layer:
         self, number: int, shape: DecoderShape, weights: PackedWeights, loras: Loras
     ) -> None:
         self.number, self._shape = number, shape
-        self._window, self._rope = shape.windows[number], shape.ropes[number]
+        self._compute = weights.compute
         self._norms = {name: self._vector(weights, name) for name in self._norm_names()}
-        self._linears = {name: self._linear(weights, loras, name) for name in _LINEARS}
+        self.linears = {name: self._linear(weights, loras, name) for name in LINEARS}
+        self._attention = Attention(
+            self._compute, shape, shape.ropes[number], shape.windows[number]
+        )
+        self._gate = Gate(self._compute, shape.is_gelu)
 
-    def linears(self) -> dict[str, Linear]:
-        return self._linears
+    @property
+    def is_trained(self) -> bool:
+        return any(linear.lora is not None for linear in self.linears.values())
 
     def _norm_names(self) -> list[str]:
         names = ["attn_norm", "ffn_norm"]
@@ -161,114 +77,156 @@ class Layer:
         found = weights.vector(bias) if bias in weights else None
         return Linear(weights.matrix(full), found, loras.get(full))
 
-    def _norm(self, name: str, x: Array, tape: Tape | None) -> Array:
-        y, inverse = rms_norm(x, self._norms[name], self._shape.norm_epsilon)
-        if tape is not None:
-            tape[name], tape[f"{name}.inverse"] = x, inverse
-        return y
-
-    def _norm_backward(self, name: str, dy: Array, tape: Tape) -> Array:
-        return rms_norm_backward(tape[name], self._norms[name], tape[f"{name}.inverse"], dy)
+    def _width(self, name: str) -> int:
+        return self.linears[name].weight.n_out
 
     # ---- forward ----
 
-    def forward(self, x: Array, turns: dict[Rope, Turn], masks: dict[int, Array],
-                tape: Tape | None = None) -> Array:  # fmt: skip
-        """x (T, n_embd) -> the next hidden states. With a tape, `backward` becomes possible."""
-        attended = self._attention(x, turns[self._rope], masks[self._window], tape)
+    def forward(self, x: Array, out: Array, run: Run) -> None:
+        """x (T, n_embd) -> the next hidden states, in `out`, which is not x."""
+        middle = self._until_product(x, run)
+        product = self._product(run)
         if self._post:
-            attended = self._norm("post_attention_norm", attended, tape)
-        x = x + attended
-        fed = self._feed_forward(x, tape)
+            fed = run.fed.take("fed", *x.shape)
+            self._forward("ffn_down", product, fed, run)
+            self._norm("post_ffw_norm", fed, out, run)
+        else:
+            self._forward("ffn_down", product, out, run)
+        add(self._compute, middle, to=out)
+
+    def again(self, x: Array, run: Run, *, is_fed_kept: bool) -> None:
+        """Fill the tape as `forward` did. `is_fed_kept`: run.fed still holds its part."""
+        self._until_product(x, run)
+        product = self._product(run)
         if self._post:
-            fed = self._norm("post_ffw_norm", fed, tape)
-        return x + fed
+            fed = run.fed.take("fed", *x.shape)
+            if not is_fed_kept:
+                self._forward("ffn_down", product, fed, run)
+            self._norm("post_ffw_norm", fed, run.spare.take("dh", *x.shape), run)
+        if is_fed_kept or not self._post:
+            self.linears["ffn_down"].keep_down(product, run.tape, run.dropout)
 
-    def _attention(self, x: Array, turn: Turn, mask: Array, tape: Tape | None) -> Array:
-        shape, h = self._shape, self._norm("attn_norm", x, tape)
-        q, k, v = (self._linears[n].forward(h, tape) for n in ("attn_q", "attn_k", "attn_v"))
-        q = q.reshape(len(x), shape.n_head, shape.head_dim)
-        k = k.reshape(len(x), shape.n_head_kv, shape.head_dim)
-        v = v.reshape(len(x), shape.n_head_kv, shape.head_dim)
-        if shape.has_qk_norm:
-            q, k = self._norm("attn_q_norm", q, tape), self._norm("attn_k_norm", k, tape)
-        q, k = turn.forward(q) * shape.attention_scale, turn.forward(k)
-        groups = shape.n_head // shape.n_head_kv
-        # (kv heads, groups * T, head_dim): the query heads of one key head in one product.
-        q = q.reshape(len(x), shape.n_head_kv, groups, -1).transpose(1, 2, 0, 3)
-        q = q.reshape(shape.n_head_kv, groups * len(x), shape.head_dim)
-        k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
-        scores = (q @ k.transpose(0, 2, 1)).reshape(shape.n_head_kv, groups, len(x), len(x))
-        scores += mask
-        scores -= scores.max(axis=-1, keepdims=True)
-        p = np.exp(scores, out=scores)
-        p /= p.sum(axis=-1, keepdims=True)
-        p = p.reshape(shape.n_head_kv, groups * len(x), len(x))
-        mixed = _merge_heads(p @ v, groups)
-        if tape is not None:
-            tape |= {"h": h, "q": q, "k": k, "v": v, "p": p, "mixed": mixed}
-        return self._linears["attn_output"].forward(mixed, tape)
+    def _until_product(self, x: Array, run: Run) -> Array:
+        """Everything before the last product: the hidden states between the two halves."""
+        mixed = self._mixed(x, run)
+        middle = run.tape.take("middle", *x.shape)
+        if self._post:
+            attended = run.tape.take("attended", *x.shape)
+            self._forward("attn_output", mixed, attended, run)
+            self._norm("post_attention_norm", attended, middle, run)
+        else:
+            self._forward("attn_output", mixed, middle, run)
+        add(self._compute, x, to=middle)
+        h = run.spare.take("h", *x.shape)
+        self._norm("ffn_norm", middle, h, run)
+        for name in ("ffn_gate", "ffn_up"):
+            self._forward(name, h, run.tape.take(name, len(x), self._width(name)), run)
+        gate, up = self._gate_and_up(run)
+        self._gate.forward(gate, up, self._product(run))
+        return middle
 
-    def _feed_forward(self, x: Array, tape: Tape | None) -> Array:
-        h = self._norm("ffn_norm", x, tape)
-        gate = self._linears["ffn_gate"].forward(h, tape)
-        up = self._linears["ffn_up"].forward(h, tape)
-        active, slope = (gelu if self._shape.is_gelu else silu)(gate)
-        product = active * up
-        if tape is not None:
-            tape |= {"ffn": h, "up": up, "active": active, "slope": slope, "product": product}
-        return self._linears["ffn_down"].forward(product, tape)
+    def _mixed(self, x: Array, run: Run) -> Array:
+        h = run.spare.take("h", *x.shape)
+        self._norm("attn_norm", x, h, run)
+        ready = []
+        for name in ("attn_q", "attn_k", "attn_v"):
+            size = len(x), self._width(name)
+            is_normed = self._shape.has_qk_norm and name != "attn_v"
+            is_taped = is_normed or name == "attn_v"
+            projected = (run.tape if is_taped else run.spare).take(name, *size)
+            self._forward(name, h, projected, run)
+            if is_normed:
+                normed = run.spare.take(name, *size)
+                self._norm(f"{name}_norm", projected, normed, run)
+                projected = normed
+            ready.append(projected)
+        mixed = run.tape.take("mixed", len(x), self._width("attn_q"))
+        self._attention.forward(ready, mixed, run.tape, run.row)
+        return mixed
+
+    def _gate_and_up(self, run: Run) -> tuple[Array, Array]:
+        size = run.row.n_tokens, self._width("ffn_gate")
+        return run.tape.take("ffn_gate", *size), run.tape.take("ffn_up", *size)
+
+    def _product(self, run: Run) -> Array:
+        return run.spare.take("product", run.row.n_tokens, self._width("ffn_gate"))
+
+    def _forward(self, name: str, x: Array, out: Array, run: Run) -> None:
+        self.linears[name].forward(x, out, run.tape, run.dropout)
+
+    def _norm(self, name: str, x: Array, out: Array, run: Run) -> None:
+        """Over whole rows, or over heads when the norm's weight is as wide as a head."""
+        weight = self._norms[name]
+        rows = x.reshape(-1, len(weight))
+        inverse = run.tape.take(f"{name}.inverse", len(rows), 1)
+        epsilon = self._shape.norm_epsilon
+        rms_norm(self._compute, rows, weight, epsilon, out.reshape(rows.shape), inverse)
 
     # ---- backward ----
 
-    def backward(self, dy: Array, turns: dict[Rope, Turn], tape: Tape) -> Array:
-        """Gradient of the block's input from that of its output; LoRA gradients are added."""
-        d_fed = self._norm_backward("post_ffw_norm", dy, tape) if self._post else dy
-        dx = dy + self._feed_forward_backward(d_fed, tape)
-        d_attended = self._norm_backward("post_attention_norm", dx, tape) if self._post else dx
-        return dx + self._attention_backward(d_attended, turns[self._rope], tape)
+    def backward(self, x: Array, d: Array, run: Run, *, is_product_ready: bool) -> None:
+        """`d`, the gradient of the block's output, becomes that of its input `x`.
 
-    def _feed_forward_backward(self, dy: Array, tape: Tape) -> Array:
-        d_product = self._linears["ffn_down"].backward(tape["product"], dy, tape)
-        d_up = d_product * tape["active"]
-        d_gate = d_product * tape["up"] * tape["slope"]
-        dh = self._linears["ffn_gate"].backward(tape["ffn"], d_gate, tape)
-        dh += self._linears["ffn_up"].backward(tape["ffn"], d_up, tape)
-        return self._norm_backward("ffn_norm", dh, tape)
+        LoRA gradients are added; the tape is used up. `is_product_ready`: nothing ran since
+        `forward` or `again` of this block.
+        """
+        if not is_product_ready:
+            gate, up = self._gate_and_up(run)
+            self._gate.forward(gate, up, self._product(run))
+        self._feed_forward_backward(d, run)
+        self._attention_backward(x, d, run)
 
-    def _attention_backward(self, dy: Array, turn: Turn, tape: Tape) -> Array:
-        shape, p = self._shape, tape["p"]
-        groups = shape.n_head // shape.n_head_kv
-        d_mixed = self._linears["attn_output"].backward(tape["mixed"], dy, tape)
-        d_mixed = _split_heads(d_mixed, shape.n_head_kv, groups)
-        dv = p.transpose(0, 2, 1) @ d_mixed
-        dp = d_mixed @ tape["v"].transpose(0, 2, 1)
-        ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))
-        dq = _merge_heads(ds @ tape["k"], groups).reshape(len(dy), shape.n_head, shape.head_dim)
-        dk = (ds.transpose(0, 2, 1) @ tape["q"]).transpose(1, 0, 2)
-        dq, dk = turn.backward(dq) * shape.attention_scale, turn.backward(dk)
-        if shape.has_qk_norm:
-            dq = self._norm_backward("attn_q_norm", dq, tape)
-            dk = self._norm_backward("attn_k_norm", dk, tape)
-        flat = {"attn_q": dq, "attn_k": dk, "attn_v": dv.transpose(1, 0, 2)}
-        dh: Any = 0.0
-        for name, gradient in flat.items():
-            gradient = np.ascontiguousarray(gradient.reshape(len(dy), -1))
-            dh = dh + self._linears[name].backward(tape["h"], gradient, tape)
-        return self._norm_backward("attn_norm", dh, tape)
+    def _feed_forward_backward(self, d: Array, run: Run) -> None:
+        d_fed = self._through_post_norm("post_ffw_norm", run.fed, "fed", d, run)
+        product = self._product(run)
+        self._backward("ffn_down", product, d_fed, product, run)
+        gate, up = self._gate_and_up(run)
+        self._gate.backward(gate, up, product)
+        middle = run.tape.take("middle", *d.shape)
+        h, dh = run.spare.take("h", *d.shape), run.spare.take("dh", *d.shape)
+        self._norm("ffn_norm", middle, h, run)
+        self._backward("ffn_gate", h, gate, dh, run)
+        self._backward("ffn_up", h, up, dh, run, is_added=True)
+        self._norm_backward("ffn_norm", middle, dh, d, run)
 
+    def _attention_backward(self, x: Array, d: Array, run: Run) -> None:
+        d_attended = self._through_post_norm("post_attention_norm", run.tape, "attended", d, run)
+        mixed = run.tape.take("mixed", len(x), self._width("attn_q"))
+        self._backward("attn_output", mixed, d_attended, mixed, run)
+        names = ("attn_q", "attn_k", "attn_v")
+        dq, dk, dv = (run.spare.take(name, len(x), self._width(name)) for name in names)
+        v = run.tape.take("attn_v", *dv.shape)
+        self._attention.backward(mixed, v, (dq, dk, dv), run.tape, run.row, run.spare)
+        if self._shape.has_qk_norm:
+            for name, dy in (("attn_q", dq), ("attn_k", dk)):
+                self._norm_backward(f"{name}_norm", run.tape.take(name, *dy.shape), dy, None, run)
+        h, dh = run.spare.take("h", *x.shape), run.spare.take("dh", *x.shape)
+        self._norm("attn_norm", x, h, run)
+        for name, dy in zip(names, (dq, dk, dv), strict=True):
+            self._backward(name, h, dy, dh, run, is_added=name != "attn_q")
+        self._norm_backward("attn_norm", x, dh, d, run)
 
-_LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    def _through_post_norm(
+        self, name: str, source: Buffers, given: str, d: Array, run: Run
+    ) -> Array:
+        """The gradient of what enters a half's last norm, where there is one; d is kept."""
+        if not self._post:
+            return d
+        found = run.spare.take("d_half", *d.shape)
+        found[:] = d
+        self._norm_backward(name, source.take(given, *d.shape), found, None, run)
+        return found
 
+    def _backward(
+        self, name: str, x: Array, dy: Array, out: Array, run: Run, *, is_added: bool = False
+    ) -> None:
+        self.linears[name].backward(x, dy, out, run.tape, run.dropout, is_added=is_added)
 
-def _merge_heads(x: Array, groups: int) -> Array:
-    """(kv heads, groups * T, head_dim) -> (T, heads * head_dim)."""
-    n_kv, rows, width = x.shape
-    split = x.reshape(n_kv, groups, rows // groups, width).transpose(2, 0, 1, 3)
-    return np.ascontiguousarray(split.reshape(rows // groups, n_kv * groups * width))
-
-
-def _split_heads(x: Array, n_kv: int, groups: int) -> Array:
-    """The inverse of _merge_heads."""
-    split = x.reshape(len(x), n_kv, groups, -1).transpose(1, 2, 0, 3)
-    return np.ascontiguousarray(split.reshape(n_kv, groups * len(x), -1))
+    def _norm_backward(
+        self, name: str, x: Array, dy: Array, add_to: Array | None, run: Run
+    ) -> None:
+        """In place on dy; also added to `add_to`."""
+        weight = self._norms[name]
+        rows = x.reshape(-1, len(weight))
+        inverse = run.tape.take(f"{name}.inverse", len(rows), 1)
+        rms_norm_backward(self._compute, rows, weight, inverse, dy.reshape(rows.shape), add_to)

@@ -49,6 +49,11 @@ class DecoderShape:
     logit_softcap: float
 
     @property
+    def groups(self) -> int:
+        """Query heads that share one key head."""
+        return self.n_head // self.n_head_kv
+
+    @property
     def attention_scale(self) -> float:
         return float(self.head_dim**-0.5)
 
