@@ -28,7 +28,7 @@ GROUP = "edge-agent"
 
 DASHBOARD_FILES = (
     *("enter", "session", "style.css", "icon.svg"),
-    *("app.js", "chart.js", "enter.js", "feedback.js", "learning.js"),
+    *("api.js", "app.js", "chart.js", "enter.js", "feedback.js", "learning.js"),
 )
 PUBLIC_PATHS = frozenset(
     {"/", "/health", "/v1/health", *(f"/dashboard/{name}" for name in DASHBOARD_FILES)}

@@ -43,7 +43,8 @@ HEADERS = {
     "Cache-Control": "no-cache",
     "Vary": "Accept, Cookie",
 }
-FILES = ("style.css", "app.js", "chart.js", "enter.js", "icon.svg")
+SCRIPTS = ("api.js", "app.js", "chart.js", "enter.js", "feedback.js", "learning.js")
+FILES = ("style.css", "icon.svg", *SCRIPTS)
 SESSIONS = web.AppKey("sessions", Sessions)
 
 

@@ -1,6 +1,9 @@
 // The dashboard: a chat that streams, and the board once a second. An ordinary client of the API.
 
+import { ApiError, get, node, problem } from "/dashboard/api.js";
 import { Chart, shown } from "/dashboard/chart.js";
+import { Verdict, waiting } from "/dashboard/feedback.js";
+import { Learning } from "/dashboard/learning.js";
 
 const SECONDS = 300;
 const PERIOD_MS = 1000;
@@ -16,25 +19,6 @@ const charts = [
     { name: "model's own", key: "worker_rss_anon_bytes", divisor: MIB },
   ]),
 ];
-
-class ApiError extends Error {}
-
-async function get(path) {
-  const response = await fetch(path);
-  if (!response.ok) throw new ApiError(await problem(response));
-  return response.json();
-}
-
-// What failed, why, what to do: the three parts every error of the daemon has.
-async function problem(response) {
-  if (response.status === 401) return "The session has ended. Ask for a new link: edge-agent dashboard";
-  try {
-    const { error } = await response.json();
-    return typeof error === "string" ? error : [error.message, error.hint].filter(Boolean).join(" – ");
-  } catch {
-    return `The daemon answered with status ${response.status}.`;
-  }
-}
 
 // ---- the board ------------------------------------------------------------------------------
 
@@ -124,11 +108,40 @@ function showRows(generations) {
   $("rows").replaceChildren(...rows);
 }
 
-function node(name, text, kind) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  if (kind) made.className = kind;
-  return made;
+// ---- feedback and learning ------------------------------------------------------------------
+
+const SELDOM = 5;
+const learning = new Learning($("learning"));
+let takesFeedback = false;
+let tick = 0;
+
+async function showWaiting() {
+  try {
+    const { text, enabled, learning: isServed } = await waiting();
+    takesFeedback = enabled;
+    $("waiting").textContent = text;
+    $("waiting").hidden = !text;
+    if (isServed && !learning.isUnderWay) await learning.refresh();
+  } catch (error) {
+    takesFeedback = false;
+    $("waiting").hidden = true;
+  }
+}
+
+async function refreshLearning() {
+  if (document.hidden) return;
+  if (tick % SELDOM === 0) await showWaiting();
+  else if (learning.isUnderWay) await learning.refresh();
+  tick += 1;
+}
+
+// The buttons under an answer that has come, whole or cut.
+function judge(view, isCut) {
+  const text = view.body.textContent;
+  if (!takesFeedback || !text) return;
+  const { id, messages, model } = view.asked;
+  const announce = (words) => { $("announce").textContent = words; };
+  new Verdict(view.turn, { id, messages, text, model, isCut }, { announce, changed: showWaiting });
 }
 
 // ---- the chat -------------------------------------------------------------------------------
@@ -154,10 +167,13 @@ async function send(text) {
     const answer = await stream(view, running.signal);
     turns.push({ role: "assistant", content: answer });
     $("announce").textContent = `Answer: ${answer}`;
+    judge(view, view.asked.ended !== "stop");
   } catch (error) {
     turns.pop();
-    if (error.name === "AbortError") view.cost.textContent = "stopped";
-    else fail(view, error instanceof ApiError ? error.message : "The daemon closed the connection.");
+    if (error.name === "AbortError") {
+      view.cost.textContent = "stopped";
+      judge(view, true);
+    } else fail(view, error instanceof ApiError ? error.message : "The daemon closed the connection.");
   } finally {
     running = null;
     setRunning(false);
@@ -175,13 +191,14 @@ async function stream(view, signal) {
   const started = performance.now();
   let first = null;
   let text = "";
-  const messages = system ? [{ role: "system", content: system }, ...turns] : turns;
+  const messages = system ? [{ role: "system", content: system }, ...turns] : [...turns];
+  const asked = { messages, model: $("model").value };
+  view.asked = asked;
   const response = await fetch("/v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({
-      model: $("model").value,
-      messages,
+      ...asked,
       stream: true,
       max_tokens: 1024,
       temperature: Number($("temperature").value),
@@ -192,6 +209,8 @@ async function stream(view, signal) {
   if (!response.ok) throw new ApiError(await problem(response));
   for await (const event of events(response)) {
     if (event.error) throw new ApiError([event.error.message, event.error.hint].filter(Boolean).join(" – "));
+    asked.id = event.id;
+    asked.ended = event.choices[0]?.finish_reason ?? asked.ended;
     const piece = event.choices[0]?.delta?.content;
     if (piece) {
       first ??= performance.now();
@@ -239,7 +258,7 @@ function addTurn(who, text, kind) {
   turn.append(node("h3", who), body, costLine);
   $("turns").append(turn);
   $("turns").scrollTop = $("turns").scrollHeight;
-  return { body, cost: costLine };
+  return { turn, body, cost: costLine };
 }
 
 function append(view, piece) {
@@ -277,7 +296,7 @@ $("clear").addEventListener("click", () => {
 document.addEventListener("visibilitychange", refresh);
 
 async function loop() {
-  await refresh();
+  await Promise.all([refresh(), refreshLearning()]);
   setTimeout(loop, PERIOD_MS);
 }
 
