@@ -117,6 +117,9 @@ class Settings(BaseSettings):
     keep_generations: int = Field(
         100_000, ge=1, description="Rows of generation history kept; older ones are pruned."
     )
+    keep_adapters: int = Field(
+        3, ge=1, le=64, description="Adapters kept per model; the oldest not active goes."
+    )
     sensors_root: Path = Field(
         Path("/"),
         description="Read every sensor below this directory (DIR/sys, DIR/proc, DIR/etc).",

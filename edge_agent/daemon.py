@@ -25,6 +25,8 @@ from typing import TextIO
 from aiohttp import web
 
 from edge_agent import __version__, listeners, monitor, sd_notify
+from edge_agent.adapt.canary import prove_unproved
+from edge_agent.adapt.registry import split_name
 from edge_agent.config import Settings, load_settings, settings_from_json
 from edge_agent.errors import EdgeAgentError, StoreError, UsageError
 from edge_agent.listeners import Listeners, open_listeners
@@ -127,11 +129,12 @@ async def _serve(
         )
         stack.callback(store.close)
         if settings.model is not None:
-            store.model(settings.model.removesuffix(":latest"))
+            store.model(split_name(settings.model)[0])
         listening = open_listeners(settings, environ)
         stack.callback(listening.close)
         notifier = _take_service_variables(environ)
         supervisor = Supervisor(settings, store, worker_argv, environ=dict(environ))
+        supervisor.registry.note_start()
         daemon = Daemon(settings, state, supervisor, store, listening, notifier, time.time())
         senses = monitor.build(settings, store, supervisor)
         stack.callback(senses.close)
@@ -182,13 +185,15 @@ async def _run(daemon: Daemon, stop: asyncio.Queue[int]) -> None:
 
 
 async def _become_ready(daemon: Daemon) -> None:
-    """Load the configured model, then tell systemd and the log that requests are answered."""
+    """Load the configured model, then tell systemd and the log that requests are answered; then
+    try out what an earlier daemon activated and could not."""
     _LOG.info("edge-agent %s, state in %s", __version__, daemon.state.path)
     model = daemon.settings.model
     if model is not None:
         await _preload(daemon, model)
     daemon.notifier.ready(_summary(daemon))
     _LOG.info("listening on %s", daemon.listeners)
+    await prove_unproved(daemon.supervisor)
 
 
 async def _preload(daemon: Daemon, model: str) -> None:

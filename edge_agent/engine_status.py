@@ -32,3 +32,5 @@ class EngineStatus:
     last_load_s: float | None = None
     restarts: int = 0
     """Workers started in place of a crashed one, since the daemon's start."""
+    adapter: str | None = None
+    """What `model` is answered with unless a request says otherwise; None: the base."""

@@ -11,8 +11,9 @@ Not here: how many requests may wait (turnstile.py), the process and its socket 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from edge_agent.clocks import Clocks
@@ -21,7 +22,7 @@ from edge_agent.engine_status import State
 from edge_agent.errors import EdgeAgentError, Overloaded, WorkerFailed
 from edge_agent.model_file import ModelFiles
 from edge_agent.quarantine import Quarantine
-from edge_agent.records import Loaded, ModelInfo
+from edge_agent.records import AdapterRef, Loaded, ModelInfo
 from edge_agent.store import ModelRow, Store
 from edge_agent.turnstile import shutting_down
 from edge_agent.worker_link import Inbox, WorkerLink
@@ -43,6 +44,13 @@ class Worker:
     keep_alive_s: float
     is_retired: bool = False
     watch: asyncio.Task[None] | None = None
+    adapters: Counter[str] = field(default_factory=Counter)
+    """Requests inside it by the SHA-256 of their adapter."""
+
+    def at_work(self, adapter: AdapterRef | None, step: int) -> None:
+        """One request more, or less, that is answered with `adapter`."""
+        if adapter is not None:
+            self.adapters[adapter.sha256] += step
 
 
 @dataclass
@@ -67,6 +75,9 @@ class Residency:
         clocks: Clocks,
     ) -> None:
         self.changed = asyncio.Event()
+        self.on_crash: Callable[[ModelRow, Collection[str]], Awaitable[None]] | None = None
+        """Hears of a dead worker's model and of the adapters (SHA-256) that were at work, before
+        another worker is started."""
         self.worker: Worker | None = None
         self.change: Change | None = None
         self.restarts = 0
@@ -285,10 +296,13 @@ class Residency:
         failure = worker.link.failure
         if worker.is_retired or failure is None:
             return
+        is_allowed = self._note_crash(worker.row, failure)
+        at_work = {sha256 for sha256, count in worker.adapters.items() if count}
+        if at_work and self.on_crash is not None:
+            await self.on_crash(worker.row, at_work)
         if self.worker is worker:
             self.worker = None
             self._cancel_expiry()
-        is_allowed = self._note_crash(worker.row, failure)
         self.changed.set()
         if is_allowed and self.change is None and not self._is_halted:
             self.restarts += 1

@@ -1,45 +1,67 @@
 """The engine as the HTTP layer sees it: requests in, records out, whatever happens to the worker.
 
-Flows in: requests that name a model. Flows out: the worker's Chunk and Done records, or a typed
-error before or between them. It joins three parts: turnstile.py (how many may come in),
-residency.py (a live worker with the right model) and worker_link.py (the conversation). Not here:
-HTTP, and recording what was generated (server/).
+Flows in: requests that name a model, or a model and an adapter. Flows out: the worker's Chunk and
+Done records, or a typed error before or between them. It joins four parts: turnstile.py (how many
+may come in), residency.py (a live worker with the right model), worker_link.py (the conversation)
+and adapt/registry.py (which adapter a name means). Not here: HTTP, and recording what was generated
+(server/).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
+from edge_agent.adapt import canary
+from edge_agent.adapt.registry import Registry, split_name
 from edge_agent.clocks import Clocks
 from edge_agent.config import Settings
 from edge_agent.engine_status import EngineStatus, State
-from edge_agent.errors import ModelNotFound, WorkerFailed
+from edge_agent.errors import EdgeAgentError, ModelNotFound, WorkerFailed
 from edge_agent.records import (
+    AdapterRef,
     ApplyTemplate,
+    CheckAdapter,
     Chunk,
     Detokenize,
     Done,
     FromWorker,
     Generate,
+    Message,
     ModelInfo,
     QuerySlots,
+    Score,
+    Scores,
     SlotStates,
     Text,
     Tokenize,
     Tokens,
 )
 from edge_agent.residency import Residency, Worker
+from edge_agent.rows import AdapterRow
 from edge_agent.store import ModelRow, Store
 from edge_agent.turnstile import Turnstile
 from edge_agent.worker_link import WorkerLink
 
-__all__ = ["EngineStatus", "Supervisor"]
+__all__ = ["EngineStatus", "Supervisor", "Target"]
 
 MAX_QUESTIONS = 64
 """Small questions (tokenize ...) allowed on top of the generations."""
+
+Question = Tokenize | Detokenize | ApplyTemplate | QuerySlots | Score | CheckAdapter
+Answer = Tokens | Text | SlotStates | Scores
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a request's model name means. `adapter` None: the base."""
+
+    model: ModelRow
+    adapter: AdapterRow | None
 
 
 class Supervisor:
@@ -56,12 +78,14 @@ class Supervisor:
     ) -> None:
         """`worker_argv` is completed with `--fd N`; `environ` is the worker's [ours]."""
         self._settings = settings
+        self.registry = Registry(store, settings.state_dir, settings.keep_adapters)
         self._store = store
         self._clocks = clocks or Clocks()
         self._turnstile = Turnstile(settings.max_queue)
         self._residency = Residency(
             settings, store, worker_argv, os.environ if environ is None else environ, self._clocks
         )
+        self._residency.on_crash = self._take_back
 
     async def ensure_loaded(
         self, model: str | None, *, keep_alive_s: float | None = None
@@ -70,21 +94,35 @@ class Supervisor:
         self._turnstile.check_guard()
         slots, inside = self._slots(), self._inside()
         with self._turnstile.admit(inside=inside, slots=slots, extra=MAX_QUESTIONS):
-            worker = await self._residency.acquire(self._resolve(model))
+            worker = await self._residency.acquire(self.target(model).model)
             self._residency.keep(worker, keep_alive_s)
             return worker.info
 
     async def generate(
-        self, model: str | None, request: Generate, *, keep_alive_s: float | None = None
+        self,
+        model: str | None,
+        request: Generate,
+        *,
+        keep_alive_s: float | None = None,
+        told: Callable[[AdapterRef | None], None] = lambda adapter: None,
     ) -> AsyncGenerator[Chunk | Done, None]:
-        """Chunks, then one Done. aclose() cancels. Raises Overloaded, WorkerFailed and the rest."""
+        """Chunks, then one Done. aclose() cancels. Raises Overloaded, WorkerFailed and the rest.
+
+        `request.adapter` goes before what `model` means; `told` hears which one answers.
+        """
         started_s = self._clocks.monotonic()
         self._turnstile.check_guard()
         with self._turnstile.admit(inside=self._inside(), slots=self._slots()) as ticket:
-            worker = await self._residency.acquire(self._resolve(model))
+            worker = await self._residency.acquire(self.target(model).model)
+            # Only now: a rollback may have happened while the worker was started again.
+            adapter = self._adapter(worker.row, model, request)
+            told(adapter)
             link = worker.link
-            inbox = link.request(msgspec.structs.replace(request, id=link.take_id()))
+            inbox = link.request(
+                msgspec.structs.replace(request, id=link.take_id(), adapter=adapter)
+            )
             ticket.is_waiting = False
+            worker.at_work(adapter, 1)
             try:
                 await link.flush()
                 is_done = False
@@ -95,13 +133,39 @@ class Supervisor:
                     is_done = isinstance(frame, Done)
                     yield frame
             finally:
+                worker.at_work(adapter, -1)
                 inbox.close()
                 self._residency.keep(worker, keep_alive_s)
         self._turnstile.add_duration(self._clocks.monotonic() - started_s)
 
-    async def ask(
-        self, model: str | None, message: Tokenize | Detokenize | ApplyTemplate | QuerySlots
-    ) -> Tokens | Text | SlotStates:
+    async def score(
+        self, model: str, messages: list[Message], adapter: AdapterRef | None
+    ) -> Scores:
+        """Log-probabilities of the chat's assistant turns; `adapter` None is the base.
+
+        Raises every engine error.
+        """
+        answer = await self.ask(model, Score(0, messages, _unless_off(adapter)))
+        assert isinstance(answer, Scores), "ask() has checked it"
+        return answer
+
+    async def check_adapter(self, model: str, adapter: AdapterRef) -> None:
+        """Let the worker load it and compute with it once. Raises AdapterRefused, WorkerFailed and
+        every other engine error."""
+        await self.ask(model, CheckAdapter(0, adapter))
+
+    async def activate(
+        self, model: str, name: str, *, force: bool = False, reason: str = "asked for"
+    ) -> AdapterRow:
+        """Check, activate, ask the canary; as canary.activate, which a caller that is cancelled
+        does not stop half-way."""
+        work = canary.activate(self, model, name, force=force, reason=reason)
+        task = asyncio.create_task(work)
+        # Nobody waits for it any more when the caller was cancelled.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(task)
+
+    async def ask(self, model: str | None, message: Question) -> Answer:
         """One question, one answer. QuerySlots neither loads a model nor keeps one alive."""
         worker = self._residency.worker
         is_query = isinstance(message, QuerySlots)
@@ -112,7 +176,7 @@ class Supervisor:
         slots, inside = self._slots(), self._inside()
         with self._turnstile.admit(inside=inside, slots=slots, extra=MAX_QUESTIONS) as ticket:
             if worker is None or not is_query:
-                worker = await self._residency.acquire(self._resolve(model))
+                worker = await self._residency.acquire(self.target(model).model)
             link = worker.link
             inbox = link.request(msgspec.structs.replace(message, id=link.take_id()))
             ticket.is_waiting = False
@@ -122,7 +186,7 @@ class Supervisor:
                 inbox.close()
                 if not is_query:
                     self._residency.keep(worker, None)
-        if not isinstance(answer, (Tokens, Text, SlotStates)):
+        if not isinstance(answer, _ANSWERS[type(message)]):
             raise _unexpected(link, answer)
         return answer
 
@@ -137,6 +201,10 @@ class Supervisor:
     def refuse(self, reason: str | None) -> None:
         """Admit no generation and no load for this reason; None admits them again."""
         self._turnstile.refusal = reason
+
+    def reserve(self, reason: str | None) -> None:
+        """As `refuse`, for one who needs the whole board for a while; both count."""
+        self._turnstile.reservation = reason
 
     async def shrink(self, is_small: bool) -> str:
         """Have one slot only, or as many as configured; says what was done.
@@ -154,6 +222,7 @@ class Supervisor:
         inside = self._inside()
         in_flight = min(inside, worker.info.slots) if worker else 0
         expires_in_s = residency.expires_in_s
+        active = self.registry.active(model) if model else None
         return EngineStatus(
             state=state,
             model=model,
@@ -166,6 +235,7 @@ class Supervisor:
             expires_at=None if expires_in_s is None else self._clocks.unix() + expires_in_s,
             last_load_s=worker.info.load_s if worker else None,
             restarts=residency.restarts,
+            adapter=active.name if active else None,
         )
 
     async def wait_for_change(self) -> EngineStatus:
@@ -184,9 +254,9 @@ class Supervisor:
             await self._turnstile.drained(drain_s)
         await self._residency.close()
 
-    def _resolve(self, model: str | None) -> ModelRow:
-        """The row a request means: the named one (NAME:latest is NAME), else the configured, else
-        the loaded, else the oldest. Raises ModelNotFound."""
+    def target(self, model: str | None) -> Target:
+        """What a name means: the named model, else the configured, else the loaded, else the
+        oldest; with :NAME, :base, or the active adapter. Raises ModelNotFound, AdapterNotFound."""
         rows = self._store.models()
         name = model or self._settings.model
         worker = self._residency.worker
@@ -198,7 +268,29 @@ class Supervisor:
         if name is None:
             hint = "register one: `edge-agent pull embedded:smollm2-135m`"
             raise ModelNotFound("there is no model to answer with", "none is registered", hint)
-        return self._store.model(name.removesuffix(":latest"))
+        plain, tag = split_name(name)
+        return Target(self._store.model(plain), self.registry.chosen(plain, tag))
+
+    def _adapter(self, row: ModelRow, model: str | None, request: Generate) -> AdapterRef | None:
+        """What answers; None: the base. `row` is the model that was loaded for `model`."""
+        if request.adapter is not None:
+            return _unless_off(request.adapter)
+        name = model or self._settings.model
+        tag = split_name(name)[1] if name else None
+        chosen = self.registry.chosen(row.name, tag)
+        return _unless_off(self.registry.reference(chosen) if chosen else None)
+
+    async def _take_back(self, row: ModelRow, at_work: Collection[str]) -> None:
+        """A worker died. If the active adapter is new and was at work (SHA-256), it goes first."""
+        registry = self.registry
+        active = registry.active(row.name)
+        if active is None or active.sha256 not in at_work or not registry.is_on_trial(row.name):
+            return
+        why = "the worker died with it at work, soon after its activation"
+        try:
+            await asyncio.to_thread(registry.rollback, row.name, why, leaving=active.name)
+        except EdgeAgentError as error:
+            self._store.add_event("rollback_failed", f"{row.name}:{active.name}: {error}")
 
     def _slots(self) -> int:
         worker = self._residency.worker
@@ -221,6 +313,21 @@ class Supervisor:
         if verdict is not None:
             return "quarantined", f"{verdict.error()}; {verdict.error().hint}"
         return "idle", residency.last_reason
+
+
+_ANSWERS: Mapping[type, type[Answer]] = {
+    Tokenize: Tokens,
+    Detokenize: Text,
+    ApplyTemplate: Text,
+    CheckAdapter: Text,
+    QuerySlots: SlotStates,
+    Score: Scores,
+}
+
+
+def _unless_off(adapter: AdapterRef | None) -> AdapterRef | None:
+    """Scale 0 is the base."""
+    return adapter if adapter is not None and adapter.scale != 0 else None
 
 
 def _unexpected(link: WorkerLink, frame: FromWorker) -> WorkerFailed:

@@ -42,6 +42,8 @@ class Turnstile:
         self.is_closed = False
         self.refusal: str | None = None
         """Why the guard lets nobody in; None when it does."""
+        self.reservation: str | None = None
+        """Why somebody else has the whole board; None when nobody has."""
 
     @property
     def waiting(self) -> int:
@@ -49,12 +51,13 @@ class Turnstile:
         return sum(ticket.is_waiting for ticket in self._tickets.values())
 
     def check_guard(self) -> None:
-        """Raises Overloaded while the board is under pressure."""
-        if self.refusal is not None:
+        """Raises Overloaded while the board is under pressure, or reserved."""
+        reason = self.refusal or self.reservation
+        if reason is not None:
             raise Overloaded(
                 "no new request is admitted now",
-                self.refusal,
-                "try again when the pressure is gone; `edge-agent status` shows it",
+                reason,
+                "try again when that is over; `edge-agent status` shows it",
                 retry_after_s=GUARD_RETRY_S,
             )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 
+from edge_agent.adapt import canary
+from edge_agent.adapt.registry import Registry, split_name
 from edge_agent.engine_status import EngineStatus
 from edge_agent.errors import EdgeAgentError, ModelNotFound
 from edge_agent.records import (
+    AdapterRef,
     ApplyTemplate,
     ChosenLogprob,
     Chunk,
@@ -26,7 +29,9 @@ from edge_agent.records import (
     TokenLogprob,
     Tokens,
 )
-from edge_agent.store import ModelRow
+from edge_agent.rows import AdapterRow
+from edge_agent.store import ModelRow, Store
+from edge_agent.supervisor import Target
 
 N_VOCAB = 1000
 N_CTX = 4096
@@ -101,21 +106,46 @@ class FakeSupervisor:
     running: int = 0
     cancelled: int = 0
     slot_state: str = "idle"
+    store: Store = field(init=False)
+    registry: Registry = field(init=False)
+    """Both given by http_front.serving."""
+    checked: list[AdapterRef] = field(default_factory=list)
+
+    def target(self, model: str | None) -> Target:
+        name, tag = split_name(model or self.info.name)
+        return Target(self.store.model(name), self.registry.chosen(name, tag))
+
+    async def check_adapter(self, model: str, adapter: AdapterRef) -> None:
+        self.checked.append(adapter)
+
+    async def activate(
+        self, model: str, name: str, *, force: bool = False, reason: str = ""
+    ) -> AdapterRow:
+        return await canary.activate(self, model, name, force=force, reason=reason)
 
     async def ensure_loaded(
         self, model: str | None, *, keep_alive_s: float | None = None
     ) -> ModelInfo:
-        name = (model or self.info.name).removesuffix(":latest")
+        name, tag = split_name(model or self.info.name)
         if name not in self.known:
             raise ModelNotFound(f"no model named {name!r}", "registered: tiny", "pull it")
+        self.registry.chosen(name, tag)
         self.info = ModelInfo(**{**_members(self.info), "name": name})
         self.loaded = True
         return self.info
 
     async def generate(
-        self, model: str | None, request: Generate, *, keep_alive_s: float | None = None
+        self,
+        model: str | None,
+        request: Generate,
+        *,
+        keep_alive_s: float | None = None,
+        told: Callable[[AdapterRef | None], None] = lambda adapter: None,
     ) -> AsyncGenerator[Chunk | Done, None]:
         await self.ensure_loaded(model)
+        chosen = self.target(model).adapter
+        adapter = request.adapter or (self.registry.reference(chosen) if chosen else None)
+        told(adapter if adapter is not None and adapter.scale else None)
         self.requests.append(request)
         self.models.append(model)
         self.keep_alives.append(keep_alive_s)
@@ -171,7 +201,14 @@ class FakeSupervisor:
             return self.status_now
         if not self.loaded:
             return EngineStatus("idle", model=self.info.name)
-        return EngineStatus("ready", model=self.info.name, info=self.info, expires_at=time.time())
+        active = self.registry.active(self.info.name)
+        return EngineStatus(
+            "ready",
+            model=self.info.name,
+            info=self.info,
+            expires_at=time.time(),
+            adapter=active.name if active else None,
+        )
 
     def become(self, state: str, reason: str = "") -> None:
         self.status_now = replace(EngineStatus("idle"), state=state, reason=reason)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from typing import Any, cast
 from aiohttp import web
 from fake_engine import FakeSupervisor, model_row
 
+from edge_agent.adapt.registry import Registry
 from edge_agent.config import Settings
 from edge_agent.monitor import Monitor
 from edge_agent.monitor import build as build_monitor
@@ -135,6 +136,10 @@ def serving(
     store = Store(tmp_path / "edge-agent.db", log_text=chosen.log_text)
     for name in supervisor.known:
         store.add_model(model_row(name, f"models/{name}.gguf"))
+    supervisor.store = store
+    supervisor.registry = Registry(
+        store, tmp_path, chosen.keep_adapters, check=lambda path, base, sha256: None
+    )
     engine = cast(Supervisor, supervisor)
     monitor = build_monitor(chosen, store, engine) if senses else None
     app = build_app(engine, store, chosen, TOKEN, monitor=monitor, limits=limits or Limits())

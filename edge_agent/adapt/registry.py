@@ -253,7 +253,7 @@ class Registry:
                 continue
             if not self._store.transact(partial(adapter_table.mark_start, model=model)):
                 why = "the daemon ended twice before its canary had answered"
-                self.rollback(model, why, leaving=activation.adapter)
+                self.rollback(model, why, leaving=activation.adapter, is_bad=False)
 
     def remove(self, model: str, name: str) -> None:
         """The row goes first: a crash may leave a file nobody names, never a name without one.

@@ -22,10 +22,12 @@ from edge_agent.config import Settings
 from edge_agent.errors import ShuttingDown
 from edge_agent.monitor import Monitor
 from edge_agent.server import (
+    adapters,
     dashboard,
     feedback,
     history,
     llama_server,
+    lora,
     metrics,
     ollama,
     openai,
@@ -49,6 +51,8 @@ API = (
     *ollama.ROUTES,
     *pull.ROUTES,
     *llama_server.ROUTES,
+    *lora.ROUTES,
+    *adapters.ROUTES,
     *status.ROUTES,
     *history.ROUTES,
     *metrics.ROUTES,

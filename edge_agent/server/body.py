@@ -90,6 +90,21 @@ def _too_large(limit_bytes: int, why: str) -> Refusal:
 
 def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
     """A JSON object as a dict. Raises RequestError for anything an exact parser would not take."""
+    value = _parse(body, max_depth)
+    if not isinstance(value, dict):
+        raise RequestError("the body is not a JSON object", f"it is a {type(value).__name__}")
+    return value
+
+
+def parse_json_list(body: bytes, max_depth: int) -> list[Any]:
+    """A JSON array, where an API wants one. Raises RequestError as parse_json does."""
+    value = _parse(body, max_depth)
+    if not isinstance(value, list):
+        raise RequestError("the body is not a JSON array", f"it is a {type(value).__name__}")
+    return value
+
+
+def _parse(body: bytes, max_depth: int) -> Any:
     try:
         value = json.loads(
             body.decode("utf-8"),
@@ -104,8 +119,6 @@ def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
         raise RequestError("the body is not JSON", str(error)) from None
     except RecursionError:
         raise _too_deep(max_depth) from None
-    if not isinstance(value, dict):
-        raise RequestError("the body is not a JSON object", f"it is a {type(value).__name__}")
     _check_tree(value, max_depth)
     return value
 
@@ -138,7 +151,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     raise RequestError("a key appears twice in one object", repr(twice[:80]))
 
 
-def _check_tree(root: dict[str, Any], max_depth: int) -> None:
+def _check_tree(root: Any, max_depth: int) -> None:
     """Depth, and strings that UTF-8 or C could not carry. Iterative: the tree is hostile."""
     level: list[Any] = [root]
     for _ in range(max_depth):

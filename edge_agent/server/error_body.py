@@ -18,7 +18,10 @@ from edge_agent.server.refusal import FieldError, Refusal
 
 Dialect = Literal["openai", "ollama", "llama_server"]
 LLAMA_SERVER_PATHS = frozenset(
-    {"/health", "/v1/health", "/props", "/slots", "/tokenize", "/detokenize", "/apply-template"}
+    {
+        *("/health", "/v1/health", "/props", "/slots", "/lora-adapters"),
+        *("/tokenize", "/detokenize", "/apply-template"),
+    }
 )
 RETRY_AFTER_RESTART_S = 1
 """A worker is replaced in about a second, a daemon restarts in a few."""

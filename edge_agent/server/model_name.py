@@ -1,16 +1,15 @@
 """Model names as clients write them, checked before any of them meets a database or a path.
 
-Flows in: a `model` member. Flows out: a registered-looking name, None for the default model, or
-ModelNotFound. A name is never joined to a path: files are found through the store's rows.
+Flows in: a `model` member. Flows out: MODEL, MODEL:base or MODEL:ADAPTER as the supervisor takes
+them, None for the default model, or ModelNotFound. A name is never joined to a path: files are
+found through the store's rows.
 """
 
 from __future__ import annotations
 
+from edge_agent.adapt.registry import BASE_TAG, LATEST_TAG, Registry, split_name
 from edge_agent.errors import ModelNotFound
-from edge_agent.store import MODEL_NAME
-
-LATEST = ":latest"
-"""Ollama's clients append it."""
+from edge_agent.store import MODEL_NAME, ModelRow
 
 
 def requested_model(name: str | None) -> str | None:
@@ -21,12 +20,30 @@ def requested_model(name: str | None) -> str | None:
 
 
 def registered_name(name: str) -> str:
-    """`name` without ':latest'. Raises ModelNotFound for what no registered model is called."""
-    plain = name.removesuffix(LATEST)
-    if not MODEL_NAME.fullmatch(plain):
-        raise ModelNotFound(
-            f"no model {plain[:80]!r}",
-            "names are lower-case letters, digits, '.', '_' and '-', at most 64 of them",
-            "GET /v1/models lists the models",
-        )
-    return plain
+    """`name` without ':latest', which Ollama's clients append.
+
+    Raises ModelNotFound for what no registered model and no adapter is called.
+    """
+    model, tag = split_name(name)
+    for part in (model, tag or LATEST_TAG):
+        if not MODEL_NAME.fullmatch(part):
+            raise ModelNotFound(
+                f"no model {name[:80]!r}",
+                "names are lower-case letters, digits, '.', '_' and '-', at most 64 of them;"
+                " MODEL:ADAPTER names an adapter of a model",
+                "GET /v1/models lists the models",
+            )
+    return model if tag in (None, LATEST_TAG) else f"{model}:{tag}"
+
+
+def listed_names(row: ModelRow, registry: Registry) -> list[str]:
+    """MODEL first; with adapters also MODEL:base and MODEL:NAME for each."""
+    adapters = registry.adapters(row.name)
+    tags = [BASE_TAG, *(adapter.name for adapter in adapters)] if adapters else []
+    return [row.name, *(f"{row.name}:{tag}" for tag in tags)]
+
+
+def shown_name(asked: str | None, loaded: str | None) -> str | None:
+    """What an answer says its model is: as it was asked for when that named an adapter or the
+    base, else the model's own name."""
+    return asked if asked is not None and split_name(asked)[1] else loaded or asked

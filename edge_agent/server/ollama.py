@@ -16,12 +16,18 @@ from typing import Any
 from aiohttp import web
 
 from edge_agent import __version__
-from edge_agent.errors import EdgeAgentError
+from edge_agent.adapt.registry import BASE_TAG, split_name
+from edge_agent.errors import EdgeAgentError, RequestError
 from edge_agent.records import Done, Generate, Message, ModelInfo
 from edge_agent.server.auth import CALLER
 from edge_agent.server.body import read_request
 from edge_agent.server.error_body import error_json, typed
-from edge_agent.server.model_name import registered_name, requested_model
+from edge_agent.server.model_name import (
+    listed_names,
+    registered_name,
+    requested_model,
+    shown_name,
+)
 from edge_agent.server.ollama_lines import Lines, as_message, as_response, rfc3339
 from edge_agent.server.ollama_schema import (
     ChatAnswer,
@@ -51,14 +57,17 @@ async def version(request: web.Request) -> web.Response:
 
 
 async def tags(request: web.Request) -> web.Response:
-    rows = request.app[SERVICE].store.models()
-    return json_response({"models": [_tag(row) for row in rows]})
+    """MODEL comes first, then MODEL:base and its adapters if it has any."""
+    service = request.app[SERVICE]
+    rows = service.store.models()
+    found = [_tag(row, name) for row in rows for name in listed_names(row, service.registry)]
+    return json_response({"models": found})
 
 
-def _tag(row: ModelRow) -> dict[str, Any]:
+def _tag(row: ModelRow, name: str) -> dict[str, Any]:
     return {
-        "name": row.name,
-        "model": row.name,
+        "name": name,
+        "model": name,
         "modified_at": rfc3339(row.added_at),
         "size": row.size_bytes,
         "digest": row.sha256,
@@ -92,20 +101,23 @@ async def ps(request: web.Request) -> web.Response:
         return json_response({"models": []})
     expires = None if status.expires_at is None else rfc3339(status.expires_at)
     running = {
-        **_tag(service.store.model(info.name)),
+        **_tag(service.store.model(info.name), info.name),
         "size": info.tensor_bytes + info.kv_bytes + info.compute_bytes,
         "expires_at": expires,
         "size_vram": 0,
         "context_length": info.n_ctx,
+        "adapter": status.adapter,
     }
     del running["modified_at"]
     return json_response({"models": [running]})
 
 
 async def show(request: web.Request) -> web.Response:
+    """One model; `edge_agent.adapter` is what MODEL, or the asked MODEL:NAME, is answered with."""
     service = request.app[SERVICE]
     body = await read_request(request, ShowRequest, service.limits, service.n_ctx())
-    row = service.store.model(registered_name(body.called()))
+    target = service.supervisor.target(registered_name(body.called()))
+    row, adapter = target.model, target.adapter
     facts: dict[str, int | str] = {
         "general.architecture": row.architecture,
         "general.parameter_count": row.n_params,
@@ -113,9 +125,10 @@ async def show(request: web.Request) -> web.Response:
         f"{row.architecture}.context_length": row.n_ctx_train,
         "edge_agent.source": row.source,
         "edge_agent.sha256": row.sha256,
+        **({"edge_agent.adapter": adapter.name} if adapter else {}),
     }
     answer = {
-        "modelfile": f"FROM {row.path}\n",
+        "modelfile": f"FROM {row.path}\n" + (f"ADAPTER {adapter.path}\n" if adapter else ""),
         "parameters": "",
         "template": row.chat_template or "",
         "details": _details(row),
@@ -127,16 +140,28 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def delete(request: web.Request) -> web.Response:
-    """The row goes first: a crash leaves a file nobody names, never a name without its file."""
+    """MODEL with its adapters, or one adapter of it."""
     service = request.app[SERVICE]
     body = await read_request(request, DeleteRequest, service.limits, service.n_ctx())
-    name = registered_name(body.called())
+    name, tag = split_name(registered_name(body.called()))
+    if tag == BASE_TAG:
+        hint = f"delete {name}: that removes it and its adapters"
+        raise RequestError(f"{name}:base is the model {name} itself", "", hint)
     service.store.model(name)
+    if tag is not None:
+        await asyncio.to_thread(service.registry.remove, name, tag)
+        return web.Response()
     if _is_loaded(service, name):
         await service.supervisor.unload()
-    row = await asyncio.to_thread(service.store.remove_model, name)
-    await asyncio.to_thread(_remove_file, row, service)
+    await asyncio.to_thread(_remove, name, service)
     return web.Response()
+
+
+def _remove(name: str, service: Service) -> None:
+    """Rows go first: a crash leaves a file nobody names, never a name without its file."""
+    row = service.store.remove_model(name)
+    service.registry.remove_all(name)
+    _remove_file(row, service)
 
 
 def _is_loaded(service: Service, name: str) -> bool:
@@ -196,7 +221,8 @@ async def _answer(
     started = time.monotonic()
     name = requested_model(body.model)
     if prompt is None and body.keep_alive_s() == 0:
-        row = service.store.model(name or service.supervisor.status().model or "default")
+        loaded = service.supervisor.status().model
+        row = service.store.model(split_name(name or loaded or "default")[0])
         if _is_loaded(service, row.name):
             await service.supervisor.unload()
         return json_response(Lines(row.name, place, service.clock, started).idle("unload"))
@@ -204,7 +230,8 @@ async def _answer(
     keep_alive_s = body.keep_alive_s()
     info = await service.supervisor.ensure_loaded(name, keep_alive_s=keep_alive_s)
     load_s = time.monotonic() - started
-    lines = Lines(info.name, place, service.clock, started, load_s)
+    shown = shown_name(name, info.name) or info.name
+    lines = Lines(shown, place, service.clock, started, load_s)
     if prompt is None:
         return json_response(lines.idle("load"))
     record = _record(body, schema, prompt(info))

@@ -243,6 +243,7 @@ class Running(BaseModel):
     expires_at: str | None
     size_vram: int
     context_length: int
+    adapter: str | None = None
 
 
 class RunningModels(BaseModel):

@@ -19,7 +19,13 @@ from edge_agent.records import Done, Generate
 from edge_agent.server.auth import CALLER
 from edge_agent.server.body import read_request
 from edge_agent.server.error_body import error_json, typed
-from edge_agent.server.model_name import registered_name, requested_model
+from edge_agent.server.lora import lora_reference
+from edge_agent.server.model_name import (
+    listed_names,
+    registered_name,
+    requested_model,
+    shown_name,
+)
 from edge_agent.server.openai_events import ChatEvents, CompletionEvents, event
 from edge_agent.server.openai_schema import (
     ChatCompletion,
@@ -42,18 +48,21 @@ from edge_agent.store import ModelRow
 
 
 async def list_models(request: web.Request) -> web.Response:
-    rows = request.app[SERVICE].store.models()
-    return json_response({"object": "list", "data": [_card(row) for row in rows]})
+    """MODEL comes first, then MODEL:base and its adapters if it has any."""
+    service = request.app[SERVICE]
+    rows = service.store.models()
+    cards = [_card(row, name) for row in rows for name in listed_names(row, service.registry)]
+    return json_response({"object": "list", "data": cards})
 
 
 async def get_model(request: web.Request) -> web.Response:
     name = registered_name(request.match_info["id"])
-    return json_response(_card(request.app[SERVICE].store.model(name)))
+    return json_response(_card(request.app[SERVICE].supervisor.target(name).model, name))
 
 
-def _card(row: ModelRow) -> dict[str, Any]:
+def _card(row: ModelRow, name: str) -> dict[str, Any]:
     return {
-        "id": row.name,
+        "id": name,
         "object": "model",
         "created": int(row.added_at),
         "owned_by": row.source,
@@ -113,6 +122,7 @@ async def _record(service: Service, body: GenerationFields, api: str, **prompt: 
         cache_prompt=body.cache_prompt is not False,
         ignore_eos=bool(body.ignore_eos),
         json_schema=asked.checked_schema() if asked else None,
+        adapter=lora_reference(service, model, body.lora),
         **prompt,
     )
     return Call(api, model, request)
@@ -145,7 +155,7 @@ def _head(service: Service, call: Call) -> dict[str, Any]:
     return {
         "id": prefix + call.answer_id,
         "created": int(service.clock()),
-        "model": service.supervisor.status().model or call.model,
+        "model": shown_name(call.model, service.supervisor.status().model),
     }
 
 

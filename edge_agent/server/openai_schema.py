@@ -8,6 +8,7 @@ describe what openai.py sends, for /openapi.json and the tests. Not here: sendin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -28,6 +29,8 @@ from edge_agent.server.sampling_fields import (
 DEFAULT_MAX_TOKENS = 256
 MAX_MESSAGES = 1024
 MAX_BIASES = 1024
+MAX_LORAS = 64
+MAX_LORA_SCALE = 100.0
 BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 BiasValue = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -89,6 +92,23 @@ def checked(schema: dict[str, Any], param: str) -> dict[str, Any]:
     return schema
 
 
+class LoraScale(Body):
+    """llama-server's choice of an adapter; GET /lora-adapters lists the ids."""
+
+    id: int = Field(ge=0, le=2**53)
+    scale: float = Field(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE)
+
+
+def check_one_adapter(loras: Sequence[LoraScale]) -> None:
+    """Raises a validation error naming `lora`."""
+    if sum(one.scale != 0 for one in loras) > 1:
+        raise refused(
+            "lora",
+            "more than one adapter has a scale other than 0, and a decode call holds one only",
+            "choose one adapter, or merge them into one",
+        )
+
+
 class GenerationFields(SamplingFields):
     """What chat and completion requests share."""
 
@@ -109,6 +129,11 @@ class GenerationFields(SamplingFields):
         None, description="false: prefill the whole prompt; exact repetition of a seed needs it."
     )
     ignore_eos: bool | None = None
+    lora: list[LoraScale] | None = Field(
+        None,
+        max_length=MAX_LORAS,
+        description="One adapter with a scale other than 0, or the base; before what model says.",
+    )
     grammar: Any = Field(None, description="Refused: use response_format.")
 
     @model_validator(mode="after")
@@ -117,6 +142,7 @@ class GenerationFields(SamplingFields):
             raise refused("n", f"it is {self.n}", "only 1 is served; send the request again")
         if self.grammar is not None:
             raise refused("grammar", "raw grammars are not accepted", "use response_format")
+        check_one_adapter(self.lora or [])
         return self
 
     def biases(self) -> dict[int, float]:

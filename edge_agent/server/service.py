@@ -14,17 +14,19 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from edge_agent.adapt.registry import Registry, split_name
 from edge_agent.config import Settings
 from edge_agent.errors import EdgeAgentError
 from edge_agent.monitor import Monitor
 from edge_agent.recent_answers import Answer, RecentAnswers
-from edge_agent.records import Chunk, Done, Generate, Measured, Timings
+from edge_agent.records import AdapterRef, Chunk, Done, Generate, Measured, Timings
 from edge_agent.server.limits import Limits
 from edge_agent.server.metrics import Metrics
 from edge_agent.server.refusal import Refusal
@@ -59,6 +61,10 @@ class Service:
     requests: Requests = field(default_factory=Requests)
     answers: RecentAnswers = field(default_factory=RecentAnswers)
 
+    @property
+    def registry(self) -> Registry:
+        return self.supervisor.registry
+
     def n_ctx(self) -> int | None:
         """Context of the loaded model, None when there is none."""
         info = self.supervisor.status().info
@@ -89,6 +95,7 @@ class _Outcome:
     started: float
     completion_tokens: int = 0
     model: str = ""
+    adapter: str | None = None
     timings: Timings | None = None
     measured: Measured | None = None
     finish_reason: str | None = None
@@ -106,7 +113,7 @@ async def generate(service: Service, call: Call) -> AsyncGenerator[Chunk | Done,
     requests.total += 1
     _enter(service, 1)
     try:
-        async with aclosing(_events(service, call)) as events:
+        async with aclosing(_events(service, call, outcome)) as events:
             async for event in events:
                 outcome.model = outcome.model or service.supervisor.status().model or ""
                 _note(service, outcome, event)
@@ -138,9 +145,13 @@ def _enter(service: Service, step: int) -> None:
         service.monitor.sampler.set_busy(service.requests.in_flight > 0)
 
 
-def _events(service: Service, call: Call) -> AsyncGenerator[Chunk | Done, None]:
-    supervisor, keep_alive_s = service.supervisor, call.keep_alive_s
-    return supervisor.generate(call.model, call.request, keep_alive_s=keep_alive_s)
+def _events(service: Service, call: Call, outcome: _Outcome) -> AsyncGenerator[Chunk | Done, None]:
+    def told(adapter: AdapterRef | None) -> None:
+        outcome.adapter = None if adapter is None else Path(adapter.path).stem
+
+    return service.supervisor.generate(
+        call.model, call.request, keep_alive_s=call.keep_alive_s, told=told
+    )
 
 
 def _finished(done: Done) -> Done:
@@ -185,8 +196,8 @@ def _remember(service: Service, call: Call, outcome: _Outcome) -> None:
     if not (service.settings.feedback and messages and text) or outcome.error_code is not None:
         return
     is_cut = outcome.finish_reason != "stop"
-    answer = Answer(call.answer_id, call.user, outcome.model, tuple(messages), text, is_cut=is_cut)
-    service.answers.remember(answer)
+    said = Answer(call.answer_id, call.user, outcome.model, tuple(messages), text)
+    service.answers.remember(replace(said, adapter=outcome.adapter, is_cut=is_cut))
 
 
 def _record(service: Service, call: Call, outcome: _Outcome) -> None:
@@ -196,8 +207,9 @@ def _record(service: Service, call: Call, outcome: _Outcome) -> None:
     row = GenerationRow(
         started_at=outcome.started_at,
         duration_s=time.monotonic() - outcome.started,
-        model=outcome.model or call.model or "",
+        model=outcome.model or split_name(call.model or "")[0],
         api=call.api,
+        adapter=outcome.adapter,
         prompt_tokens=timings.prompt_tokens if timings else None,
         cached_tokens=timings.cached_tokens if timings else None,
         completion_tokens=outcome.completion_tokens,
