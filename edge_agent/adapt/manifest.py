@@ -1,0 +1,117 @@
+"""What a run began with and what was decided for it: frozen, and compared when it is resumed.
+
+Why it exists: a resumed run gives the same adapter bit for bit only if nothing that reaches the
+bits has changed: settings, threads, tiles, data, model, software. Flows in: the circumstances of
+now. Flows out: manifest.json, and every difference by its name. NumPy-free. Not here: finding the
+circumstances out (preparation.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from edge_agent import atomic_file
+from edge_agent.adapt.messages import Planned, RunSettings
+from edge_agent.errors import TrainingFailed
+
+VERSION = 1
+FREE_SETTINGS = {"policy", "hours", "checkpoint_steps", "memory_bytes", "n_threads", "audit"}
+"""May be others when a run is resumed: they reach no bits, or what they led to is frozen here."""
+
+
+class Circumstances(Struct, frozen=True):
+    """Everything outside of the run that determines its bits."""
+
+    model_sha256: str
+    data_sha256: str
+    samples_sha256: str
+    """Of the token ids, their masks and their order after audit, split and encoding."""
+    settings: RunSettings
+    n_threads: int
+    tile_bytes: int
+    software: dict[str, str]
+
+
+class Decisions(Struct, frozen=True):
+    """What was left to the trainer, decided once."""
+
+    batch_tokens: int
+    memory_bytes: int
+    keep_tapes: bool
+    """Whether backward finds the forward pass or computes it again (the bits are the same)."""
+    kept_weights: list[str]
+    """Unpacked once and kept (the bits are the same)."""
+    candidates: list[int]
+    """How many top blocks the trials compare; empty when the user chose."""
+    layers: list[int]
+    """Blocks that are trained; empty until the trials have chosen."""
+
+
+class Manifest(Struct, frozen=True):
+    """manifest.json of a run directory."""
+
+    name: str
+    model: str
+    circumstances: Circumstances
+    decisions: Decisions
+    planned: Planned
+    version: int = VERSION
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    """Replace the file, durably. Raises OSError."""
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    atomic_file.write(path, encoded + b"\n")
+
+
+def read(path: Path) -> Manifest | None:
+    """None when there is none. Raises TrainingFailed for one that cannot be read."""
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _unusable(path, str(error)) from error
+    if manifest.version != VERSION:
+        raise _unusable(path, f"it has version {manifest.version}, this program knows {VERSION}")
+    return manifest
+
+
+def _unusable(path: Path, why: str) -> TrainingFailed:
+    return TrainingFailed(f"{path} cannot be used", why, "start the run anew under another name")
+
+
+def check_same(name: str, began: Circumstances, now: Circumstances) -> None:
+    """Raises TrainingFailed that names every difference."""
+    found = differences(began, now)
+    if found:
+        raise TrainingFailed(
+            f"the run {name} cannot be resumed to the same adapter",
+            "; ".join(found),
+            "put back what changed, or start the run anew under another name",
+        )
+
+
+def differences(began: Circumstances, now: Circumstances) -> list[str]:
+    """`name: began with X, is Y now` for each."""
+    before, after = _flat(began), _flat(now)
+    return [
+        f"{key}: began with {before.get(key)}, is {after.get(key)} now"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(circumstances: Circumstances) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(circumstances)
+    settings, software = found.pop("settings"), found.pop("software")
+    frozen = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
+    return {
+        **found,
+        **{f"settings.{key}": value for key, value in frozen.items()},
+        **{f"software.{key}": value for key, value in software.items()},
+    }
