@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 
+import typer
+
 from converters import cli as edge_convert
 from edge_agent import cli as edge_agent
 from edge_agent.terminal import Terminal
@@ -41,9 +43,15 @@ nearly every correct next token.
 PROGRAMS = {"edge-agent": edge_agent, "edge-convert": edge_convert}
 
 
-def command_names(program: str) -> list[str]:
-    commands = PROGRAMS[program].build_app().registered_commands
-    return [info.name for info in commands if info.name]
+def command_paths(app: typer.Typer, *above: str) -> Iterator[list[str]]:
+    """The words of every command, those of a group after the group's own."""
+    for command in app.registered_commands:
+        yield [*above, str(command.name)]
+    for group in app.registered_groups:
+        path = [*above, str(group.name)]
+        yield path
+        if group.typer_instance is not None:
+            yield from command_paths(group.typer_instance, *path)
 
 
 def help_of(program: str, *command: str) -> str:
@@ -57,7 +65,7 @@ def help_of(program: str, *command: str) -> str:
 
 def sections() -> Iterator[str]:
     for program in PROGRAMS:
-        for command in ([], *([name] for name in command_names(program))):
+        for command in ([], *command_paths(PROGRAMS[program].build_app())):
             title = " ".join([program, *command])
             yield f"## {title}\n\n```\n{help_of(program, *command)}\n```\n"
 

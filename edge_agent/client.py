@@ -23,6 +23,7 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 900.0
 """Silence after which a request is given up: a first load on a Jetson compiles CUDA for minutes."""
 MAX_LINE_BYTES = 8 * 1024 * 1024
+PIECE_BYTES = 64 * 1024
 _CODE_OF_STATUS = {
     400: "invalid_request",
     404: "model_not_found",
@@ -94,11 +95,20 @@ class Client:
     def delete(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._document("DELETE", path, body)
 
-    def lines(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Objects of an NDJSON stream; an `error` in one of them is raised."""
-        with self._response("POST", path, body) as response:
+    def lines(self, path: str, body: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+        """Objects of an NDJSON stream (GET without a body); an `error` in one of them is raised."""
+        with self._response("GET" if body is None else "POST", path, body) as response:
             for line in _lines(response):
                 yield _checked(json_object(line), response.status)
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """A file the daemon sends, piece by piece."""
+        with (
+            self._response("GET", path, None) as response,
+            _typed(self.socket_path, self.timeout_s),
+        ):
+            while piece := response.read(PIECE_BYTES):
+                yield piece
 
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Objects of a server-sent event stream up to [DONE].

@@ -26,6 +26,7 @@ from edge_agent.errors import DaemonNotRunning, DownloadError, error_from_code
 from edge_agent.state_dir import StateDir
 
 if TYPE_CHECKING:
+    from edge_agent.adapt.registry import Registry
     from edge_agent.store import ModelRow, Store
 
 MAX_BENCHMARKS = 10_000
@@ -62,6 +63,8 @@ class ModelDetails:
     source: str | None
     path: str | None
     chat_template: str | None
+    adapter: str | None = None
+    """The active one; None: the model itself answers."""
 
 
 class Library(Protocol):
@@ -119,13 +122,15 @@ class DaemonLibrary:
     client: Client
 
     def entries(self) -> list[ModelEntry]:
-        return [_entry_of_tag(tag) for tag in self.client.get("/api/tags").get("models", [])]
+        tags = self.client.get("/api/tags").get("models", [])
+        return [_entry_of_tag(tag) for tag in tags if ":" not in str(tag.get("name"))]
 
     def details(self, name: str) -> ModelDetails:
         shown = self.client.post("/api/show", {"model": name})
         facts = shown.get("model_info") or {}
         architecture = facts.get("general.architecture")
-        path = str(shown.get("modelfile") or "").removeprefix("FROM ").strip()
+        modelfile = str(shown.get("modelfile") or "")
+        path = modelfile.partition("\nADAPTER ")[0].removeprefix("FROM ").strip()
         return ModelDetails(
             name=name,
             architecture=architecture,
@@ -137,6 +142,7 @@ class DaemonLibrary:
             source=facts.get("edge_agent.source"),
             path=path or None,
             chat_template=shown.get("template") or None,
+            adapter=facts.get("edge_agent.adapter"),
         )
 
     def remove(self, name: str) -> None:
@@ -185,9 +191,13 @@ class LocalLibrary:
         return [_entry_of_row(row) for row in self.store.models()]
 
     def details(self, name: str) -> ModelDetails:
-        row = self.store.model(name)
+        from edge_agent.adapt.registry import split_name
+
+        model, tag = split_name(name)
+        row = self.store.model(model)
+        adapter = self._registry().chosen(model, tag)
         return ModelDetails(
-            name=row.name,
+            name=name,
             architecture=row.architecture,
             description=row.description,
             n_params=row.n_params,
@@ -197,15 +207,22 @@ class LocalLibrary:
             source=row.source,
             path=row.path,
             chat_template=row.chat_template,
+            adapter=adapter.name if adapter else None,
         )
 
     def remove(self, name: str) -> None:
-        """The row goes first: a crash may leave a file nobody names, never a name without one."""
+        """Rows go first: a crash may leave a file nobody names, never a name without one."""
         row = self.store.remove_model(name)
+        self._registry().remove_all(name)
         path = self.state.path / row.path
         shared = any(self.state.path / other.path == path for other in self.store.models())
         if path.parent == self.state.models and not shared:
             path.unlink(missing_ok=True)
+
+    def _registry(self) -> Registry:
+        from edge_agent.adapt.registry import Registry
+
+        return Registry(self.store, self.state.path)
 
     def pull(self, source: str, name: str | None) -> Iterator[dict[str, Any]]:
         from edge_agent.store import ModelRow

@@ -173,9 +173,8 @@ def test_the_command_of_a_later_issue_says_so() -> None:
 
 def test_ps_shows_the_loaded_model(tmp_path: Path) -> None:
     with serving(tmp_path):
-        assert cli("ps", state_dir=tmp_path).out.splitlines()[1].split()[:4] == (
-            ["tiny", "1", "kB", "4096"]
-        )
+        row = cli("ps", state_dir=tmp_path).out.splitlines()[1].split()
+    assert row[:5] == ["tiny", "-", "1", "kB", "4096"]
 
 
 def test_stop_unloads_and_says_when_there_is_nothing_to(tmp_path: Path) -> None:

@@ -132,11 +132,14 @@ class Registry:
         activation = self._store.adapters().activations.get(model)
         return activation is not None and self._clock() - activation.at < TRIAL_S
 
-    def document(self, row: AdapterRow) -> dict[str, Any]:
-        """One adapter as the API and the command line show it."""
+    def document(self, row: AdapterRow, *, is_brief: bool = False) -> dict[str, Any]:
+        """One adapter as the API and the command line show it; brief: its gate's verdict only."""
         is_active = self.active(row.model) == row
         state = {"is_active": is_active, "is_proved": is_active and self.is_proved(row.model)}
-        return {**asdict(row), "path": str(self._state_dir / row.path), **state}
+        full = {**asdict(row), "path": str(self._state_dir / row.path), **state}
+        if is_brief and row.gate is not None:
+            full["gate"] = {key: row.gate.get(key) for key in ("passed", "reasons")}
+        return full
 
     def check_name(self, model: str, name: str) -> None:
         """Raises ModelNotFound, and RequestError for a name no new adapter of the model can get."""

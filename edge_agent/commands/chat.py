@@ -14,9 +14,9 @@ import typer
 from edge_agent.client import Client
 from edge_agent.commands.options import StateOptions, complete_model
 from edge_agent.commands.persona import system_prompt
-from edge_agent.commands.run import base_model_note, with_model_hint
+from edge_agent.commands.run import base_model_note, is_registered, with_model_hint
 from edge_agent.daemon_socket import find_daemon, state_dir_of
-from edge_agent.errors import ModelNotFound
+from edge_agent.errors import AdapterNotFound, ModelNotFound
 from edge_agent.terminal import Terminal
 
 HISTORY_FILE = "chat_history"
@@ -72,7 +72,10 @@ def chat(options: ChatOptions, terminal: Terminal) -> int:
 def _check_registered(client: Client, model: str | None) -> None:
     """Before the first question is typed. Raises ModelNotFound, saying how to get it."""
     names = [str(tag.get("name")) for tag in client.get("/api/tags").get("models", [])]
-    if model is None or model.removesuffix(":latest") in names:
+    if model is None or is_registered(model, names):
         return
     known = ", ".join(names) or "none yet"
+    if ":" in model and model.partition(":")[0] in names:
+        hint = "`edge-agent adapters list` shows the adapters"
+        raise AdapterNotFound(f"there is no {model}", f"registered: {known}", hint)
     raise with_model_hint(ModelNotFound(f"no model named {model!r}", f"registered: {known}"), model)

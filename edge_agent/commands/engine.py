@@ -41,7 +41,7 @@ class StatusOptions(Options):
 
 
 def ps(options: Options, terminal: Terminal) -> int:
-    """Show the loaded model.
+    """Show the loaded model and its active adapter.
 
     Examples:
       edge-agent ps
@@ -59,13 +59,14 @@ def ps(options: Options, terminal: Terminal) -> int:
     rows = [
         (
             str(model.get("name")),
+            str(model.get("adapter") or "-"),
             size_text(model.get("size")),
             str(model.get("context_length") or "-"),
             until_text(model.get("expires_at"), time.time()),
         )
         for model in models
     ]
-    terminal.table(("NAME", "MEMORY", "CONTEXT", "UNTIL"), rows)
+    terminal.table(("NAME", "ADAPTER", "MEMORY", "CONTEXT", "UNTIL"), rows)
     return 0
 
 
@@ -138,6 +139,7 @@ def status_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("port", document.get("port")),
         ("engine", _joined(engine.get("state"), engine.get("reason"))),
         ("model", engine.get("model")),
+        ("adapter", engine.get("adapter")),
         ("context", f"{info['n_ctx']} tokens x {info.get('slots')} slots" if info else None),
         ("chat template", info.get("chat_template")),
         ("requests", _counts(requests, "total", "failed", "in_flight")),

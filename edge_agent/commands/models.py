@@ -119,7 +119,7 @@ def pull(options: PullOptions, terminal: Terminal) -> int:
 
 
 def rm(options: NamedOptions, terminal: Terminal) -> int:
-    """Remove a model and its file.
+    """Remove a model and its file, its adapters too.
 
     Examples:
       edge-agent rm smollm2-135m

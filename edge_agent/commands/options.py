@@ -85,6 +85,18 @@ def add_command(
     app.command(name, help=help_text, epilog=f"\b\nExamples:\n{examples}")(call)
 
 
+def command_group(help_text: str) -> typer.Typer:
+    """A command whose commands follow (`edge-agent adapters list`); alone it shows its help."""
+
+    def show_help(ctx: typer.Context) -> None:
+        if ctx.invoked_subcommand is None:
+            ctx.obj.line(ctx.get_help())
+
+    group = typer.Typer(help=help_text, rich_markup_mode=None)
+    group.callback(invoke_without_command=True)(show_help)
+    return group
+
+
 def complete_model(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of registered models for the shell's TAB; silent when they cannot be read."""
     import os

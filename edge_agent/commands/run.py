@@ -83,9 +83,9 @@ class Answered:
 def run(options: RunOptions, terminal: Terminal) -> int:
     """Ask once and print the answer.
 
-    With two arguments the first is MODEL. A single argument is PROMPT, for the default model; but
-    when text comes on standard input it is MODEL if a model of that name is registered. Standard
-    input is put after PROMPT, with an empty line between.
+    With two arguments the first is MODEL: a name, NAME:ADAPTER, or NAME:base. A single argument is
+    PROMPT, for the default model; but when text comes on standard input it is MODEL if a model of
+    that name is registered. Standard input is put after PROMPT, with an empty line between.
 
     Examples:
       edge-agent run smollm2-135m "Name three rivers."
@@ -126,7 +126,7 @@ def model_and_prompt(
     """
     if len(given) == 2:
         model, parts = given[0], given[1:]
-    elif given and " " not in given[0] and given[0].removesuffix(":latest") in names():
+    elif given and " " not in given[0] and is_registered(given[0], names()):
         model, parts = given[0], []
     else:
         model, parts = None, given
@@ -136,6 +136,15 @@ def model_and_prompt(
         hint = f'edge-agent run {name} "PROMPT", or `edge-agent chat {name}` to converse'
         raise UsageError("no prompt", "", hint)
     return model, checked_text(prompt)
+
+
+def is_registered(model: str, names: Collection[str]) -> bool:
+    """Whether `names` (GET /api/tags) has it; MODEL:base is listed only where there are adapters.
+
+    >>> is_registered("m:base", ["m"]), is_registered("m:lesson", ["m"])
+    (True, False)
+    """
+    return model.removesuffix(":latest").removesuffix(":base") in names or model in names
 
 
 def checked_text(text: str) -> str:

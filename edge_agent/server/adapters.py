@@ -83,12 +83,13 @@ class Active(BaseModel):
 
 
 async def list_adapters(request: web.Request) -> web.Response:
-    """?model=NAME: of that model only."""
+    """?model=NAME: of that model only. `gate` is the verdict without its figures."""
     service = request.app[SERVICE]
     asked = request.query.get("model")
     model = None if asked is None else _model(service, asked)
-    rows = service.registry.adapters(model)
-    return json_response({"adapters": [service.registry.document(row) for row in rows]})
+    registry = service.registry
+    rows = registry.adapters(model)
+    return json_response({"adapters": [registry.document(row, is_brief=True) for row in rows]})
 
 
 async def get_adapter(request: web.Request) -> web.Response:
@@ -173,7 +174,9 @@ def _model(service: Service, name: str | None) -> str:
 
 
 def _named(request: web.Request) -> tuple[str, str]:
-    return request.match_info["model"], request.match_info["name"]
+    """Model and adapter of the path; `default` is the default model."""
+    model = _model(request.app[SERVICE], request.match_info["model"])
+    return model, request.match_info["name"]
 
 
 def _active(service: Service, model: str) -> web.Response:

@@ -13,6 +13,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from edge_agent import __version__
+from edge_agent.adapt.registry import split_name
 from edge_agent.errors import EdgeAgentError
 from edge_agent.records import (
     ApplyTemplate,
@@ -144,7 +145,8 @@ def unhealthy(status: EngineStatus) -> Refusal | None:
 async def props(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     info = service.supervisor.status().info
-    model = info.name if info else service.settings.model
+    configured = service.settings.model
+    model = info.name if info else configured and split_name(configured)[0]
     rows = [row for row in service.store.models() if row.name == model]
     return json_response(
         {
