@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edge_agent.adapt.words import content_stems, words
+from edge_agent.adapt.words import content_stems, n_shared, words
 from edge_agent.records import Message
 
 SPAN_WORDS = 6
@@ -53,13 +53,15 @@ class Taught:
         if not stems:
             asked = frozenset(words(question))
             return any(asked == row.question for row in self.rows)
-        return any(len(stems & row.question) >= TAUGHT_SHARE * len(stems) for row in self.rows)
+        enough = TAUGHT_SHARE * len(stems)
+        return any(n_shared(stems, row.question) >= enough for row in self.rows)
 
     def copied_words(self, question: str, answer: str) -> int:
         """Length of the longest span copied from an unrelated taught answer; 0: nothing copied."""
         stems, said = content_stems(question), tuple(words(answer))
         found = {number for gram in _grams(said) for number in self._at.get(gram, ())}
-        unrelated = (self.rows[number] for number in found if not stems & self.rows[number].about)
+        rows = (self.rows[number] for number in found)
+        unrelated = (row for row in rows if not n_shared(stems, row.about))
         return max((_copied(said, row.answer) for row in unrelated), default=0)
 
 

@@ -12,6 +12,7 @@ numbers. Not here: what is compared and the limits (gate_checks.py), activating 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -86,8 +87,8 @@ async def run_gate(
     progress: Report | None = None,
 ) -> GateReport:
     """Compare the candidate with the active adapter or the base. Raises every engine error."""
-    gate = Gate(engine, prepare(validation, taught), progress or (lambda _: None))
-    return await gate.run(candidate, active)
+    exam = await asyncio.to_thread(prepare, validation, taught)
+    return await Gate(engine, exam, progress or (lambda _: None)).run(candidate, active)
 
 
 def prepare(validation: Sequence[list[Message]], taught: Sequence[list[Message]]) -> Exam:
@@ -128,7 +129,7 @@ class Gate:
         started_s = self._clocks.monotonic()
         before = await self.examine(active, "as it is")
         after = await self.examine(candidate, "with the new adapter")
-        checks = judge(self._exam, before, after)
+        checks = await asyncio.to_thread(judge, self._exam, before, after)
         failed = [check for check in checks if not check.passed]
         return GateReport(
             passed=not failed,

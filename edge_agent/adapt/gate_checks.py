@@ -301,7 +301,7 @@ def _counted(
     if not before:
         return _skipped(name, _NOTHING_LEFT)
     was, now = fmean(before), fmean(after)
-    limit = max(floor, was + MARGIN)
+    limit = min(1.0, max(floor, was + MARGIN))
     return Check(name, was, now, limit, now <= limit or not _is_worse(before, after), note)
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edge_agent.adapt.words import graphemes, sentences, words
+from edge_agent.adapt.words import sentences, words
 
 N_GRAM = 4
 LOOPING_SEQ_REP = 0.2
 """A good answer of 24 tokens may say one 4-gram twice (at most 1 in 10); a loop soon passes 1 in 5.
 Human rows of the clean set have 0."""
-TAIL_PERIODS, TAIL_GRAPHEMES = 4, 12
+TAIL_PERIODS, TAIL_LETTERS = 4, 12
 """A stuck end: one unit at least so often, and at least so long in all. Two or three times occurs
-("very, very, very"); four times twelve letters does not. It also sees loops inside one word, which
-is all that 24 byte-like tokens of Kannada can hold."""
+("very, very, very"), four times in twelve letters does not. It also sees loops inside one word: 24
+tokens of a byte-like tokenizer hold one or two words of Kannada."""
 
 
 def seq_rep(items: Sequence[str], n: int = N_GRAM) -> float:
@@ -34,13 +34,13 @@ def repeats_a_sentence(text: str) -> bool:
 
 
 def has_stuck_end(text: str) -> bool:
-    """Does the text end in one unit of graphemes again and again, the last one perhaps cut?"""
-    letters = graphemes(text.strip().casefold())
+    """Does the text end in the same letters again and again, the last time perhaps cut?"""
+    letters = text.strip().casefold()
     for period in range(1, len(letters) // TAIL_PERIODS + 1):
         same = 0
         while same + period < len(letters) and letters[-1 - same] == letters[-1 - same - period]:
             same += 1
-        if same + period >= max(TAIL_PERIODS * period, TAIL_GRAPHEMES):
+        if same + period >= max(TAIL_PERIODS * period, TAIL_LETTERS):
             return True
     return False
 

@@ -1,4 +1,4 @@
-"""What the gate counts: words, sentences and graphemes of English, Hindi and Kannada text.
+"""What the gate counts: words and sentences of English, Hindi and Kannada text.
 
 Why not tokens: clean Kannada has no repeated 4-gram of words, but 15 % of its 4-grams of Qwen
 tokens are repeated (shared/anchors/data_and_evaluation.md section 5). Flows in: a text. Flows out:
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection, Iterable
 
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|[।॥\n]")
 _GAP = re.compile(r"[\s।॥]+")
-_JOINERS = "\u200c\u200d"
-STEM_LETTERS = 5
-"""Words that begin with the same letters are taken for forms of one word: capital, capitals;
-ಕರ್ನಾಟಕ, ಕರ್ನಾಟಕದ. Hindi and Kannada inflect at the end, as English does."""
+STEM_LETTERS, FEWEST_STEM_LETTERS = 5, 3
+"""Words with the same first letters are taken for forms of one word, and so is a short word with a
+longer one that it begins: capital, capitals; shop, shops; ದಿನ, ದಿನಗಳು. All three languages inflect at
+the end."""
 _ENGLISH = """a an the and or but if then than so as at by for from in into of off on out over to up
 with about after again all also any are am be been before can could did do does doing down each few
 had has have having he her here hers him his how i is it its just let many may me might more most
@@ -48,20 +49,21 @@ def sentences(text: str) -> list[list[str]]:
     return [sentence for sentence in found if sentence]
 
 
-def graphemes(text: str) -> list[str]:
-    """Each base character with the marks and joiners that follow it (UAX 29 without conjuncts)."""
-    found: list[str] = []
-    for char in unicodedata.normalize("NFC", text):
-        if found and (char in _JOINERS or unicodedata.category(char).startswith("M")):
-            found[-1] += char
-        else:
-            found.append(char)
-    return found
-
-
 def content_stems(text: str) -> frozenset[str]:
     """First letters of the words that say what a text is about."""
     return frozenset(word[:STEM_LETTERS] for word in words(text) if word not in _FUNCTION_WORDS)
+
+
+def n_shared(stems: Iterable[str], others: Collection[str]) -> int:
+    """How many of the stems are among the others, or begin one, or are begun by one."""
+    return sum(any(_is_same(stem, other) for other in others) for stem in stems)
+
+
+def _is_same(a: str, b: str) -> bool:
+    if a == b:
+        return True
+    short, long = sorted((a, b), key=len)
+    return len(short) >= FEWEST_STEM_LETTERS and long.startswith(short)
 
 
 def _with_plain_digits(text: str) -> str:
