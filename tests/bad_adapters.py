@@ -154,6 +154,15 @@ def half(draft: Draft) -> Draft:
     return draft.changed(A, data=data, type=F16)
 
 
+def zeroed(draft: Draft) -> Draft:
+    """B of every pair is 0 (and -0.0), as before the first step."""
+    return replace(draft, tensors=tuple(
+        replace(tensor, data=struct.pack("<f", -0.0) * (len(tensor.data) // 4))
+        if tensor.name.endswith(".lora_b") else tensor
+        for tensor in draft.tensors
+    ))  # fmt: skip
+
+
 def resized(name: str, *shape: int) -> Change:
     return lambda draft: draft.changed(name, shape=shape, data=numbers(*shape))
 
@@ -204,6 +213,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda d: d.said(adapter__alora__invocation_tokens=[1, 2]), "an activated LoRA"),
     "a finite value too large": (in_the_middle(1e30), "1e+30, which is too large"),
     "infinity in half precision": (half, "holds an infinite value"),
+    "B is 0 everywhere": (zeroed, "changes nothing"),
     "quantized matrices": (
         lambda d: d.changed(A, type=Q8_0, data=bytes(8 * 34)), "is Q8_0, and only"),
     "bfloat16": (lambda d: d.changed(A, type=BF16, data=bytes(64 * R * 2)), "is BF16, and only"),

@@ -183,29 +183,45 @@ def check_adapter(path: Path, base: GgufFile, base_sha256: str | None) -> Adapte
     """
     try:
         with _open_regular(path) as stream:
-            file_bytes = os.fstat(stream.fileno()).st_size
-            if file_bytes > MAX_FILE_BYTES:
-                raise Malformed(f"it has {file_bytes} bytes, at most {MAX_FILE_BYTES} are accepted")
-            header = parse_header(stream, file_bytes)
-            _check_kind(header, base)
-            _check_base(header, base_sha256)
-            alpha = _alpha(header)
-            pairs = _pairs(header, base)
-            for tensor in header.tensors:
-                check_values(stream, header.data_start, tensor)
-            sha256 = _sha256(stream)
+            return check_open(stream, path, base, base_sha256)
     except Malformed as error:
         raise _refusal(path, base, str(error)) from None
     except OSError as error:
         raise _refusal(path, base, error.strerror or str(error)) from None
-    ranks = tuple(sorted({a.shape[1] for a, _ in pairs.values()}))
+
+
+def check_open(
+    stream: BinaryIO, path: Path, base: GgufFile, base_sha256: str | None
+) -> AdapterInfo:
+    """`check_adapter` of an open file, so that the same one can be loaded; `path` is only named.
+
+    Raises AdapterRefused, and OSError when the disk fails.
+    """
+    try:
+        return _info(stream, path, base, base_sha256)
+    except Malformed as error:
+        raise _refusal(path, base, str(error)) from None
+
+
+def _info(stream: BinaryIO, path: Path, base: GgufFile, base_sha256: str | None) -> AdapterInfo:
+    """Raises Malformed, OSError."""
+    file_bytes = os.fstat(stream.fileno()).st_size
+    if file_bytes > MAX_FILE_BYTES:
+        raise Malformed(f"it has {file_bytes} bytes, at most {MAX_FILE_BYTES} are accepted")
+    stream.seek(0)
+    header = parse_header(stream, file_bytes)
+    _check_kind(header, base)
+    _check_base(header, base_sha256)
+    alpha = _alpha(header)
+    pairs = _pairs(header, base)
+    _check_all_values(stream, header, pairs)
     return AdapterInfo(
         name=_text(header, _NAME) or _text(header, "general.name") or path.stem,
-        sha256=sha256,
+        sha256=_sha256(stream),
         file_bytes=file_bytes,
         architecture=base.architecture,
         lora_alpha=alpha,
-        ranks=ranks,
+        ranks=tuple(sorted({a.shape[1] for a, _ in pairs.values()})),
         weights=tuple(pairs),
         n_params=sum(tensor.n_elements for tensor in header.tensors),
         base_sha256=_text(header, _BASE_SHA256),
@@ -318,6 +334,17 @@ def _check_pair(weight: TensorInfo, a: TensorInfo, b: TensorInfo) -> None:
         raise Malformed(f"{a.name} has r {r} and {b.name} has r {b.shape[0]}")
     if r > min(n_in, n_out):
         raise Malformed(f"{a.name} has r {r}, more than the rank of a weight of {n_in} x {n_out}")
+
+
+def _check_all_values(
+    stream: BinaryIO, header: Header, pairs: Mapping[str, tuple[TensorInfo, TensorInfo]]
+) -> None:
+    """Every one is a number that can be computed with, and some pair changes its weight."""
+    filled = {
+        tensor.name for tensor in header.tensors if check_values(stream, header.data_start, tensor)
+    }
+    if not any(a.name in filled and b.name in filled for a, b in pairs.values()):
+        raise Malformed("it changes nothing: one side of every pair is 0")
 
 
 def _sha256(stream: BinaryIO) -> str:

@@ -2,8 +2,8 @@
 
 Why it exists: llama.cpp loads an adapter with a NaN in it and every answer is broken from then on.
 The front checks adapters too, and must not load NumPy; one number after the other takes seconds.
-Flows in: blocks of little-endian F32 or F16. Flows out: nothing, or Malformed. Leaf beside
-adapter_file.py.
+Flows in: blocks of little-endian F32 or F16. Flows out: whether there is anything but zeros, or
+Malformed. Leaf beside adapter_file.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ MAX_EXPONENT = 16
 _BLOCK_BYTES = 1 << 18
 
 
-def check_values(stream: BinaryIO, data_start: int, tensor: TensorInfo) -> None:
-    """All values of one F32 or F16 tensor. Raises Malformed, which says what the worst one is."""
+def check_values(stream: BinaryIO, data_start: int, tensor: TensorInfo) -> bool:
+    """Look at all values of one F32 or F16 tensor; False when all are 0.
+
+    Raises Malformed, which says what is wrong with the first bad one.
+    """
     stream.seek(data_start + tensor.offset)
-    left = tensor.n_bytes
+    left, is_filled = tensor.n_bytes, False
     while left:
         block = stream.read(min(left, _BLOCK_BYTES))
         if not block:
@@ -31,6 +34,8 @@ def check_values(stream: BinaryIO, data_start: int, tensor: TensorInfo) -> None:
         left -= len(block)
         if has_large(block, tensor.type):
             raise Malformed(f"{tensor.name} holds {_worst(block, tensor.type)}")
+        is_filled = is_filled or bool(block.strip(b"\0\x80"))  # 0x80: the sign of -0.0
+    return is_filled
 
 
 def has_large(block: bytes, type_name: str) -> bool:
