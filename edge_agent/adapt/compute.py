@@ -90,6 +90,11 @@ class Compute:
         found: Array = self.xp.asarray(values, self.dtype)
         return found
 
+    def to_host(self, values: Array) -> Array:
+        """A NumPy array of `values`, the same one where `xp` is NumPy."""
+        found: Array = values if self.xp is np else self.xp.asnumpy(values)
+        return found
+
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
         """a @ b into `out`, counted. Any of them may be a slice of columns: BLAS takes strides."""
         self.flops += 2 * out.size * a.shape[-1]
