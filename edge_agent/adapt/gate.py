@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, Protocol
 
@@ -65,14 +65,10 @@ class GateReport:
 
     def as_json(self) -> dict[str, Any]:
         """Stable keys; numbers rounded; null where nothing was measured or it was not finite."""
-        checks = {}
-        for check in self.checks:
-            fields = asdict(check)
-            checks[fields.pop("name")] = {key: _plain(value) for key, value in fields.items()}
         return {
             "passed": self.passed,
             "reasons": self.reasons,
-            "checks": checks,
+            "checks": {check.name: _fields(check) for check in self.checks},
             "samples": self.samples,
             "seconds": round(self.seconds, 1),
         }
@@ -205,7 +201,11 @@ def _samples(exam: Exam, before: Side, after: Side) -> list[dict[str, str]]:
     return shown
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
+def _fields(check: Check) -> dict[str, Any]:
+    numbers = {"before": check.before, "after": check.after, "limit": check.limit}
+    plain = {key: _rounded(value) for key, value in numbers.items()}
+    return {**plain, "passed": check.passed, "note": check.note}
+
+
+def _rounded(value: float | None) -> float | None:
+    return round(value, 6) if value is not None and math.isfinite(value) else None
