@@ -21,7 +21,7 @@ from edge_agent.adapt.registry import Registry, split_name
 from edge_agent.clocks import Clocks
 from edge_agent.config import Settings
 from edge_agent.engine_status import EngineStatus, State
-from edge_agent.errors import EdgeAgentError, ModelNotFound, WorkerFailed
+from edge_agent.errors import AdapterRefused, EdgeAgentError, ModelNotFound, WorkerFailed
 from edge_agent.records import (
     AdapterRef,
     ApplyTemplate,
@@ -45,7 +45,7 @@ from edge_agent.residency import Residency, Worker
 from edge_agent.rows import AdapterRow
 from edge_agent.store import ModelRow, Store
 from edge_agent.turnstile import Turnstile
-from edge_agent.worker_link import WorkerLink
+from edge_agent.worker_link import Inbox, WorkerLink
 
 __all__ = ["EngineStatus", "Supervisor", "Target"]
 
@@ -85,7 +85,7 @@ class Supervisor:
         self._residency = Residency(
             settings, store, worker_argv, os.environ if environ is None else environ, self._clocks
         )
-        self._residency.on_crash = self._take_back
+        self._residency.on_crash = self._after_crash
 
     async def ensure_loaded(
         self, model: str | None, *, keep_alive_s: float | None = None
@@ -127,7 +127,7 @@ class Supervisor:
                 await link.flush()
                 is_done = False
                 while not is_done:
-                    frame = await inbox.get()
+                    frame = await self._frame(inbox, worker, None if request.adapter else adapter)
                     if not isinstance(frame, (Chunk, Done)):
                         raise _unexpected(link, frame)
                     is_done = isinstance(frame, Done)
@@ -280,15 +280,31 @@ class Supervisor:
         chosen = self.registry.chosen(row.name, tag)
         return _unless_off(self.registry.reference(chosen) if chosen else None)
 
-    async def _take_back(self, row: ModelRow, at_work: Collection[str]) -> None:
-        """A worker died. If the active adapter is new and was at work (SHA-256), it goes first."""
-        registry = self.registry
-        active = registry.active(row.name)
-        if active is None or active.sha256 not in at_work or not registry.is_on_trial(row.name):
-            return
-        why = "the worker died with it at work, soon after its activation"
+    async def _frame(self, inbox: Inbox, worker: Worker, active: AdapterRef | None) -> FromWorker:
+        """The next record. An active adapter that the worker refuses, whatever became of its file,
+        is taken back, or MODEL would never be answered again."""
         try:
-            await asyncio.to_thread(registry.rollback, row.name, why, leaving=active.name)
+            return await inbox.get()
+        except AdapterRefused as error:
+            if active is not None:
+                await self._take_back(
+                    worker.row, {active.sha256}, f"the worker refused it: {error}"
+                )
+            raise
+
+    async def _after_crash(self, row: ModelRow, at_work: Collection[str]) -> None:
+        """A worker died. If the active adapter is new and was at work (SHA-256), it goes first."""
+        if self.registry.is_on_trial(row.name):
+            why = "the worker died with it at work, soon after its activation"
+            await self._take_back(row, at_work, why)
+
+    async def _take_back(self, row: ModelRow, blamed: Collection[str], why: str) -> None:
+        """Roll back, if the active adapter is one of `blamed` (SHA-256). Never raises."""
+        active = self.registry.active(row.name)
+        if active is None or active.sha256 not in blamed:
+            return
+        try:
+            await asyncio.to_thread(self.registry.rollback, row.name, why, leaving=active.name)
         except EdgeAgentError as error:
             self._store.add_event("rollback_failed", f"{row.name}:{active.name}: {error}")
 

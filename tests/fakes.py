@@ -26,6 +26,7 @@ import msgspec
 from edge_agent.monitor import Monitor
 from edge_agent.records import (
     Cancel,
+    CheckAdapter,
     Chunk,
     Done,
     Failed,
@@ -38,7 +39,10 @@ from edge_agent.records import (
     Pong,
     QuerySlots,
     Sampling,
+    Score,
+    Scores,
     SlotStates,
+    Text,
     Timings,
     Tokenize,
     Tokens,
@@ -109,6 +113,15 @@ def log_of(row: ModelRow) -> list[dict[str, object]]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
+def plan_of(request: Generate) -> Plan:
+    """From the prompt. A prompt that is none, a canary's, is answered by `<adapter>.plan`."""
+    text = request.text or ""
+    if not text.startswith("{"):
+        sidecar = Path(request.adapter.path + ".plan") if request.adapter else Path("/nonexistent")
+        text = sidecar.read_text() if sidecar.exists() else "{}"
+    return Plan(**json.loads(text))
+
+
 class FakeWorker:
     """One thread reads; each Generate runs in its own, so that Cancel and Ping are heard."""
 
@@ -146,6 +159,10 @@ class FakeWorker:
         elif isinstance(record, Generate):
             self._cancelled[record.id] = threading.Event()
             threading.Thread(target=self._generate, args=(record,), daemon=True).start()
+        elif isinstance(record, CheckAdapter):
+            self._send(Text(record.id, ""))
+        elif isinstance(record, Score):
+            self._send(Scores(record.id, [-0.5] * len(record.messages), 8, 16))
         elif isinstance(record, Cancel):
             self._cancelled.setdefault(record.id, threading.Event()).set()
         elif isinstance(record, Ping):
@@ -171,7 +188,7 @@ class FakeWorker:
             self._send(Loaded(model_info(load, script.slots)))
 
     def _generate(self, request: Generate) -> None:
-        plan = Plan(**json.loads(request.text or "{}"))
+        plan = plan_of(request)
         cancelled = self._cancelled[request.id]
         for count in range(1, plan.chunks + 1):
             if cancelled.wait(plan.every_s) and plan.obeys_cancel:

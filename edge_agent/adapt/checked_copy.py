@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from edge_agent.adapt.adapter_file import MAX_FILE_BYTES
 from edge_agent.atomic_file import TEMP_SUFFIX, sync_directory
 from edge_agent.errors import AdapterRefused, StoreError
 
@@ -36,9 +37,10 @@ def checked_copy(source: Path, final: Path, check: Callable[[Path], None]) -> tu
     temp = final.with_name(f".{final.name}{TEMP_SUFFIX}")
     with _readable(source) as stream:
         try:
+            size = _checked_size(stream, source)
             with _storage_errors(final.parent):
                 _make_directory(final.parent)
-                _check_space(final.parent, os.fstat(stream.fileno()).st_size)
+                _check_space(final.parent, size)
                 sha256, size = _write(stream, temp)
             check(temp)
             with _storage_errors(final.parent):
@@ -86,6 +88,15 @@ def _open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise OSError("it is not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def _checked_size(stream: BinaryIO, path: Path) -> int:
+    """Before a byte is copied. Raises AdapterRefused."""
+    size = os.fstat(stream.fileno()).st_size
+    if size > MAX_FILE_BYTES:
+        why = f"it has {size} bytes, at most {MAX_FILE_BYTES} are accepted"
+        raise AdapterRefused(f"the adapter {path} cannot be used", why, "is it a whole model?")
+    return size
 
 
 def _write(stream: BinaryIO, path: Path) -> tuple[str, int]:

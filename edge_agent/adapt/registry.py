@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import adapter_table
+from edge_agent.adapt.adapter_file import check_adapter
 from edge_agent.adapt.checked_copy import checked_copy, sha256_of, unlink
 from edge_agent.adapter_table import UNPROVED, is_proved
 from edge_agent.errors import AdapterNotFound, AdapterRefused, RequestError
@@ -40,8 +41,6 @@ CheckFile = Callable[[Path, Path, str], None]
 
 def check_file(path: Path, base: Path, base_sha256: str) -> None:
     """Names, dimensions, finite values, the base it was made for. Raises AdapterRefused."""
-    from edge_agent.adapt.adapter_file import check_adapter
-
     check_adapter(path, read_gguf(base), base_sha256)
 
 
