@@ -25,8 +25,10 @@ from typing import TextIO
 from aiohttp import web
 
 from edge_agent import __version__, listeners, monitor, sd_notify
+from edge_agent.adapt.board import Board
 from edge_agent.adapt.canary import prove_unproved
 from edge_agent.adapt.registry import split_name
+from edge_agent.adapt.session import Adaptation
 from edge_agent.config import Settings, load_settings, settings_from_json
 from edge_agent.errors import EdgeAgentError, StoreError, UsageError
 from edge_agent.listeners import Listeners, open_listeners
@@ -118,6 +120,8 @@ async def _serve(
 ) -> None:
     """Assemble, run until a signal, take apart in the opposite order."""
     async with AsyncExitStack() as stack:
+        from edge_agent.server.adapt import ADAPTATION
+
         stop = _stop_signals()
         state = StateDir(settings.state_dir)
         state.acquire()
@@ -139,7 +143,12 @@ async def _serve(
         senses = monitor.build(settings, store, supervisor)
         stack.callback(senses.close)
         senses.start()
+        adaptation = Adaptation(
+            store, supervisor, Board(settings, senses), state.path, dict(environ)
+        )
+        stack.push_async_callback(adaptation.close)
         runner = runner_factory(supervisor, store, settings, state.token(), senses)
+        runner.app[ADAPTATION] = adaptation
         await runner.setup()
         stack.push_async_callback(_clean_up, runner)
         for sock in listening.sockets:
@@ -147,6 +156,7 @@ async def _serve(
         await _run(daemon, stop)
         for site in runner.sites:
             await site.stop()
+        adaptation.stop()
         await _drain(daemon, stop)
 
 

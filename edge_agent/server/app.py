@@ -22,6 +22,7 @@ from edge_agent.config import Settings
 from edge_agent.errors import ShuttingDown
 from edge_agent.monitor import Monitor
 from edge_agent.server import (
+    adapt,
     adapters,
     dashboard,
     feedback,
@@ -52,6 +53,7 @@ API = (
     *pull.ROUTES,
     *llama_server.ROUTES,
     *lora.ROUTES,
+    *adapt.ROUTES,
     *adapters.ROUTES,
     *status.ROUTES,
     *history.ROUTES,

@@ -1,0 +1,186 @@
+"""/adapt: plan, start, follow, pause and resume one lesson.
+
+Flows in: JSONL text, or the word feedback, and settings. Flows out: a plan, events line by line, or
+the run's status. A client that leaves does not end a run. Not here: the run itself
+(edge_agent/adapt/session.py), the registry of adapters (adapters.py).
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from aiohttp import web
+from pydantic import BaseModel, Field
+
+from edge_agent import atomic_file
+from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run import RunRequest
+from edge_agent.adapt.run_files import FEEDBACK
+from edge_agent.adapt.session import Adaptation
+from edge_agent.errors import ModelNotFound, RequestError
+from edge_agent.server.body import parse_json, read_body, validate
+from edge_agent.server.model_name import requested_model
+from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
+from edge_agent.server.route import Route
+from edge_agent.server.sampling_fields import Body
+from edge_agent.server.service import SERVICE
+
+ADAPTATION = web.AppKey("adaptation", Adaptation)
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""Some 50,000 short rows. More than that is a run for the host."""
+GIVEN = "given.jsonl"
+
+
+class RunBody(Body):
+    """`rows` is JSONL text; without it what users corrected is learned."""
+
+    name: str = Field(min_length=1, max_length=64)
+    model: str | None = None
+    rows: str | None = Field(None, description='JSONL: {"instruction","input","output"} a line.')
+    source: Literal["rows", "feedback"] = "rows"
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="r, lora_alpha, layers, learning_rate, epochs, ..."
+    )
+    activate: bool = Field(True, description="Make it active when its gate lets it pass.")
+    stream: bool = True
+
+
+class ResumeBody(Body):
+    name: str | None = Field(None, max_length=64, description="The run [the latest].")
+
+
+class JudgeBody(Body):
+    name: str = Field(min_length=1, max_length=64, description="A run trained beside the daemon.")
+
+
+class AdaptAnswer(BaseModel):
+    """A run: `planned`, `progress` and `result` are adapt/messages.py's records."""
+
+    state: str
+    name: str | None
+    model: str | None = None
+    pause_reason: str | None = None
+    planned: dict[str, Any] | None = None
+    progress: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+async def status(request: web.Request) -> web.Response:
+    return json_response(_adaptation(request).status())
+
+
+async def plan(request: web.Request) -> web.Response:
+    body = await _body(request, RunBody)
+    planned = await _adaptation(request).plan(_run_request(request, body))
+    return json_response(msgspec.to_builtins(planned))
+
+
+async def run(request: web.Request) -> web.StreamResponse:
+    body = await _body(request, RunBody)
+    adaptation = _adaptation(request)
+    adaptation.begin(_run_request(request, body))
+    return await _follow(request, adaptation) if body.stream else await status(request)
+
+
+async def judge(request: web.Request) -> web.StreamResponse:
+    body = await _body(request, JudgeBody)
+    adaptation = _adaptation(request)
+    adaptation.judge(body.name)
+    return await _follow(request, adaptation)
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    return await _follow(request, _adaptation(request))
+
+
+async def pause(request: web.Request) -> web.Response:
+    _adaptation(request).pause()
+    return await status(request)
+
+
+async def resume(request: web.Request) -> web.Response:
+    body = await _body(request, ResumeBody)
+    _adaptation(request).resume(body.name)
+    return await status(request)
+
+
+async def _follow(request: web.Request, adaptation: Adaptation) -> web.StreamResponse:
+    stream = Stream(request, NDJSON, request.app[SERVICE].limits)
+    await stream.open()
+    async with aclosing(adaptation.follow()) as found:
+        async for event in found:
+            await stream.write(encoded(event) + b"\n")
+    return await stream.close()
+
+
+def _adaptation(request: web.Request) -> Adaptation:
+    return request.app[ADAPTATION]
+
+
+async def _body(request: web.Request, kind: type[Any]) -> Any:
+    limits = request.app[SERVICE].limits
+    raw = await read_body(request, MAX_BODY_BYTES, limits.body_s)
+    return validate(kind, parse_json(raw, limits.json_depth))
+
+
+def _run_request(request: web.Request, body: RunBody) -> RunRequest:
+    """Writes the rows where the trainer finds them. Raises RequestError, TrainingBusy."""
+    service = request.app[SERVICE]
+    adaptation = _adaptation(request)
+    adaptation.check_free()
+    directory = adaptation.files.directory(body.name)
+    name = requested_model(body.model) or service.settings.model or _only_model(request)
+    data = FEEDBACK if body.source == "feedback" else _given(body, directory)
+    try:
+        settings = msgspec.convert(body.settings, RunSettings)
+    except msgspec.ValidationError as error:
+        raise RequestError("the settings cannot be used", str(error)) from error
+    unknown = sorted(set(body.settings) - set(RunSettings.__struct_fields__))
+    if unknown:
+        known = ", ".join(RunSettings.__struct_fields__)
+        raise RequestError(f"there is no setting {unknown[0][:40]!r}", f"known are {known}")
+    return RunRequest(body.name, name, data, settings, body.activate)
+
+
+def _given(body: RunBody, directory: Path) -> str:
+    if not body.rows:
+        raise RequestError("there is nothing to learn", "rows is empty", "send JSONL in rows")
+    path = directory / GIVEN
+    atomic_file.write(path, body.rows.encode())
+    return str(path)
+
+
+def _only_model(request: web.Request) -> str:
+    service = request.app[SERVICE]
+    loaded = service.supervisor.status().model
+    rows = service.store.models()
+    if loaded or len(rows) == 1:
+        return loaded or rows[0].name
+    hint = "name one in `model`"
+    raise ModelNotFound("it is not clear which model shall learn", f"{len(rows)} models", hint)
+
+
+ROUTES = (
+    Route("GET", "/adapt", status, "The lesson under way, or the last one", AdaptAnswer),
+    Route("POST", "/adapt/plan", plan, "What a lesson would take", body=RunBody),
+    Route(
+        *("POST", "/adapt/run", run, "Learn, and follow it"),
+        body=RunBody,
+        streams=(NDJSON, AdaptAnswer),
+    ),
+    Route(
+        *("GET", "/adapt/events", events, "Follow the lesson under way"),
+        streams=(NDJSON, AdaptAnswer),
+    ),
+    Route(
+        *("POST", "/adapt/judge", judge, "Judge, register and activate a finished run"),
+        body=JudgeBody,
+        streams=(NDJSON, AdaptAnswer),
+    ),
+    Route("POST", "/adapt/pause", pause, "Hold the lesson", AdaptAnswer),
+    Route("POST", "/adapt/resume", resume, "Go on with a lesson", AdaptAnswer, body=ResumeBody),
+)
