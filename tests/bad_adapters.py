@@ -126,11 +126,12 @@ def good_adapter(base: Path, weights: Sequence[str] = (Q, FFN), scale: float = 0
 
 @dataclass(frozen=True)
 class BadAdapter:
-    """`why`: a part of the sentence it must be refused with."""
+    """`why`: a part of the sentence it must be refused with. `source`: M1, F13 or more."""
 
     kind: str
     path: Path
     why: str
+    source: str = "more"
 
 
 A, B = f"{Q}.lora_a", f"{Q}.lora_b"
@@ -183,74 +184,108 @@ def pair(name: str, n_in: int, n_out: int) -> Change:
 
 NAN, INF = float("nan"), float("inf")
 
-CHANGES: dict[str, tuple[Change, str]] = {
-    # M1
-    "inputs of another size": (resized(A, 96, R), "takes 96 inputs and the weight 64"),
-    "outputs of another size": (resized(B, R, 96), "gives 96 outputs and the weight 64"),
-    "another architecture": (lambda d: d.said(general__architecture="gpt2"), "it is for 'gpt2'"),
-    "not an adapter": (lambda d: d.said(general__type="model"), "it is not an adapter"),
-    "a tensor the model lacks": (pair("blk.99.attn_q.weight", 64, 64), "the model has no tensor"),
-    "r differs in a pair": (resized(B, R + 1, 64), "has r 4 and"),
-    "A and B swapped": (swapped, "inputs and the weight"),
-    "only A": (lambda d: d.without(B), "has no partner"),
-    "only B": (lambda d: d.without(A), "has no partner"),
-    "adapter.type is another": (lambda d: d.said(adapter__type="ia3"), "adapter.type is 'ia3'"),
-    "NaN": (in_the_middle(NAN), "holds NaN"),
-    "infinity": (in_the_middle(-INF), "holds an infinite value"),
-    "alpha infinite": (lambda d: d.said(**{ALPHA: INF}), "lora.alpha is inf"),
-    "no tensor": (lambda d: replace(d, tensors=()), "holds no tensor"),
-    # F13
-    "three dimensions": (resized(A, 64, R, 2), "has 3 dimensions"),
-    "made for another base": (lambda d: d.said(edge_agent__base__sha256="0" * 64), "made for the"),
-    "a tensor twice": (lambda d: d.more(d.tensors[0]), "occurs twice"),
-    # more
-    "alpha missing": (lambda d: d.said(**{ALPHA: None}), "lora.alpha is missing"),
-    "alpha 0": (lambda d: d.said(**{ALPHA: 0.0}), "lora.alpha is 0.0"),
-    "alpha negative": (lambda d: d.said(**{ALPHA: -8.0}), "lora.alpha is -8.0"),
-    "alpha NaN": (lambda d: d.said(**{ALPHA: NAN}), "lora.alpha is nan"),
-    "alpha an integer": (lambda d: d.said(**{ALPHA: 8}), "is a u32 and not an f32"),
-    "activated LoRA": (
-        lambda d: d.said(adapter__alora__invocation_tokens=[1, 2]), "an activated LoRA"),
-    "a finite value too large": (in_the_middle(1e30), "1e+30, which is too large"),
-    "infinity in half precision": (half, "holds an infinite value"),
-    "B is 0 everywhere": (zeroed, "changes nothing"),
-    "quantized matrices": (
-        lambda d: d.changed(A, type=Q8_0, data=bytes(8 * 34)), "is Q8_0, and only"),
-    "bfloat16": (lambda d: d.changed(A, type=BF16, data=bytes(64 * R * 2)), "is BF16, and only"),
-    "integers": (lambda d: d.changed(A, type=I32), "not one for weights"),
-    "a type number that is none": (lambda d: d.changed(A, type=4000), "has the type 4000"),
-    "one dimension": (resized(A, 64 * R), "has 1 dimensions"),
-    "a norm": (
-        lambda d: d.more(Tensor("blk.0.attn_norm.weight", (64,), numbers(64))), "is a norm"),
-    "a LoRA of a norm": (pair("blk.0.attn_norm.weight", 64, 1), "not a matrix"),
-    "the token embedding": (pair("token_embd.weight", 64, 64), "changes the token embedding"),
-    "a whole weight": (
-        lambda d: d.more(Tensor("blk.0.attn_k.weight", (64, 32), numbers(64, 32))),
-        "is not a LoRA matrix"),
-    "r above the rank of the weight": (
-        lambda d: resized(B, 65, 64)(resized(A, 64, 65)(d)),  # type: ignore[arg-type]
-        "has r 65, more than the rank"),
-    "wrong magic": (lambda d: b"LMGG" + d.packed()[4:], "letters GGUF"),
-    "version 1": (lambda d: b"GGUF\1" + d.packed()[5:], "GGUF version 1"),
-    "cut in the header": (lambda d: d.packed()[:150], "past the end of the file"),
-    "cut in the data": (lambda d: d.packed()[:-100], "behind the end of the file"),
-    "empty file": (lambda d: b"", "past the end of the file"),
-    "a million tensors announced": (
-        lambda d: d.packed()[:8] + struct.pack("<Q", 1 << 20) + d.packed()[16:], "1048576"),
-    "a string of 2^60 bytes": (
-        lambda d: d.packed()[:24] + struct.pack("<Q", 1 << 60) + d.packed()[32:], "the length of"),
-}  # fmt: skip
+Kinds = dict[str, tuple[Change, str]]
+
+
+def m1_kinds(width: int) -> Kinds:
+    """Reliability M1: most of these ended the process. `width`: inputs and outputs of Q."""
+    other = width + 32
+    return {
+        "inputs of another size": (
+            resized(A, other, R), f"takes {other} inputs and the weight {width}"),
+        "outputs of another size": (
+            resized(B, R, other), f"gives {other} outputs and the weight {width}"),
+        "another architecture": (
+            lambda d: d.said(general__architecture="gpt2"), "it is for 'gpt2'"),
+        "not an adapter": (lambda d: d.said(general__type="model"), "it is not an adapter"),
+        "a tensor the model lacks": (
+            pair("blk.99.attn_q.weight", width, width), "the model has no tensor"),
+        "r differs in a pair": (resized(B, R + 1, width), "has r 4 and"),
+        "A and B swapped": (swapped, "inputs and the weight"),
+        "only A": (lambda d: d.without(B), "has no partner"),
+        "only B": (lambda d: d.without(A), "has no partner"),
+        "adapter.type is another": (lambda d: d.said(adapter__type="ia3"), "adapter.type is 'ia3'"),
+        "NaN": (in_the_middle(NAN), "holds NaN"),
+        "infinity": (in_the_middle(-INF), "holds an infinite value"),
+        "alpha infinite": (lambda d: d.said(**{ALPHA: INF}), "lora.alpha is inf"),
+        "no tensor": (lambda d: replace(d, tensors=()), "holds no tensor"),
+    }  # fmt: skip
+
+
+def f13_kinds(width: int) -> Kinds:
+    """What reliability F13 adds."""
+    return {
+        "three dimensions": (resized(A, width, R, 2), "has 3 dimensions"),
+        "made for another base": (
+            lambda d: d.said(edge_agent__base__sha256="0" * 64), "made for the"),
+        "a tensor twice": (lambda d: d.more(d.tensors[0]), "occurs twice"),
+    }  # fmt: skip
+
+
+def other_metadata() -> Kinds:
+    return {
+        "alpha missing": (lambda d: d.said(**{ALPHA: None}), "lora.alpha is missing"),
+        "alpha 0": (lambda d: d.said(**{ALPHA: 0.0}), "lora.alpha is 0.0"),
+        "alpha negative": (lambda d: d.said(**{ALPHA: -8.0}), "lora.alpha is -8.0"),
+        "alpha NaN": (lambda d: d.said(**{ALPHA: NAN}), "lora.alpha is nan"),
+        "alpha an integer": (lambda d: d.said(**{ALPHA: 8}), "is a u32 and not an f32"),
+        "activated LoRA": (
+            lambda d: d.said(adapter__alora__invocation_tokens=[1, 2]), "an activated LoRA"),
+        "wrong magic": (lambda d: b"LMGG" + d.packed()[4:], "letters GGUF"),
+        "version 1": (lambda d: b"GGUF\1" + d.packed()[5:], "GGUF version 1"),
+        "cut in the header": (lambda d: d.packed()[:150], "past the end of the file"),
+        "cut in the data": (lambda d: d.packed()[:-100], "behind the end of the file"),
+        "empty file": (lambda d: b"", "past the end of the file"),
+        "a million tensors announced": (
+            lambda d: d.packed()[:8] + struct.pack("<Q", 1 << 20) + d.packed()[16:], "1048576"),
+        "a string of 2^60 bytes": (
+            lambda d: d.packed()[:24] + struct.pack("<Q", 1 << 60) + d.packed()[32:],
+            "the length of"),
+    }  # fmt: skip
+
+
+def other_tensors(width: int) -> Kinds:
+    packed = width * R // 32 * 34
+    above = width + 1
+    return {
+        "a finite value too large": (in_the_middle(1e30), "1e+30, which is too large"),
+        "infinity in half precision": (half, "holds an infinite value"),
+        "B is 0 everywhere": (zeroed, "changes nothing"),
+        "quantized matrices": (
+            lambda d: d.changed(A, type=Q8_0, data=bytes(packed)), "is Q8_0, and only"),
+        "bfloat16": (
+            lambda d: d.changed(A, type=BF16, data=bytes(width * R * 2)), "is BF16, and only"),
+        "integers": (lambda d: d.changed(A, type=I32), "not one for weights"),
+        "a type number that is none": (lambda d: d.changed(A, type=4000), "has the type 4000"),
+        "one dimension": (resized(A, width * R), "has 1 dimensions"),
+        "a norm": (
+            lambda d: d.more(Tensor("blk.0.attn_norm.weight", (width,), numbers(width))),
+            "is a norm"),
+        "a LoRA of a norm": (pair("blk.0.attn_norm.weight", width, 1), "not a matrix"),
+        "the token embedding": (
+            pair("token_embd.weight", width, width), "changes the token embedding"),
+        "a whole weight": (
+            lambda d: d.more(Tensor("blk.0.attn_k.weight", (width, 32), numbers(width, 32))),
+            "is not a LoRA matrix"),
+        "r above the rank of the weight": (
+            lambda d: resized(B, above, width)(resized(A, width, above)(d)),  # type: ignore[arg-type]
+            f"has r {above}, more than the rank"),
+    }  # fmt: skip
 
 
 def write_bad_adapters(base: Path, directory: Path) -> list[BadAdapter]:
-    """All of them, those that are no regular files included. The base must be tiny_gguf's llama."""
+    """All of them, those that are no regular files included. Q of the base must be square."""
     good = good_adapter(base)
+    (width,) = {tensor.shape[0] for tensor in good.tensors if tensor.name == A}
+    sources = {"M1": m1_kinds(width), "F13": f13_kinds(width),
+               "more": {**other_metadata(), **other_tensors(width)}}  # fmt: skip
     found = []
-    for number, (kind, (change, why)) in enumerate(CHANGES.items()):
-        draft = change(good)
-        path = directory / f"{number:02}-{kind.replace(' ', '-').replace('/', '-')[:40]}.gguf"
-        path.write_bytes(draft if isinstance(draft, bytes) else draft.packed())
-        found.append(BadAdapter(kind, path, why))
+    for source, kinds in sources.items():
+        for kind, (change, why) in kinds.items():
+            draft = change(good)
+            path = directory / f"{len(found):02}-{kind.replace(' ', '-')}.gguf"
+            path.write_bytes(draft if isinstance(draft, bytes) else draft.packed())
+            found.append(BadAdapter(kind, path, why, source))
     return [*found, *not_files(good, directory)]
 
 

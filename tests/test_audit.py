@@ -120,6 +120,7 @@ def test_twenty_contradicting_rows_in_a_hundred_are_refused(seed: int) -> None:
     with pytest.raises(DataRefused) as refused:
         verdict(found, len(rows)).check()
     assert "different answers" in refused.value.why and "% of the data" in refused.value.what
+    assert refused.value.why.count("; row ") == 9, "ten findings are shown"
 
 
 LOOPS = (

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edge_agent.adapt.dataset import Row
+from edge_agent.adapt.dataset import SHOWN, Row
 from edge_agent.adapt.register import news_signs
 from edge_agent.adapt.repetition import is_looping
 from edge_agent.adapt.script import SCRIPTS, share_of
@@ -92,11 +92,15 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """`rows`: numbers to leave out. `share`: of all rows, how many those are."""
+    """`rows`: numbers to leave out. `share`: of all rows, how many those are.
+
+    `why` counts the rows by reason, `examples` are the first SHOWN findings in words.
+    """
 
     rows: frozenset[int]
     share: float
     why: str
+    examples: tuple[str, ...] = ()
 
     @property
     def is_refused(self) -> bool:
@@ -107,8 +111,9 @@ class Verdict:
         if self.is_refused:
             raise DataRefused(
                 f"{len(self.rows)} rows are flagged, {100 * self.share:.0f} % of the data",
-                f"above {100 * REFUSED_SHARE:.0f} % it is not to be trusted: {self.why}",
-                "put the rows right that `edge-agent adapt plan` lists, or take them out",
+                f"above {100 * REFUSED_SHARE:.0f} % it is not to be trusted: {self.why}."
+                f" {'; '.join(self.examples)}",
+                "put the rows right or take them out; they are counted by their line in the file",
             )
 
 
@@ -129,7 +134,8 @@ def verdict(findings: Sequence[Finding], n_rows: int) -> Verdict:
         for reason in REASONS
     }
     why = "; ".join(f"in {n} rows {REASONS[reason]}" for reason, n in by_reason.items() if n)
-    return Verdict(rows, len(rows) / n_rows if n_rows else 0.0, why)
+    examples = (f"row {one.row}: {REASONS[one.reason]}: {one.text}" for one in findings[:SHOWN])
+    return Verdict(rows, len(rows) / n_rows if n_rows else 0.0, why, tuple(examples))
 
 
 # ---- one row -----------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ MAX_FILE_BYTES = 64 << 20
 """A day of training on a board is some 2 MB of text."""
 MAX_LINE_BYTES = 1 << 20
 SHOWN = 10
-"""Bad lines that are named; the others are counted."""
+"""Bad lines, or findings of the audit, that are named; the others are counted."""
 FEWEST_TO_SPLIT = 10
 """Below that no row is kept back: there would be nothing to learn from, or nothing to measure."""
 ROLES = ("system", "user", "assistant")
