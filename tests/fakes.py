@@ -77,6 +77,8 @@ class Plan:
     then: str = "done"
     """done, die:SIGNAL, exit:N, wedge (never speak again), garbage, error:CODE, tokens."""
     obeys_cancel: bool = True
+    text: str | None = None
+    """What the whole answer says where it is not streamed; None: what the chunks would."""
 
 
 def generate(**plan: object) -> Generate:
@@ -193,10 +195,13 @@ class FakeWorker:
         for count in range(1, plan.chunks + 1):
             if cancelled.wait(plan.every_s) and plan.obeys_cancel:
                 return self._send(_done(request.id, count - 1, is_cancelled=True))
-            self._send(Chunk(request.id, f"{count} ", count))
+            if request.stream:
+                self._send(Chunk(request.id, f"{count} ", count))
+        chunks = "".join(f"{count} " for count in range(1, plan.chunks + 1))
+        whole = "" if request.stream else chunks if plan.text is None else plan.text
         verb, _, detail = plan.then.partition(":")
         ends: dict[str, Callable[[], object]] = {
-            "done": lambda: self._send(_done(request.id, plan.chunks)),
+            "done": lambda: self._send(_done(request.id, plan.chunks, text=whole)),
             "die": lambda: os.kill(os.getpid(), signal.Signals[detail]),
             "exit": lambda: os._exit(int(detail)),
             "wedge": lambda: setattr(self, "_is_wedged", True),
@@ -208,9 +213,9 @@ class FakeWorker:
         return None
 
 
-def _done(request_id: int, tokens: int, is_cancelled: bool = False) -> Done:
+def _done(request_id: int, tokens: int, is_cancelled: bool = False, text: str = "") -> Done:
     timings = Timings(3, 0, tokens, 0.0, 0.0, 0.0, 0.0)
-    return Done(request_id, "", "cancelled" if is_cancelled else "stop", timings)
+    return Done(request_id, text, "cancelled" if is_cancelled else "stop", timings)
 
 
 def model_info(load: Load, slots: int) -> ModelInfo:
