@@ -17,6 +17,8 @@ from typing import Any
 import fakes
 import pytest
 from random_adapter import write_adapter
+from test_daemon import RunningDaemon, make_state
+from test_daemon import until as wait_until
 
 from edge_agent.adapt.canary import fault, prove_unproved
 from edge_agent.adapt.registry import BASE, Registry
@@ -401,6 +403,61 @@ def test_a_model_that_does_not_load_now_leaves_the_activation_for_the_next_start
             assert active(supervisor) is None
 
     run(work())
+
+
+def prepared(tmp_path: Path, **new: object) -> Path:
+    """A state directory where `old` is active and `new` was activated without a daemon."""
+    state = make_state(tmp_path)
+    with Store(state / "edge-agent.db") as store:
+        registry = Registry(store, state, check=lambda path, base, sha256: None)
+        for name in ("old", "new"):
+            source = tmp_path / name
+            source.write_text(name)
+            row = registry.add("tiny", name, source, source="trained")
+            registry.activate("tiny", name, force=True, reason="test")
+            if name == "old":
+                registry.prove("tiny", name)
+    text = json.dumps(asdict(fakes.Plan(**new)))  # type: ignore[arg-type]
+    (state / f"{row.path}.plan").write_text(text)
+    return state
+
+
+def activation(state: Path) -> tuple[str | None, bool]:
+    with Store(state / "edge-agent.db") as store:
+        registry = Registry(store, state)
+        row = registry.active("tiny")
+        return row.name if row else None, registry.is_proved("tiny")
+
+
+def test_a_daemon_tries_out_what_was_activated_without_one(tmp_path: Path) -> None:
+    state = prepared(tmp_path)
+    daemon = RunningDaemon(state).ready()
+    try:
+        wait_until(lambda: activation(state) == ("new", True))
+    finally:
+        assert daemon.stop() == 0
+
+
+def test_a_daemon_killed_twice_before_the_canary_answered_serves_the_old_one(
+    tmp_path: Path,
+) -> None:
+    state = prepared(tmp_path, chunks=1, every_s=60)
+    for _ in range(2):
+        daemon = RunningDaemon(state).ready()
+        if activation(state) == ("old", True):
+            break
+        assert activation(state) == ("new", False)
+        daemon.process.kill()
+        daemon.stop()
+    else:
+        daemon = RunningDaemon(state).ready()
+    try:
+        assert daemon.generate()[-1] == ""
+    finally:
+        daemon.stop()
+    assert activation(state) == ("old", True)
+    model = Path(state / "tiny.gguf.log").read_text().splitlines()
+    assert json.loads(model[-1])["adapter"]["path"].endswith("/old.gguf")
 
 
 # ---- what an answer shows ------------------------------------------------------------------------
