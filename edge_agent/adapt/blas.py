@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Blas:
 
 
 def choose_threads(wanted: int | None) -> int:
-    """`wanted`, else the physical cores (hyper-threads slow products down), never more than allowed."""
+    """`wanted`, else the physical cores (hyper-threads slow products); at most those allowed."""
     allowed = len(os.sched_getaffinity(0))
     return max(1, min(allowed, wanted or psutil.cpu_count(logical=False) or allowed))
 
@@ -43,6 +43,13 @@ def announce(n_threads: int, environ: MutableMapping[str, str]) -> None:
     if platform.machine() == "aarch64" and _CORTEX_A57 in _cpuinfo():
         # Asking the processor what it is is an illegal instruction under a Nano's kernel 4.9.
         environ.setdefault("OPENBLAS_CORETYPE", "CORTEXA57")
+
+
+def settings(environ: Mapping[str, str]) -> str:
+    """Everything else that such variables say: block sizes and kernels reach the last bits too."""
+    found = {key: value for key, value in environ.items() if key.startswith("OPENBLAS_")}
+    found.pop(VARIABLES[0], None)
+    return " ".join(f"{key}={value}" for key, value in sorted(found.items()))
 
 
 def _cpuinfo() -> str:

@@ -19,6 +19,7 @@ from edge_agent.adapt.messages import Planned, RunSettings
 from edge_agent.errors import TrainingFailed
 
 VERSION = 1
+FILE_NAME = "manifest.json"
 FREE_SETTINGS = {"policy", "hours", "checkpoint_steps", "memory_bytes", "n_threads", "audit"}
 """May be others when a run is resumed: they reach no bits, or what they led to is frozen here."""
 
@@ -41,10 +42,9 @@ class Decisions(Struct, frozen=True):
 
     batch_tokens: int
     memory_bytes: int
-    keep_tapes: bool
-    """Whether backward finds the forward pass or computes it again (the bits are the same)."""
-    kept_weights: list[str]
-    """Unpacked once and kept (the bits are the same)."""
+    keep_bytes: int
+    """Of these, tapes and unpacked matrices may be kept (a kept matrix multiplies whole and not in
+    tiles, which reaches the last bits)."""
     candidates: list[int]
     """How many top blocks the trials compare; empty when the user chose."""
     layers: list[int]

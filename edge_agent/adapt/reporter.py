@@ -52,6 +52,12 @@ class Reporter:
             self._send(self.latest)
             return self.latest
 
+    def note(self, text: str) -> None:
+        """What the next Progress says: within a second, or with the next step."""
+        with self._lock:
+            self.latest = msgspec.structs.replace(self.latest, note=text)
+            self._sampled()
+
     def tell(self, record: FromTrainer) -> None:
         """Any other record."""
         with self._lock:
