@@ -179,6 +179,8 @@ class FakeSupervisor:
     async def ask(
         self, model: str | None, message: Tokenize | Detokenize | ApplyTemplate | QuerySlots
     ) -> Tokens | Text | SlotStates:
+        if not isinstance(message, QuerySlots):
+            self.target(model)
         self.asked.append(message)
         if isinstance(message, Tokenize):
             raw = message.content.encode()

@@ -236,7 +236,7 @@ async def _answer(
         return json_response(lines.idle("load"))
     record = _record(body, schema, prompt(info))
     api = "ollama_chat" if isinstance(body, OllamaChatRequest) else "ollama_generate"
-    call = Call(api, info.name, record, keep_alive_s, request[CALLER])
+    call = Call(api, shown, record, keep_alive_s, request[CALLER])
     if record.stream:
         return await _stream(request, call, lines)
     return json_response(lines.whole(await whole(service, call)))
