@@ -83,7 +83,9 @@ def judge(
 
 
 def remove(connection: sqlite3.Connection, model: str, name: str) -> None:
+    """And that it was active once: another one may get its name, and nobody goes back to that."""
     connection.execute("DELETE FROM adapters WHERE model = ? AND name = ?", (model, name))
+    connection.execute("DELETE FROM activations WHERE model = ? AND adapter = ?", (model, name))
 
 
 def remove_model(connection: sqlite3.Connection, model: str) -> None:

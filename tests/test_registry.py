@@ -333,6 +333,16 @@ def test_a_rollback_skips_what_is_gone_rolled_back_or_was_never_proved(rig: Rig)
     assert rig.registry.rollback("tiny", "test") == "good"
 
 
+def test_a_rollback_does_not_take_a_new_adapter_for_a_removed_one_of_its_name(rig: Rig) -> None:
+    rig.add("a")
+    rig.add("b")
+    rig.activate("a", "b")
+    rig.registry.remove("tiny", "a")
+    write_adapter(rig.root / "other.gguf", rig.base, seed=99)
+    rig.registry.add("tiny", "a", rig.root / "other.gguf", source="imported")
+    assert rig.registry.rollback("tiny", "test") is None
+
+
 def test_a_rollback_of_one_that_is_not_active_any_more_changes_nothing(rig: Rig) -> None:
     rig.add("a")
     rig.add("b")
