@@ -118,8 +118,11 @@ class Planner:
         rates = self._rates(layers, batch_tokens) if fits else None
         planned = self._planned(parts, layers, batch_tokens, rates)
         decisions = Decisions(batch_tokens, self._limit, 0, [], list(layers))
-        proposals = () if fits else tuple(self._proposals(layers, batch_tokens))
-        return Plan(planned, decisions, proposals)
+        if fits:
+            return Plan(planned, decisions)
+        proposals = tuple(self._proposals(layers, batch_tokens))
+        notes = [*planned.notes, *(f"it would fit with {one}" for one in proposals)]
+        return Plan(msgspec.structs.replace(planned, notes=notes), decisions, proposals)
 
     def _plan_auto(self, counts: Sequence[int], batch_tokens: int) -> Plan:
         """Of the largest candidate, with a table of all."""
@@ -127,11 +130,11 @@ class Planner:
         rates = [self._rates(top(n, self._n_layer), batch_tokens) for n in counts[:2]]
         footprint = self._footprint(batch_tokens, self._settings)
         choices = []
-        for count in counts:
-            rate = _between(counts[:2], rates, count)
+        for count in candidates(self._n_layer):
             total = footprint.bytes_of(top(count, self._n_layer))["total"]
-            epoch_s = self._epoch_s(rate)
-            choices.append({"layers": count, "total_bytes": total, "epoch_s": epoch_s, "fits": 1})
+            epoch_s = self._epoch_s(_between(counts[:2], rates, count))
+            choices.append({"layers": count, "total_bytes": total, "epoch_s": epoch_s,
+                            "fits": float(total <= self._limit)})  # fmt: skip
         parts = footprint.bytes_of(layers)
         rate = _between(counts[:2], rates, counts[-1])
         planned = self._planned(parts, layers, batch_tokens, rate)
