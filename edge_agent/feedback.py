@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from edge_agent import feedback_table
@@ -131,12 +131,17 @@ def page(store: Store, wanted: Wanted) -> list[FeedbackRow]:
     return store.transact(lambda connection: feedback_table.find(connection, wanted))
 
 
-def pages(store: Store, wanted: Wanted) -> Iterator[list[FeedbackRow]]:
-    """All rows from the newest on, a few at a time, whatever `wanted.limit` says."""
-    wanted = replace(wanted, limit=PAGE)
-    while rows := page(store, wanted):
-        yield rows
-        wanted = replace(wanted, before=rows[-1].id)
+def lessons(store: Store, wanted: Wanted) -> Iterator[list[FeedbackRow]]:
+    """The rows that are learned, oldest first, a few at a time, whatever `wanted.limit` says: each
+    user's last word on each question. Raises StoreError."""
+    ids = store.transact(lambda connection: feedback_table.taught_ids(connection, wanted))
+    for start in range(0, len(ids), PAGE):
+        part = ids[start : start + PAGE]
+        yield _rows_of(store, part)
+
+
+def _rows_of(store: Store, ids: Sequence[int]) -> list[FeedbackRow]:
+    return store.transact(lambda connection: feedback_table.rows_of(connection, ids))
 
 
 def remove(store: Store, number: int, user: str | None = None) -> None:
@@ -158,12 +163,10 @@ def shown(row: FeedbackRow) -> dict[str, Any]:
     return {**asdict(row), "rating": rating, "messages": json.loads(row.messages)}
 
 
-def taught(row: FeedbackRow) -> Chat | None:
-    """The chat that is learned from the row; None when it teaches nothing."""
-    good = row.correction if row.correction is not None else row.answer
-    if row.correction is None and row.rating != RATINGS["up"]:
-        return None
+def taught(row: FeedbackRow) -> Chat:
+    """The chat that is learned from a row of `lessons`."""
     chat: Chat = json.loads(row.messages)
+    good = row.correction if row.correction is not None else row.answer
     return [*chat, {"role": "assistant", "content": good}]
 
 
@@ -174,12 +177,11 @@ def training_rows(store: Store, model: str) -> list[dict[str, Any]]:
     would forget what is left out. Of one user's words on the same question only the newest counts.
     Raises DataRefused when there is nothing, StoreError.
     """
-    newest: dict[tuple[str, str], FeedbackRow] = {}
-    for rows in pages(store, Wanted(model=model)):
-        for row in rows:
-            newest.setdefault((row.user, row.messages), row)
-    lessons = [(row, taught(row)) for row in reversed(newest.values())]
-    found = [{"messages": chat, "id": row.id, "user": row.user} for row, chat in lessons if chat]
+    found = [
+        {"messages": taught(row), "id": row.id, "user": row.user}
+        for rows in lessons(store, Wanted(model=model))
+        for row in rows
+    ]
     if not found:
         hint = 'correct an answer first: edge-agent feedback add --correct "..."'
         raise DataRefused(f"there is no feedback on {model} to learn", "", hint)

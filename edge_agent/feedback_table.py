@@ -23,6 +23,8 @@ CORRECTED = "correction IS NOT NULL"
 APPROVED = "correction IS NULL AND rating > 0"
 TAUGHT = f"({CORRECTED} OR {APPROVED})"
 """What is learned: corrections, and good answers as they were. A bad one alone teaches nothing."""
+ASKED = "id < ? AND coalesce(model = ?, 1) AND coalesce(user = ?, 1)"
+"""The parameters of `_asked`; coalesce lets NULL mean any."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,6 @@ class Wanted:
     before: int | None = None
     """Only ids below it."""
     limit: int = 20
-    is_taught: bool = False
-    """Only what is learned."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,24 @@ def add(connection: sqlite3.Connection, rows: Sequence[FeedbackRow], quota: int)
 
 def find(connection: sqlite3.Connection, wanted: Wanted) -> list[FeedbackRow]:
     """Newest first."""
-    conditions = {
-        "id < ?": MAX_ID if wanted.before is None else wanted.before,
-        "model = ?": wanted.model,
-        "user = ?": wanted.user,
-    }
-    given = {text: value for text, value in conditions.items() if value is not None}
-    where = " AND ".join([*given, *([TAUGHT] if wanted.is_taught else [])])
-    query = f"SELECT {COLUMNS} FROM feedback WHERE {where} ORDER BY id DESC LIMIT ?"
-    found = connection.execute(query, [*given.values(), wanted.limit])
+    query = f"SELECT {COLUMNS} FROM feedback WHERE {ASKED} ORDER BY id DESC LIMIT ?"
+    found = connection.execute(query, [*_asked(wanted), wanted.limit])
     return [FeedbackRow(**dict(row)) for row in found]
+
+
+def taught_ids(connection: sqlite3.Connection, wanted: Wanted) -> list[int]:
+    """What is learned of all wanted rows, oldest first: each user's last word on each question, if
+    it teaches anything."""
+    last = f"SELECT max(id) FROM feedback WHERE {ASKED} GROUP BY user, model, messages"
+    query = f"SELECT id FROM feedback WHERE id IN ({last}) AND {TAUGHT} ORDER BY id"
+    return [number for (number,) in connection.execute(query, _asked(wanted))]
+
+
+def rows_of(connection: sqlite3.Connection, ids: Sequence[int]) -> list[FeedbackRow]:
+    """Those that are still there, oldest first."""
+    marks = ", ".join("?" * len(ids))
+    query = f"SELECT {COLUMNS} FROM feedback WHERE id IN ({marks}) ORDER BY id"
+    return [FeedbackRow(**dict(row)) for row in connection.execute(query, list(ids))]
 
 
 def remove(connection: sqlite3.Connection, number: int, user: str | None) -> bool:
@@ -97,6 +105,10 @@ def waiting(connection: sqlite3.Connection, model: str | None) -> Waiting:
     counts = ", ".join(f"count(CASE WHEN {case} THEN 1 END)" for case in cases)
     query = f"SELECT {counts} FROM feedback WHERE used_in IS NULL AND coalesce(model = ?, 1)"
     return Waiting(*connection.execute(query, (model,)).fetchone())
+
+
+def _asked(wanted: Wanted) -> list[int | str | None]:
+    return [MAX_ID if wanted.before is None else wanted.before, wanted.model, wanted.user]
 
 
 def _put(connection: sqlite3.Connection, row: FeedbackRow) -> int:

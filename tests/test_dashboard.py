@@ -7,12 +7,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import http_front
+import msgspec
 import pytest
+from aiohttp import web
 from board_writer import copied_board
 from fake_engine import FakeSupervisor
 from http_front import Front, serving
+
+from edge_agent.adapt.messages import Progress
+from edge_agent.adapt.session import Adaptation
+from edge_agent.server.adapt import ADAPTATION
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HTML = {"Accept": "text/html,application/xhtml+xml"}
@@ -113,21 +120,33 @@ class Browser:
         self.page = page
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
+        page.on("console", self._hear)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
 
+    def _hear(self, message: Any) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
 
-@pytest.fixture
-def browser() -> Iterator[Browser]:
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(20_000)
-        yield Browser(page)
+        yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Browser]:
+    """A fresh profile: no cookie of an earlier test."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    yield Browser(page)
+    context.close()
 
 
 def until(page: Any, expression: str, arg: Any = None) -> None:
@@ -205,6 +224,253 @@ def test_a_phone_has_no_sideways_scroll_and_the_keyboard_reaches_everything(
     unnamed = page.evaluate(
         "[...document.querySelectorAll('select,textarea,input')].filter(e => !e.labels.length)"
         ".length"
+    )
+    assert unnamed == 0
+
+
+def ask(page: Any, text: str = "Capital of India?") -> None:
+    """Until the answer has its buttons."""
+    page.fill("#prompt", text)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".turn:last-child .verdict")
+
+
+def press(page: Any, name: str) -> None:
+    """By the keyboard: the button of the last answer with this accessible name."""
+    page.get_by_role("button", name=name).last.focus()
+    page.keyboard.press("Enter")
+
+
+def stored(front: Front) -> list[dict[str, Any]]:
+    return list(front.get("/v1/feedback").json()["feedback"])
+
+
+@needs_chromium
+def test_an_answer_is_rated_corrected_and_taken_back_by_the_keyboard(
+    browser: Browser, front: Front
+) -> None:
+    front.supervisor.pieces = ["Mumbai"]
+    open_dashboard(browser, front)
+    page = browser.page
+    ask(page)
+    press(page, "Good answer")
+    until(page, "document.querySelector('#waiting').textContent.startsWith('1 good answer')")
+    (row,) = stored(front)
+    assert (row["rating"], row["user"], row["source"]) == ("up", "dashboard", "answer")
+    assert page.get_by_role("button", name="Good answer").get_attribute("aria-pressed") == "true"
+
+    press(page, "Bad answer")
+    until(page, "document.querySelector('.note').textContent.includes('bad')")
+    until(page, "document.querySelector('#waiting').hidden")
+    assert [one["rating"] for one in stored(front)] == ["down"]
+
+    press(page, "Correct")
+    field = page.get_by_label("What the answer should have been")
+    assert field.input_value() == "Mumbai"
+    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.textContent") == "Correct…"
+    assert [one["correction"] for one in stored(front)] == [None]
+    page.keyboard.press("Enter")
+    field.fill("New Delhi")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('.note').textContent === 'Corrected to: New Delhi'")
+    until(page, "document.querySelector('#waiting').textContent.startsWith('1 correction w')")
+    assert "Corrected to" in page.inner_text("#announce"), "not said aloud"
+    (row,) = stored(front)
+    assert (row["answer"], row["correction"]) == ("Mumbai", "New Delhi")
+
+    press(page, "Bad answer")
+    until(page, "document.querySelector('.note').textContent.includes('bad')")
+    press(page, "Bad answer")
+    until(page, "document.querySelector('.note').textContent === 'Taken back.'")
+    assert stored(front) == []
+    assert browser.complaints == []
+
+
+@needs_chromium
+def test_each_answer_has_its_own_buttons_and_the_right_chat(browser: Browser, front: Front) -> None:
+    front.supervisor.pieces = ["one"]
+    open_dashboard(browser, front)
+    page = browser.page
+    ask(page, "first")
+    front.supervisor.pieces = ["two"]
+    ask(page, "second")
+    page.get_by_role("button", name="Good answer").first.click()
+    page.get_by_role("button", name="Bad answer").last.click()
+    until(page, "document.querySelectorAll('[aria-pressed=true]').length === 2")
+    chats = [[turn["content"] for turn in one["messages"]] for one in stored(front)]
+    assert chats == [["first", "one", "second"], ["first"]]
+
+
+@needs_chromium
+def test_a_stopped_answer_can_be_corrected_but_not_called_good(
+    browser: Browser, front: Front
+) -> None:
+    front.supervisor.pieces = ["go "] * 2000
+    open_dashboard(browser, front)
+    page = browser.page
+    page.fill("#prompt", "Hello")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('.assistant .text')?.textContent.length > 5")
+    page.click("#stop")
+    page.wait_for_selector(".verdict")
+    assert page.get_by_role("button", name="Good answer").count() == 0
+    press(page, "Correct")
+    page.get_by_label("What the answer should have been").fill("Stop.")
+    page.get_by_role("button", name="Keep correction").click()
+    until(page, "document.querySelector('.note').textContent === 'Corrected to: Stop.'")
+    (row,) = stored(front)
+    assert row["answer"].startswith("go go") and row["correction"] == "Stop."
+
+
+@needs_chromium
+def test_a_full_quota_is_told_beside_the_buttons(browser: Browser, front: Front) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "A"}]}
+        for n in range(front.settings.feedback_quota)
+    ]
+    open_dashboard(browser, front)
+    page = browser.page
+    done = page.evaluate(
+        "rows => fetch('/v1/feedback/import', {method: 'POST', body: JSON.stringify({rows}),"
+        " headers: {'Content-Type': 'application/json'}}).then(answer => answer.status)",
+        rows,
+    )
+    assert done == 200
+    ask(page)
+    press(page, "Good answer")
+    page.wait_for_selector(".note.error")
+    assert "no more feedback is taken from dashboard" in page.inner_text(".note.error")
+    assert page.locator("[aria-pressed=true]").count() == 0
+
+
+@needs_chromium
+def test_a_daemon_that_takes_no_feedback_shows_no_buttons(browser: Browser, tmp_path: Path) -> None:
+    with serving(tmp_path, feedback=False) as front:
+        write_address(front)
+        browser.page.goto(link(front))
+        browser.page.fill("#prompt", "Hello")
+        browser.page.keyboard.press("Enter")
+        until(
+            browser.page, "document.querySelector('.assistant .cost').textContent.includes('tok')"
+        )
+        assert browser.page.locator(".verdict").count() == 0
+
+
+class Lesson:
+    """What the dashboard sees of an Adaptation, without one being learned."""
+
+    def __init__(self) -> None:
+        self.run: dict[str, Any] = {"state": "idle", "name": None}
+
+    def status(self) -> dict[str, Any]:
+        return self.run
+
+    def pause(self) -> None:
+        self.run = {**self.run, "state": "paused", "pause_reason": "paused by the user"}
+
+    def resume(self, name: str | None) -> None:
+        self.run = {**self.run, "state": "running", "pause_reason": None}
+
+    def begin(self) -> None:
+        progress = Progress(
+            phase="train", step=42, n_steps=340, epoch=1.4, loss=1.2345, tok_s=152.0,
+            validation_bits_per_byte=0.81, rss_anon_bytes=312 << 20, eta_s=1260.0, note="by night",
+        )  # fmt: skip
+        head = {"state": "running", "name": "monday", "model": "tiny", "pause_reason": None}
+        self.run = {**head, "progress": msgspec.to_builtins(progress), "result": None}
+
+    def end(self, is_active: bool) -> None:
+        gate = {"passed": is_active, "reasons": [] if is_active else ["it repeats itself"]}
+        self.run |= {"state": "finished", "result": {"gate": gate, "is_active": is_active}}
+
+
+@pytest.fixture
+def lesson(monkeypatch: pytest.MonkeyPatch) -> Lesson:
+    """Behind the daemon's own routes; to be asked for before `front`."""
+    lesson, build = Lesson(), http_front.build_app
+
+    def with_lesson(*args: Any, **named: Any) -> web.Application:
+        app = build(*args, **named)
+        app[ADAPTATION] = cast(Adaptation, lesson)
+        return app
+
+    monkeypatch.setattr(http_front, "build_app", with_lesson)
+    return lesson
+
+
+@needs_chromium
+def test_a_lesson_shows_itself_and_can_be_paused_and_resumed(
+    lesson: Lesson, browser: Browser, front: Front
+) -> None:
+    open_dashboard(browser, front)
+    page = browser.page
+    assert page.locator("#learning").is_hidden()
+    lesson.begin()
+    until(page, "!document.querySelector('#learning').hidden")
+    shown = page.inner_text("#learning")
+    for text in ("tiny:monday", "42 of 340", "1.23 nats", "0.810 bits per byte", "152 tok/s"):
+        assert text in shown
+    assert "21 min" in shown and "by night" in shown
+    assert page.evaluate("document.querySelector('progress').value") == 42
+    press(page, "Pause")
+    until(page, "document.querySelector('#learning .state').textContent.includes('by the user')")
+    assert page.evaluate("document.activeElement.textContent") == "Resume"
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#learning .state').textContent.endsWith('running')")
+    lesson.end(is_active=False)
+    until(page, "document.querySelector('#learning .state').textContent.includes('repeats itself')")
+    assert page.get_by_role("button", name="Pause").count() == 0
+    assert browser.complaints == []
+
+
+CONTRAST = """selector => {
+  const light = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+      .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  return [...document.querySelectorAll(selector)].map((one) => {
+    const ink = light(getComputedStyle(one).color);
+    return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+  });
+}"""
+"""WCAG 2.2's contrast of each element's ink against the page's paper."""
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_buttons_and_lesson_fit_a_phone_and_can_be_read(
+    lesson: Lesson, browser: Browser, front: Front, scheme: Any
+) -> None:
+    front.supervisor.pieces = ["unbroken" * 40]
+    lesson.begin()
+    page = browser.page
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 375, "height": 812})
+    open_dashboard(browser, front)
+    ask(page)
+    press(page, "Good answer")
+    page.wait_for_selector("[aria-pressed=true]")
+    press(page, "Correct")
+    until(page, "!document.querySelector('#learning').hidden")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    log = "document.querySelector('#turns')"
+    assert page.evaluate(f"{log}.scrollWidth <= {log}.clientWidth")
+    ratios = page.evaluate(
+        CONTRAST, ".verdict button, .note, #waiting, #learning dt, .correction *"
+    )
+    assert len(ratios) > 10 and min(ratios) >= 4.5
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('.verdict button')]"
+        ".map(b => Math.min(b.offsetWidth, b.offsetHeight))"
+    )
+    assert min(sizes) >= 24, "WCAG 2.2's smallest target"
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('textarea')].filter(e => !e.labels.length).length"
     )
     assert unnamed == 0
 

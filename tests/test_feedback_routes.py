@@ -13,9 +13,9 @@ import pytest
 from fake_engine import FakeSupervisor
 from http_front import Answer, Front, eventually, serving
 
-from edge_agent import feedback
+from edge_agent import feedback_table
 from edge_agent.client import Client
-from edge_agent.errors import FeedbackNotFound, StoreError, WorkerFailed
+from edge_agent.errors import FeedbackNotFound, WorkerFailed
 from edge_agent.feedback import MAX_IMPORT_ROWS, MAX_ROW_BYTES
 from edge_agent.server import feedback as routes
 from edge_agent.server.feedback import MAX_LISTED
@@ -74,7 +74,7 @@ def test_an_answer_is_meant_by_its_id_streamed_or_whole(front: Front) -> None:
     for response_id, question in ((whole["id"], "one"), (events[0]["id"], "two")):
         made = front.post(PATH, {"id": response_id, "rating": "up"}).json()
         assert (made["messages"][0]["content"], made["rating"]) == (question, "up")
-    assert [one["messages"][0]["content"] for one in exported(front)] == ["two", "one"]
+    assert [one["messages"][0]["content"] for one in exported(front)] == ["one", "two"]
 
 
 def test_ollamas_answers_are_remembered_too(front: Front) -> None:
@@ -279,12 +279,24 @@ def test_pages_lead_to_the_oldest(front: Front) -> None:
     assert counted["waiting"]["approved"] == 5
 
 
+def test_an_export_holds_the_last_word_also_after_a_lesson(front: Front) -> None:
+    """As edge_agent.feedback.training_rows: what was learned is learned again, unless replaced."""
+    ask(front, "a"), correct(front, "A")
+    ask(front, "b"), correct(front, "B")
+    ids = [one["id"] for one in listed(front)["feedback"]]
+    front.store.transact(lambda connection: feedback_table.mark_used(connection, ids, "monday"))
+    ask(front, "b"), correct(front, "better B")
+    ask(front, "a"), front.post(PATH, {"rating": "down"})
+    assert exported(front) == [lesson("b", "better B")]
+    assert len(listed(front)["feedback"]) == 4
+
+
 def test_models_are_listed_and_exported_apart(front: Front) -> None:
     front.post(f"{PATH}/import", {"rows": [lesson("a")], "model": "tiny"})
     front.post(f"{PATH}/import", {"rows": [lesson("b")], "model": "other"})
     assert [one["model"] for one in listed(front, "?model=other")["feedback"]] == ["other"]
     assert exported(front, "?model=tiny") == [lesson("a")]
-    assert exported(front) == [lesson("b"), lesson("a")]
+    assert exported(front) == [lesson("a"), lesson("b")]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +342,7 @@ def test_an_answer_has_the_documented_members(front: Front) -> None:
 def test_an_export_goes_in_again_and_longer_than_a_page(front: Front) -> None:
     rows = [lesson(f"q{n}", "ಕನ್ನಡ") for n in range(40)]
     assert front.post(f"{PATH}/import", {"rows": rows}).json() == {"stored": 40}
-    assert exported(front) == rows[::-1]
+    assert exported(front) == rows
     assert front.post(f"{PATH}/import", {"rows": exported(front)}).json() == {"stored": 40}
     assert listed(front)["waiting"]["approved"] == 40
 
@@ -369,14 +381,14 @@ def test_a_disk_that_fails_between_pages_cuts_the_connection(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     front.post(f"{PATH}/import", {"rows": [lesson(f"q{n}") for n in range(40)]})
-    read = feedback.page
+    read = feedback_table.rows_of
 
-    def broken(store: Any, wanted: Any) -> Any:
-        if wanted.before is None:
-            return read(store, wanted)
-        raise StoreError("the database cannot be read", "EIO")
+    def broken(connection: Any, ids: Any) -> Any:
+        if ids[0] == 1:
+            return read(connection, ids)
+        raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(feedback, "page", broken)
+    monkeypatch.setattr(feedback_table, "rows_of", broken)
     with pytest.raises(Exception, match="IncompleteRead|RemoteDisconnected|reset|incomplete"):
         front.get(f"{PATH}/export")
 

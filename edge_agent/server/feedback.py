@@ -9,7 +9,7 @@ remove their own. Not here: what a row may say (edge_agent/feedback.py), learnin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -18,10 +18,11 @@ from pydantic import BaseModel, Field
 
 from edge_agent import feedback
 from edge_agent.errors import FeedbackNotFound, StoreError
-from edge_agent.feedback import MAX_IMPORT_ROWS, PAGE, Opinion, Source
+from edge_agent.feedback import MAX_IMPORT_ROWS, Opinion, Source
 from edge_agent.feedback_table import Wanted
 from edge_agent.recent_answers import MAX_ANSWERS, Answer
 from edge_agent.rows import FeedbackRow
+from edge_agent.server.adapt import ADAPTATION
 from edge_agent.server.auth import CALLER, is_operator
 from edge_agent.server.body import parse_json, read_body, read_request, validate
 from edge_agent.server.model_name import registered_name
@@ -36,7 +37,6 @@ MAX_IMPORT_BYTES = 1024 * 1024
 MAX_LISTED = 64
 """Rows of one page; the largest rows make 2 MB of it."""
 LISTED = 20
-ADAPT = "/adapt"
 
 
 class FeedbackRequest(Body):
@@ -89,7 +89,7 @@ class WaitingBody(BaseModel):
 
 
 class FeedbackList(BaseModel):
-    """Newest first. `next_before` null: there is no more. `learning`: GET /adapt is served."""
+    """Newest first. `next_before` null: there is no more. `learning`: GET /adapt answers."""
 
     feedback: list[FeedbackBody]
     next_before: int | None
@@ -186,7 +186,7 @@ async def list_feedback(request: web.Request) -> web.Response:
         "waiting": asdict(counts),
         "enabled": service.settings.feedback,
         "quota": service.settings.feedback_quota,
-        "learning": any(one.canonical == ADAPT for one in request.app.router.resources()),
+        "learning": ADAPTATION in request.app,
     }
     return json_response(document)
 
@@ -214,26 +214,27 @@ async def remove(request: web.Request) -> web.Response:
 
 
 async def export(request: web.Request) -> web.StreamResponse:
-    """What would be learned, newest first, a line each: the form `adapt run --from FILE` takes."""
+    """What is learned, oldest first, a line each: the form `adapt run --from FILE` takes."""
     service = request.app[SERVICE]
-    wanted = replace(_wanted(request, limit=PAGE), is_taught=True)
+    lessons = feedback.lessons(service.store, _wanted(request, limit=0))
     if request.method == "HEAD":
         return web.Response(content_type=NDJSON)
-    rows = await asyncio.to_thread(feedback.page, service.store, wanted)
+    rows = await asyncio.to_thread(next, lessons, None)
     stream = Stream(request, NDJSON, service.limits)
     await stream.open()
-    while rows:
+    while rows is not None:
         chats = (feedback.taught(row) for row in rows)
-        await stream.write(b"".join(encoded({"messages": chat}) + b"\n" for chat in chats if chat))
-        wanted = replace(wanted, before=rows[-1].id)
-        rows = await _further(request, wanted)
+        await stream.write(b"".join(encoded({"messages": chat}) + b"\n" for chat in chats))
+        rows = await _further(request, lessons)
     return await stream.close()
 
 
-async def _further(request: web.Request, wanted: Wanted) -> list[FeedbackRow]:
+async def _further(
+    request: web.Request, lessons: Iterator[list[FeedbackRow]]
+) -> list[FeedbackRow] | None:
     """A disk that fails inside a stream cannot be told in it: the connection is cut."""
     try:
-        return await asyncio.to_thread(feedback.page, request.app[SERVICE].store, wanted)
+        return await asyncio.to_thread(next, lessons, None)
     except StoreError as error:
         if request.transport is not None:
             request.transport.close()

@@ -141,7 +141,9 @@ function judge(view, isCut) {
   if (!takesFeedback || !text) return;
   const { id, messages, model } = view.asked;
   const announce = (words) => { $("announce").textContent = words; };
-  new Verdict(view.turn, { id, messages, text, model, isCut }, { announce, changed: showWaiting });
+  keepAtEnd(() => {
+    new Verdict(view.turn, { id, messages, text, model, isCut }, { announce, changed: showWaiting });
+  });
 }
 
 // ---- the chat -------------------------------------------------------------------------------
@@ -215,7 +217,7 @@ async function stream(view, signal) {
     if (piece) {
       first ??= performance.now();
       text += piece;
-      append(view, piece);
+      keepAtEnd(() => view.body.append(piece));
     }
     if (event.timings) view.cost.textContent = cost(event, first === null ? null : first - started);
   }
@@ -261,10 +263,11 @@ function addTurn(who, text, kind) {
   return { turn, body, cost: costLine };
 }
 
-function append(view, piece) {
+// Who reads the end goes on reading the end.
+function keepAtEnd(addTo) {
   const log = $("turns");
   const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-  view.body.append(piece);
+  addTo();
   if (isAtEnd) log.scrollTop = log.scrollHeight;
 }
 

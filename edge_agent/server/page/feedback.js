@@ -145,6 +145,7 @@ export class Verdict {
     this.group.after(this.form);
     this.correct.setAttribute("aria-expanded", "true");
     field.focus();
+    this.form.scrollIntoView({ block: "nearest" });
   }
 
   // With `byHand` the note of what was said before stays.
