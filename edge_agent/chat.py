@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from edge_agent.errors import UsageError
 from edge_agent.records import Sampling
@@ -31,6 +31,8 @@ HELP = """\
 /show             model, system prompt and settings
 /clear            forget the conversation, keep settings and system prompt
 /regen            answer the last question again
+/good, /bad       say so of the last answer, for the next lesson
+/correct TEXT     say what it should have been
 /save NAME|PATH   write the conversation to a JSON file
 /load NAME|PATH   continue a saved conversation
 /help, /?         this text
@@ -69,6 +71,8 @@ class Turn:
     role: str
     content: str
     cut: bool = False
+    id: str = ""
+    """Of the daemon's response, if it told one."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,16 @@ class ChatState:
         turns = [{"role": turn.role, "content": turn.content} for turn in self.turns]
         model = {"model": self.model} if self.model else {}
         return {**model, "messages": [*head, *turns], **self.settings.request_fields()}
+
+    def feedback(self, judgement: Judge) -> dict[str, Any]:
+        """Body of POST /v1/feedback on the last turn, an answer. The daemon remembers most answers
+        by their id; the rest is for those it does not."""
+        *before, answer = self.turns
+        asked = replace(self, turns=tuple(before)).request()
+        fields = {"id": answer.id or None, "model": self.model}
+        fields |= {"rating": judgement.rating, "correction": judgement.correction}
+        given = {name: value for name, value in fields.items() if value is not None}
+        return {**given, "messages": asked["messages"], "answer": answer.content}
 
 
 @dataclass(frozen=True)
@@ -117,11 +131,19 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """Send state.feedback(self)."""
+
+    rating: Literal["up", "down"] | None = None
+    correction: str | None = None
+
+
+@dataclass(frozen=True)
 class Leave:
     pass
 
 
-Action = Say | Complain | Ask | Save | Load | Leave
+Action = Say | Complain | Ask | Save | Load | Judge | Leave
 Result = tuple[ChatState, tuple[Action, ...]]
 
 
@@ -143,11 +165,11 @@ def handle(state: ChatState, line: str) -> Result:
     return function(state, argument)
 
 
-def answered(state: ChatState, text: str, *, cut: bool = False) -> ChatState:
+def answered(state: ChatState, text: str, *, cut: bool = False, response_id: str = "") -> ChatState:
     """The state with the answer added. An answer of nothing leaves the question for /regen."""
     if not text:
         return state
-    return replace(state, turns=(*state.turns, Turn("assistant", text, cut)))
+    return replace(state, turns=(*state.turns, Turn("assistant", text, cut, response_id)))
 
 
 def document(state: ChatState) -> dict[str, Any]:
@@ -230,6 +252,29 @@ def _regen(state: ChatState, _: str) -> Result:
     return replace(state, turns=turns), (Ask(),)
 
 
+def _judgement(rating: Literal["up", "down"]) -> Callable[[ChatState, str], Result]:
+    def command(state: ChatState, _: str) -> Result:
+        return _judged(state, Judge(rating))
+
+    return command
+
+
+def _correct(state: ChatState, text: str) -> Result:
+    text = _unquoted(text)
+    if not text.strip():
+        return state, (Complain("/correct needs the right answer", "/correct New Delhi"),)
+    return _judged(state, Judge(correction=text))
+
+
+def _judged(state: ChatState, judgement: Judge) -> Result:
+    if not state.turns or state.turns[-1].role != "assistant":
+        return state, (Complain("there is no answer yet", "ask something first"),)
+    if judgement.rating == "up" and state.turns[-1].cut:
+        hint = "/correct TEXT says how it goes on; /regen asks again"
+        return state, (Complain("half an answer cannot be learned", hint),)
+    return state, (judgement,)
+
+
 def _file(action: type[Save] | type[Load]) -> Callable[[ChatState, str], Result]:
     def command(state: ChatState, target: str) -> Result:
         name = action.__name__.lower()
@@ -254,6 +299,9 @@ _COMMANDS: Mapping[str, Callable[[ChatState, str], Result]] = {
     "show": _show,
     "clear": _clear,
     "regen": _regen,
+    "good": _judgement("up"),
+    "bad": _judgement("down"),
+    "correct": _correct,
     "save": _file(Save),
     "load": _file(Load),
     "help": _help,
@@ -324,7 +372,9 @@ def _turn(value: Any) -> Turn:
         or not isinstance(value.get("content"), str)
     ):
         raise UsageError("the saved conversation is damaged", "a turn has no role or no content")
-    return Turn(value["role"], value["content"], value.get("cut") is True)
+    response_id = value.get("id", "")
+    known_id = response_id if isinstance(response_id, str) else ""
+    return Turn(value["role"], value["content"], value.get("cut") is True, known_id)
 
 
 def _setting_text(settings: ChatSettings, key: str) -> str:

@@ -23,6 +23,7 @@ from edge_agent.chat import (
     Ask,
     ChatState,
     Complain,
+    Judge,
     Leave,
     Load,
     Save,
@@ -79,6 +80,9 @@ class ChatSession:
             elif isinstance(action, Load):
                 state = load(action.target, self.state_dir)
                 self.terminal.note(f"{len(state.turns)} turns loaded")
+            elif isinstance(action, Judge):
+                kept = self.client.post("/v1/feedback", state.feedback(action))
+                self.terminal.note(f"kept as feedback {kept['id']}, for the next lesson")
             elif isinstance(action, Say):
                 self.terminal.note(action.text)
             elif isinstance(action, Complain):
@@ -101,7 +105,8 @@ class ChatSession:
                 self.terminal.faint("\n".join(lines))
             elif ending.finish_reason == "length":
                 self.terminal.faint("(cut at the token limit; /set max_tokens N raises it)")
-            return answered(state, "".join(pieces), cut=ending.finish_reason == "length")
+            cut = ending.finish_reason == "length"
+            return answered(state, "".join(pieces), cut=cut, response_id=ending.id)
         except KeyboardInterrupt:
             if not self.is_interactive:
                 raise

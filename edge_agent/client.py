@@ -51,6 +51,8 @@ class Ending:
     timings: Mapping[str, Any]
     energy: Mapping[str, Any] = field(default_factory=dict)
     temperature_celsius: float | None = None
+    id: str = ""
+    """Of the response: what feedback on it names."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -133,13 +135,14 @@ class Client:
         `path` is /v1/chat/completions or /v1/completions.
         """
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        model, finish_reason = "", ""
+        model, finish_reason, response_id = "", "", ""
         usage: Mapping[str, Any] = {}
         timings: Mapping[str, Any] = {}
         energy: Mapping[str, Any] = {}
         temperature_celsius: float | None = None
         for event in self.events(path, body):
             model = str(event.get("model") or model)
+            response_id = str(event.get("id") or response_id)
             usage = event.get("usage") or usage
             timings = event.get("timings") or timings
             energy = event.get("energy") or energy
@@ -149,7 +152,7 @@ class Client:
                 text = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
                 if text:
                     yield text
-        yield Ending(model, finish_reason, usage, timings, energy, temperature_celsius)
+        yield Ending(model, finish_reason, usage, timings, energy, temperature_celsius, response_id)
 
     def _document(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         with self._response(method, path, body) as response:

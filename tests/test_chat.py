@@ -9,6 +9,7 @@ from edge_agent.chat import (
     ChatSettings,
     ChatState,
     Complain,
+    Judge,
     Leave,
     Load,
     Save,
@@ -141,6 +142,42 @@ def test_a_question_that_got_no_answer_is_replaced_by_the_next() -> None:
 
 def test_a_cut_answer_is_kept_and_marked() -> None:
     assert answered(ASKED, "2, I th", cut=True).turns[-1] == Turn("assistant", "2, I th", cut=True)
+
+
+def test_the_last_answer_is_judged_and_the_conversation_stays() -> None:
+    state = answered(ASKED, "2", response_id="chatcmpl-7")
+    assert handle(state, "/good") == (state, (Judge("up"),))
+    assert handle(state, "/bad") == (state, (Judge("down"),))
+    assert handle(state, '/correct """It is\n2."""') == (state, (Judge(correction="It is\n2."),))
+    assert handle(state, "/correct  2 ") == (state, (Judge(correction="2"),))
+
+
+def test_feedback_names_the_answer_and_carries_what_was_said() -> None:
+    state = answered(ChatState("tiny", "Be brief.", turns=ASKED.turns), "2", response_id="c-7")
+    body = state.feedback(Judge(correction="two"))
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "two"},
+    ]
+    head = {"id": "c-7", "model": "tiny", "correction": "two"}
+    assert body == {**head, "messages": turns, "answer": "2"}
+    assert "id" not in answered(ASKED, "2").feedback(Judge("up"))
+
+
+@pytest.mark.parametrize("line", ["/good", "/bad", "/correct x"])
+def test_without_an_answer_there_is_nothing_to_judge(line: str) -> None:
+    for state in (ChatState(), ASKED):
+        assert isinstance(handle(state, line)[1][0], Complain)
+
+
+def test_half_an_answer_can_be_corrected_and_not_called_good() -> None:
+    state = answered(ASKED, "2, I th", cut=True)
+    assert isinstance(handle(state, "/good")[1][0], Complain)
+    assert handle(state, "/bad")[1] == (Judge("down"),)
+    assert handle(state, "/correct 2")[1] == (Judge(correction="2"),)
+    assert isinstance(handle(state, "/correct")[1][0], Complain)
 
 
 def test_files_are_actions_and_need_a_name() -> None:

@@ -16,10 +16,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_engine import FakeSupervisor
-from http_front import eventually, serving
+from http_front import Front, eventually, serving
 
 from edge_agent.chat import ChatSettings, ChatState, Turn, answered, document, from_document
 from edge_agent.chat_session import (
@@ -42,7 +43,8 @@ ASKED = ChatState(turns=(Turn("user", "one"), Turn("assistant", "1"), Turn("user
 
 def test_a_saved_conversation_comes_back_as_it_was(tmp_path: Path) -> None:
     settings = ChatSettings(temperature=0.5, seed=3, max_tokens=9, verbose=True)
-    state = answered(ChatState("m", "नमस्ते", settings, ASKED.turns), "half", cut=True)
+    asked = ChatState("m", "नमस्ते", settings, ASKED.turns)
+    state = answered(asked, "half", cut=True, response_id="chatcmpl-7")
     path = save(state, "monday", tmp_path)
     assert path == tmp_path / "chats" / "monday.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -165,6 +167,57 @@ def test_an_answer_at_the_token_limit_says_so(tmp_path: Path) -> None:
     with serving(tmp_path, FakeSupervisor(finish_reason="length")) as front:
         _, _, err = chat_with(Client(front.socket_path), "one\n")
     assert "max_tokens" in err
+
+
+def feedback_of(front: Front) -> list[Any]:
+    return list(front.get("/v1/feedback").json()["feedback"])
+
+
+def test_answers_are_judged_where_they_were_given(tmp_path: Path) -> None:
+    entries = "one\n/good\ntwo\n/correct Two it is.\nthree\n/bad\n"
+    with serving(tmp_path) as front:
+        code, out, err = chat_with(Client(front.socket_path), entries)
+        rows = feedback_of(front)
+    assert (code, out) == (0, "Hello wörld\n" * 3)
+    assert re.findall(r"kept as feedback (\d)", err) == ["1", "2", "3"]
+    said = [(one["messages"][-1]["content"], one["rating"], one["correction"]) for one in rows]
+    assert said == [("three", "down", None), ("two", None, "Two it is."), ("one", "up", None)]
+    assert {(one["source"], one["user"]) for one in rows} == {("answer", f"uid:{os.getuid()}")}
+
+
+def test_each_of_two_chats_judges_its_own_answer(tmp_path: Path) -> None:
+    with serving(tmp_path) as front:
+        client = Client(front.socket_path)
+        lines = iter(["mine", "/good"])
+
+        def read_line(prompt: str) -> str:
+            line = next(lines, None)
+            if line is None:
+                raise EOFError
+            if line == "/good":
+                chat_with(client, "somebody else's\n")
+            return line
+
+        terminal = Terminal(io.StringIO(), io.StringIO(), io.StringIO(), {})
+        ChatSession(client, terminal, tmp_path, read_line, False).run(ChatState())
+        (row,) = feedback_of(front)
+    assert row["messages"] == [{"role": "user", "content": "mine"}]
+
+
+def test_an_answer_of_a_daemon_long_gone_can_still_be_corrected(tmp_path: Path) -> None:
+    state = answered(ASKED, "2", response_id="chatcmpl-long-gone")
+    with serving(tmp_path) as front:
+        chat_with(Client(front.socket_path), "/correct two\n", state)
+        (row,) = feedback_of(front)
+    assert (row["source"], row["answer"], row["correction"]) == ("given", "2", "two")
+    assert [turn["content"] for turn in row["messages"]] == ["one", "1", "two"]
+
+
+def test_feedback_the_daemon_refuses_does_not_end_the_chat(tmp_path: Path) -> None:
+    with serving(tmp_path, feedback=False) as front:
+        code, out, err = chat_with(Client(front.socket_path), "one\n/good\ntwo\n")
+    assert (code, out) == (0, "Hello wörld\n" * 2)
+    assert "this daemon takes no feedback" in err
 
 
 def test_a_quote_left_open_at_the_end_of_input_ends_the_chat() -> None:
