@@ -103,6 +103,11 @@ class DaemonFeedback:
         return int(self.client.post(f"{PATH}/import", body)["stored"])
 
 
+def _untagged(model: str | None) -> str | None:
+    """Feedback is on a model, whichever of its adapters answered."""
+    return model.partition(":")[0] if model else None
+
+
 def _and_model(model: str | None) -> str:
     return f"&model={quote(model, safe='')}" if model else ""
 
@@ -118,13 +123,13 @@ class LocalFeedback:
         from edge_agent import feedback
         from edge_agent.feedback_table import Wanted
 
-        found = feedback.page(self.store, Wanted(model=model, limit=n))
+        found = feedback.page(self.store, Wanted(model=_untagged(model), limit=n))
         return [feedback.shown(row) for row in found]
 
     def waiting(self, model: str | None) -> dict[str, int]:
         from edge_agent import feedback
 
-        return asdict(feedback.waiting(self.store, model))
+        return asdict(feedback.waiting(self.store, _untagged(model)))
 
     def remove(self, number: int) -> None:
         from edge_agent import feedback
@@ -135,13 +140,13 @@ class LocalFeedback:
         from edge_agent import feedback
         from edge_agent.feedback_table import Wanted
 
-        for rows in feedback.lessons(self.store, Wanted(model=model)):
+        for rows in feedback.lessons(self.store, Wanted(model=_untagged(model))):
             yield from ({"messages": feedback.taught(row)} for row in rows)
 
     def add_lessons(self, documents: Sequence[Any], model: str | None) -> int:
         from edge_agent import feedback
 
-        name = self.store.model(model or self._default_model()).name
+        name = self.store.model(_untagged(model or self._default_model()) or "").name
         user, at = f"uid:{os.getuid()}", time.time()
         rows = feedback.imported_rows(documents, model=name, user=user, at=at)
         return len(feedback.add(self.store, rows, self.settings.feedback_quota))

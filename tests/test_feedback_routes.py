@@ -147,6 +147,19 @@ def test_the_model_of_a_given_answer_is_checked(front: Front) -> None:
     assert (made["model"], made["adapter"]) == ("other", "monday")
 
 
+def test_the_adapter_that_answered_is_told(front: Front) -> None:
+    registry = front.supervisor.registry
+    (front.settings.state_dir / "a").write_text("adapter a")
+    registry.add("tiny", "a", front.settings.state_dir / "a", source="trained", settings={})
+    registry.set_gate("tiny", "a", {"passed": True}, True)
+    registry.activate("tiny", "a", force=False, reason="asked for")
+    for model, adapter in (("tiny", "a"), ("tiny:base", None), ("tiny:a", "a")):
+        ask(front, f"to {model}", model=model)
+        made = correct(front).json()
+        assert (made["model"], made["adapter"]) == ("tiny", adapter)
+    assert len(listed(front, "?model=tiny:latest")["feedback"]) == 3
+
+
 def test_nothing_is_on_the_disk_before_somebody_says_something(front: Front) -> None:
     ask(front, "a very private question")
     assert front.store.recent_generations(1)[0].prompt_text is None

@@ -24,7 +24,7 @@ from edge_agent.errors import UsageError
 from edge_agent.feedback_library import DaemonFeedback, open_feedback
 from edge_agent.terminal import Terminal
 
-HELP = "Feedback: say which answers were good, and what they should have been."
+HELP = "Say which answers were good, and what the others should have been."
 MAX_FILE_BYTES = 1024 * 1024
 """What the daemon takes at once (server/feedback.py)."""
 SHOWN_CHARACTERS = 40

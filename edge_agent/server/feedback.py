@@ -192,11 +192,12 @@ async def list_feedback(request: web.Request) -> web.Response:
 
 
 def _wanted(request: web.Request, limit: int) -> Wanted:
-    """By ?model= and ?before=, and as far as the caller may see. Raises FieldError."""
+    """By ?model= (feedback is on a model, whichever adapter answered) and ?before=, and as far as
+    the caller may see. Raises FieldError."""
     user = request[CALLER]
     before = _whole(request, "before", 0, 0, 2**63 - 1)
     return Wanted(
-        model=request.query.get("model") or None,
+        model=request.query.get("model", "").partition(":")[0] or None,
         user=None if is_operator(user) else user,
         before=before or None,
         limit=limit,
