@@ -15,7 +15,7 @@ Library code raises these and never prints; `cli.py` prints `error:` and `hint:`
     ├── DownloadError         502       a pull that did not finish
     ├── ConversionError       422       a checkpoint, adapter or type that cannot be converted
     ├── AdapterNotFound       404       no adapter of this name for this model
-    ├── AdapterRefused        422       an adapter that is broken, another model's, or failed its gate
+    ├── AdapterRefused        422       an adapter that is broken, another's, or failed its gate
     ├── DataRefused           422       training data that cannot or should not be learned from
     ├── TrainingFailed        500       the trainer stopped; its last checkpoint is kept
     ├── TrainingBusy          409       one run at a time
