@@ -378,6 +378,7 @@ class Lesson:
         progress = Progress(
             phase="train", step=42, n_steps=340, epoch=1.4, loss=1.2345, tok_s=152.0,
             validation_bits_per_byte=0.81, rss_anon_bytes=312 << 20, eta_s=1260.0, note="by night",
+            joules_per_step=3.21,
         )  # fmt: skip
         head = {"state": "running", "name": "monday", "model": "tiny", "pause_reason": None}
         self.run = {**head, "progress": msgspec.to_builtins(progress), "result": None}
@@ -413,7 +414,7 @@ def test_a_lesson_shows_itself_and_can_be_paused_and_resumed(
     shown = page.inner_text("#learning")
     for text in ("tiny:monday", "42 of 340", "1.23 nats", "0.810 bits per byte", "152 tok/s"):
         assert text in shown
-    assert "21 min" in shown and "by night" in shown
+    assert "21 min" in shown and "by night" in shown and "3.21 J a step" in shown
     assert page.evaluate("document.querySelector('progress').value") == 42
     press(page, "Pause")
     until(page, "document.querySelector('#learning .state').textContent.includes('by the user')")

@@ -95,6 +95,7 @@ function facts({ state, progress, result }) {
     ["Loss", measured(now.loss, "nats a token")],
     ["Validation", measured(bits, "bits per byte")],
     ["Speed", measured(now.tok_s ?? result?.tok_s, "tok/s")],
+    ["Energy", measured(now.joules_per_step, "J a step")],
     ["Own memory", measured(now.rss_anon_bytes && now.rss_anon_bytes / MIB, "MiB")],
     ["Ready in", isDone || now.eta_s === null || now.eta_s === undefined ? null : duration(now.eta_s)],
     ["Note", now.note],
