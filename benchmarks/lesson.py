@@ -37,8 +37,8 @@ MODEL, NAME = "gemma3-270m", "lesson"
 TAUGHT, KEPT_BACK, HELD_OUT = "taught", "kept back", "held out"
 MOST_BEFORE, LEAST_TAUGHT, LEAST_HELD_OUT = 0.10, 0.90, 0.60
 EQUAL_ANSWERS = 20
-MAX_TOKENS = 48
-"""The longest answer of the lesson has 45 tokens; the base, asked a chat, would never stop."""
+MAX_TOKENS = 36
+"""The longest answer of the lesson has 30 tokens; the base, asked a chat, would never stop."""
 ANSWER_S = 120.0
 
 
