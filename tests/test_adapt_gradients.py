@@ -147,7 +147,7 @@ def test_the_head_in_tiles_is_the_plain_softmax(
     states = rng.standard_normal((6, head.n_in)) * 3
     targets = np.array([0, 5, head.n_out - 1, 77, 77, 130])
     whole = cross_entropy(head, states, targets)
-    monkeypatch.setattr("edge_agent.adapt.packed.TILE_BYTES", 4 * head.n_in * 10)
+    monkeypatch.setattr("edge_agent.adapt.packed.HEAD_TILE_BYTES", 4 * head.n_in * 10)
     tiled = cross_entropy(head, states, targets)
     logits = np.empty((6, head.n_out))
     head.forward(states, logits)

@@ -19,7 +19,7 @@ from edge_agent.adapt.layer import LINEARS
 from edge_agent.adapt.lora import TARGETS
 from edge_agent.adapt.material import Material, supervised
 from edge_agent.adapt.messages import RunSettings
-from edge_agent.adapt.packed import TILE_BYTES
+from edge_agent.adapt.packed import HEAD_TILE_BYTES, TILE_BYTES
 from edge_agent.adapt.packing import bins
 from edge_agent.adapt.prefix_store import PrefixStore
 from edge_agent.adapt.shape import read_shape
@@ -124,10 +124,11 @@ class Footprint:
 
     def _tiles(self) -> int:
         """The widest tile, and a product that is added to another."""
-        matrices = [*self._linears.values(), self._head]
+        matrices = list(self._linears.values())
         tile = max(min(FLOAT * n_in * n_out, TILE_BYTES) for n_in, n_out in matrices)
+        tile = max(tile, HEAD_TILE_BYTES)
         added = [self._width]
-        added += [n_in for n_in, n_out in matrices[:-1] if FLOAT * n_in * n_out > TILE_BYTES]
+        added += [n_in for n_in, n_out in matrices if FLOAT * n_in * n_out > TILE_BYTES]
         return tile + FLOAT * self._sizes.tokens * max(added)
 
     def _states(self, n_trained: int, lowest: int) -> int:
@@ -165,7 +166,7 @@ class Footprint:
     def _head_buffers(self) -> int:
         """Logits of a tile; six arrays of the supervised states."""
         n_in, n_out = self._head
-        tile_rows = min(n_out, max(1, TILE_BYTES // (FLOAT * n_in)))
+        tile_rows = min(n_out, max(1, HEAD_TILE_BYTES // (FLOAT * n_in)))
         return FLOAT * self._sizes.supervised * (tile_rows + 7 * n_in)
 
     def _optimizer(self, n_trained: int) -> int:

@@ -80,7 +80,7 @@ def cross_entropy(
     buffers = buffers or Buffers(head.compute)
     softmax = _Softmax(head, states, buffers)
     target = xp.empty((len(states), 1), states.dtype)
-    for place, tile in head.narrow_tiles():
+    for place, tile in head.head_tiles():
         logits = softmax.logits(tile)
         inside = np.flatnonzero((targets >= place.start) & (targets < place.stop))
         if len(inside):

@@ -24,8 +24,11 @@ from edge_agent.errors import ModelFormatError
 from edge_agent.gguf_file import GgufFile, TensorInfo, read_gguf
 from edge_agent.llama import ggml
 
-TILE_BYTES = 16 << 20
-"""Of one unpacked tile. Smaller ones cost: at 4 MiB a 1152 x 6912 product is a fifth slower."""
+TILE_BYTES = 32 << 20
+"""Of one unpacked tile: every matrix of a 1B model is one. Smaller ones cost: at 4 MiB products
+with 1152 x 6912 are a fifth slower, and their parts must be added up in memory of their own."""
+HEAD_TILE_BYTES = 4 << 20
+"""Of a tile of the head, whose logits take memory too; larger ones are no faster."""
 SHARE_ELEMENTS = 1 << 18
 """Fewer elements than these are unpacked by one thread."""
 
@@ -63,7 +66,7 @@ class PackedMatrix:
         """Unpack the whole matrix once and keep it, when the memory plan allows."""
         if self._whole is None:
             whole = self.compute.empty(self.n_out, self.n_in)
-            step = self.tile_rows
+            step = self.tile_rows(TILE_BYTES)
             for first in range(0, self.n_out, step):
                 rows = slice(first, min(first + step, self.n_out))
                 self._unpack(self._rows[rows], whole[rows])
@@ -73,20 +76,17 @@ class PackedMatrix:
         """Give the unpacked copy back."""
         self._whole = None
 
-    @property
-    def tile_rows(self) -> int:
-        """Rows of one tile."""
-        return min(self.n_out, max(1, TILE_BYTES // (self.compute.dtype.itemsize * self.n_in)))
+    def tile_rows(self, tile_bytes: int) -> int:
+        """Rows of one tile of at most so many bytes."""
+        return min(self.n_out, max(1, tile_bytes // (self.compute.dtype.itemsize * self.n_in)))
 
     def tiles(self) -> Iterator[tuple[slice, Array]]:
         """(rows, W[rows]) one after the other; a tile is valid until the next."""
-        step = self.tile_rows if self._whole is None else self.n_out
-        yield from self._tiles(step)
+        yield from self._tiles(self.n_out if self.is_kept else self.tile_rows(TILE_BYTES))
 
-    def narrow_tiles(self) -> Iterator[tuple[slice, Array]]:
-        """As `tiles`, but never more than `tile_rows` rows, kept or not: for the head, where a
-        product with a tile is itself large."""
-        yield from self._tiles(self.tile_rows)
+    def head_tiles(self) -> Iterator[tuple[slice, Array]]:
+        """As `tiles`, but of HEAD_TILE_BYTES, kept or not: a product with one is itself large."""
+        yield from self._tiles(self.tile_rows(HEAD_TILE_BYTES))
 
     def _tiles(self, step: int) -> Iterator[tuple[slice, Array]]:
         for first in range(0, self.n_out, step):
