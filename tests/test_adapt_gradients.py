@@ -11,7 +11,6 @@ from tiny_checkpoint import write_checkpoint
 
 from converters.divergence import Divergence, log_softmax
 from converters.logits import LlamaLogits
-from edge_agent.adapt import blas
 from edge_agent.adapt.decoder import Batch, Decoder, pack
 from edge_agent.adapt.head import cross_entropy
 from edge_agent.adapt.lora import LoraSettings, LoraWeight, new_loras
@@ -204,25 +203,3 @@ def test_yarn_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="cannot train") as caught:
         Decoder(PackedWeights(tmp_path / "m.gguf"), {})
     assert "yarn" in caught.value.why
-
-
-@pytest.mark.parametrize(
-    ("vendor", "flags", "expected"),
-    [
-        ("AuthenticAMD", "fpu avx512f avx512cd avx512bw avx512dq avx512vl", "SkylakeX"),
-        ("AuthenticAMD", "fpu avx2 fma", None),
-        ("GenuineIntel", "fpu avx512f avx512cd avx512bw avx512dq avx512vl", None),
-    ],
-)
-def test_wide_vectors_are_used_where_openblas_overlooks_them(
-    monkeypatch: pytest.MonkeyPatch, vendor: str, flags: str, expected: str | None
-) -> None:
-    text = f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n"
-    monkeypatch.setattr(blas, "_cpuinfo", lambda: text)
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    environ: dict[str, str] = {}
-    blas.announce(2, environ)
-    assert environ.get("OPENBLAS_CORETYPE") == expected
-    environ = {"OPENBLAS_CORETYPE": "Zen"}
-    blas.announce(2, environ)
-    assert environ["OPENBLAS_CORETYPE"] == "Zen"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ import psutil
 
 VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 _CORTEX_A57 = "0xd07"
-_AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 _PREFIXES, _SUFFIXES = ("scipy_openblas_", "openblas_"), ("64_", "_64", "")
 """Of OpenBLAS's functions: NumPy's wheels rename them, distributions do not."""
 
@@ -45,15 +43,6 @@ def announce(n_threads: int, environ: MutableMapping[str, str]) -> None:
     if platform.machine() == "aarch64" and _CORTEX_A57 in _cpuinfo():
         # Asking the processor what it is is an illegal instruction under a Nano's kernel 4.9.
         environ.setdefault("OPENBLAS_CORETYPE", "CORTEXA57")
-    if platform.machine() == "x86_64" and _is_unnamed_amd(_cpuinfo()):
-        environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
-
-
-def _is_unnamed_amd(cpuinfo: str) -> bool:
-    """A Zen 4 or later: OpenBLAS 0.3.31 takes it for a Haswell, half as fast (measured: 123 and 230
-    GFLOP/s a core on a Zen 5), though its kernels for AVX-512 run there."""
-    flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
-    return "AuthenticAMD" in cpuinfo and flags is not None and _AVX512 <= set(flags[1].split())
 
 
 def settings(environ: Mapping[str, str]) -> str:
