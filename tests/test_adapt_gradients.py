@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_hf_to_gguf import FAMILIES, write
 from tiny_checkpoint import write_checkpoint
+from tiny_gguf import write_tiny_model
 
 from converters.divergence import Divergence, log_softmax
 from converters.logits import LlamaLogits
@@ -24,6 +25,13 @@ def model(tmp_path: Path, family: str, file_type: str = "F32") -> Path:
     write_checkpoint(tmp_path / "hf", family)
     write(tmp_path / "hf", tmp_path / "m.gguf", file_type)
     return tmp_path / "m.gguf"
+
+
+def deep_model(tmp_path: Path, family: str) -> Path:
+    """Five blocks, where the others have two."""
+    return write_tiny_model(
+        tmp_path / "deep.gguf", architecture=family, n_layer=5, tokenizer="llama"
+    )
 
 
 def adapters(
@@ -102,6 +110,34 @@ def test_kept_tapes_change_nothing(tmp_path: Path) -> None:
     for name, (a, b) in found[0].items():
         np.testing.assert_array_equal(a, found[1][name][0])
         np.testing.assert_array_equal(b, found[1][name][1])
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.8, 1.0])
+def test_what_is_kept_within_a_budget_changes_nothing(
+    tmp_path: Path, family: str, share: float
+) -> None:
+    """From nothing at all to every tape and every matrix, in the bytes that were promised."""
+    weights = PackedWeights(deep_model(tmp_path, family))
+    batch, found = two_texts(), []
+    everything = 3_000_000
+    for n_bytes in (0, int(share * everything)):
+        loras = adapters(weights, np.float32, range(1, 5))
+        decoder = Decoder(weights, loras)
+        kept = decoder.keep_within(n_bytes, batch.lengths)
+        assert kept.n_bytes <= n_bytes
+        decoder.step(batch, 0.5)
+        owned = sum(
+            buffers.n_bytes for buffers in [*decoder._tapes.values(), *decoder._feds.values()]
+        )
+        unpacked = sum(weights.matrix(name).unpacked_bytes for name in kept.matrices)
+        assert owned + unpacked == kept.n_bytes
+        found.append([(lora.grad_a, lora.grad_b) for lora in loras.values()])
+    if share == 1.0:
+        assert (len(kept.tapes), len(kept.matrices)) == (3, 4 * 7 + 1)
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one[0], two[0])
+        np.testing.assert_array_equal(one[1], two[1])
 
 
 def test_a_frozen_prefix_can_be_handed_in(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 Flows in: packed weights, adapters, token ids of one or more texts packed into one row. Flows out:
 losses, and gradients added to the adapters. Memory: each trained block's input is kept, the rest is
-computed again on the way back. `keep_within(bytes, ...)` says how much more may be kept: tapes of
-the highest blocks, then unpacked matrices (budget.py has the prices). Blocks below the lowest
+computed again on the way back. `keep_within(bytes, lengths)` says how much more may be kept: tapes
+of the highest blocks, then unpacked matrices (budget.py has the prices). Blocks below the lowest
 adapter are frozen: their outputs can be computed once and handed in (`start`). Not here: data,
 steps, checkpoints.
 """
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.adapt.attention import Places, Row
+from edge_agent.adapt.budget import Kept, choose
 from edge_agent.adapt.compute import Array, Buffers, Compute
 from edge_agent.adapt.elementwise import rms_norm, rms_norm_backward
 from edge_agent.adapt.head import HeadResult, cross_entropy
@@ -92,6 +93,25 @@ class Decoder:
         """The first block with an adapter; everything below is frozen."""
         trained = (layer.number for layer in self.layers if layer.is_trained)
         return min(trained, default=self.shape.n_layer)
+
+    def keep_within(self, n_bytes: int, lengths: Sequence[int]) -> Kept:
+        """Spend at most `n_bytes`, beyond what a step needs anyway, on speed; 0 gives all back.
+
+        `lengths`: tokens of each text of the largest row to come. What is kept changes no bit of
+        tapes, and the last bits of sums where a matrix was unpacked in several tiles before.
+        """
+        trained = self.layers[self.lowest :]
+        kept = choose(n_bytes, trained, self.head, self.shape, lengths)
+        self._tapes = {number: Buffers(self.compute) for number in kept.tapes}
+        self._feds = {number: Buffers(self.compute) for number in kept.feds}
+        wanted = set(kept.matrices)
+        matrices = [linear.weight for layer in self.layers for linear in layer.linears.values()]
+        for matrix in [*matrices, self.head]:
+            if matrix.name in wanted:
+                matrix.keep()
+            else:
+                matrix.forget()
+        return kept
 
     def embed(self, tokens: NDArray[np.int64]) -> Array:
         """(T, n_embd)."""
