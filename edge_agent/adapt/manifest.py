@@ -34,6 +34,7 @@ class Circumstances(Struct, frozen=True):
     settings: RunSettings
     n_threads: int
     tile_bytes: int
+    head_tile_bytes: int
     software: dict[str, str]
 
 

@@ -127,6 +127,7 @@ def circumstances(start: Start, data: Path, n_threads: int) -> Circumstances:
         settings=start.settings,
         n_threads=n_threads,
         tile_bytes=packed.TILE_BYTES,
+        head_tile_bytes=packed.HEAD_TILE_BYTES,
         software=_software(library),
     )
 

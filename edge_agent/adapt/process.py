@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.adapt import blas, manifest
+from edge_agent.adapt import blas, heap, manifest
 from edge_agent.adapt.messages import (
     FromTrainer,
     Start,
@@ -156,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=arguments.log_level, stream=sys.stderr, format="trainer: %(levelname)s %(message)s"
     )
     step_back()
+    heap.map_large_blocks()
     code = serve(socket.socket(fileno=arguments.fd))
     sys.stderr.flush()
     os._exit(code)  # BLAS's threads need no farewell

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from edge_agent import atomic_file
-from edge_agent.adapt import manifest
+from edge_agent.adapt import heap, manifest
 from edge_agent.adapt.adapter_file import AdapterHeader, write_adapter
 from edge_agent.adapt.base_identity import identify_base
 from edge_agent.adapt.checkpoint import Checkpoints
@@ -87,6 +87,7 @@ class _Run:
                 return found
         lesson, now = self._prepared()
         weights = PackedWeights(Path(self._start.model_path), n_threads=now.n_threads)
+        heap.give_back()
         if self._start.plan_only:
             return Planner(weights, lesson, self._settings, self._desk).plan().planned
         decided = self._decided(weights, lesson, now)
