@@ -1,0 +1,279 @@
+"""Are the trainer's gradients and losses those of torch autograd and peft?
+
+Three questions, each with its limit. Gradients of real quantized files: two texts packed into one
+row, half of each supervised, random B (zero would hide half of the gradients), against torch per
+text on the file's dequantized weights, float32; per tensor ||g - g'|| / ||g'|| < 1e-4. The same of
+tiny models of all four families in float64: < 1e-9. Curves: 50 steps of AdamW on recipes/lesson,
+same start, rows and schedule: the loss of every step within 1 % of peft's. Exit status 1 when one
+is missed. Nothing is timed.
+
+Needs torch, transformers and peft: run it in an environment of its own.
+
+    HOSTVENV/bin/python benchmarks/adapt_gradients.py gemma.gguf smol.gguf   # last line: JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from peft_peer import PeftLearner, PeftPeer, Text
+
+from converters import gguf_to_hf, hf_to_gguf
+from converters.gguf_output import write_model
+from converters.quantizer import How
+from converters.sample_texts import PASSAGES
+from edge_agent.adapt.decoder import Decoder, pack
+from edge_agent.adapt.learner import Learner
+from edge_agent.adapt.lora import (
+    LoraSettings,
+    LoraWeight,
+    new_loras,
+    parameters,
+    target_sizes,
+)
+from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.packed import PackedWeights
+from edge_agent.adapt.packing import epoch_rows
+from edge_agent.adapt.preparation import prepare
+from edge_agent.adapt.schedule import factor
+from edge_agent.llama.type_plan import TypeRequest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+
+from tiny_checkpoint import write_checkpoint  # noqa: E402
+
+FAMILIES = ("gemma3", "qwen2", "qwen3", "llama")
+F32_LIMIT, F64_LIMIT, CURVE_LIMIT = 1e-4, 1e-9, 0.01
+LESSON = ROOT / "recipes" / "lesson" / "train.jsonl"
+SETTINGS = RunSettings(layers="all", batch_tokens=256)
+LONG_TOKENS = 576
+"""Of the longer text: more than Gemma's window of 512."""
+TINY_TOKENS = 48, 24
+"""The tiny Gemma's window is 32."""
+B_SCALE = 0.02
+"""Standard deviation of the random B."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Relative errors over all tensors of one model, and the mean loss on both sides."""
+
+    model: str
+    dtype: str
+    tensors: int
+    worst: float
+    worst_tensor: str
+    median: float
+    loss: float
+    peer_loss: float
+    limit: float
+
+    @property
+    def is_met(self) -> bool:
+        return self.worst < self.limit
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of every step on both sides."""
+
+    model: str
+    losses: list[float]
+    peer_losses: list[float]
+    limit: float = CURVE_LIMIT
+
+    @property
+    def differences(self) -> list[float]:
+        """Relative, step by step."""
+        both = zip(self.losses, self.peer_losses, strict=True)
+        return [abs(ours - theirs) / theirs for ours, theirs in both]
+
+    @property
+    def is_met(self) -> bool:
+        return max(self.differences) < self.limit
+
+
+@dataclass(frozen=True)
+class Base:
+    """One model in both forms."""
+
+    gguf: Path
+    directory: Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", type=Path, nargs="*", help="GGUF files")
+    parser.add_argument("--hf", type=Path, nargs="+", help="their directories, when made before")
+    parser.add_argument("--steps", type=int, default=50, help="of the curves; 0: none")
+    arguments = parser.parse_args()
+    if arguments.hf and len(arguments.hf) != len(arguments.models):
+        parser.error("--hf needs one directory for each model")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    gradients, curves = [], []
+    for family in FAMILIES:
+        gradients.append(tiny_gradients(family))
+        print(gradient_line(gradients[-1]), flush=True)
+    for number, path in enumerate(arguments.models):
+        with opened(path, arguments.hf[number] if arguments.hf else None) as base:
+            gradients.append(real_gradients(base))
+            print(gradient_line(gradients[-1]), flush=True)
+            if arguments.steps:
+                curves.append(curve(base, arguments.steps))
+                print(curve_line(curves[-1]), flush=True)
+    is_met = all(found.is_met for found in (*gradients, *curves))
+    print(json.dumps(report(gradients, curves, is_met)))
+    return 0 if is_met else 1
+
+
+def report(gradients: Sequence[Gradients], curves: Sequence[Curve], is_met: bool) -> dict[str, Any]:
+    return {
+        "gradients": [{**asdict(found), "met": found.is_met} for found in gradients],
+        "curves": [
+            {**asdict(found), "worst": max(found.differences), "met": found.is_met}
+            for found in curves
+        ],
+        "met": is_met,
+    }
+
+
+def gradient_line(found: Gradients) -> str:
+    return (
+        f"{found.model:14} {found.dtype:8} {found.tensors:4} gradients   worst {found.worst:.2e}"
+        f" ({found.worst_tensor})   median {found.median:.2e}   loss {found.loss:.6f} against"
+        f" {found.peer_loss:.6f}   {verdict(found.is_met, f'{found.limit:g}')}"
+    )
+
+
+def curve_line(found: Curve) -> str:
+    differences = found.differences
+    worst = max(differences)
+    return (
+        f"{found.model:14} {len(differences):3} steps   loss {found.losses[0]:.4f} ->"
+        f" {found.losses[-1]:.4f}, peft's {found.peer_losses[-1]:.4f}   worst"
+        f" {100 * worst:.4f} % at step {differences.index(worst) + 1}   median"
+        f" {100 * float(np.median(differences)):.4f} %"
+        f"   {verdict(found.is_met, f'{100 * found.limit:g} %')}"
+    )
+
+
+def verdict(is_met: bool, limit: str) -> str:
+    return f"{'below' if is_met else 'NOT BELOW'} {limit}"
+
+
+@contextmanager
+def opened(path: Path, directory: Path | None) -> Iterator[Base]:
+    """The model as a directory too, made for as long as it is needed unless given."""
+    if directory is not None:
+        yield Base(path, directory)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        gguf_to_hf.convert(path, Path(name) / "hf")
+        yield Base(path, Path(name) / "hf")
+
+
+def tiny_gradients(family: str) -> Gradients:
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        write_checkpoint(scratch / "checkpoint", family)
+        path = scratch / f"tiny-{family}.gguf"
+        write_model(path, *hf_to_gguf.load(scratch / "checkpoint"), TypeRequest("F32"), How())
+        rng = np.random.default_rng(3)
+        texts = [half_learned(rng.integers(20, 200, n).tolist()) for n in TINY_TOKENS]
+        with opened(path, None) as base:
+            return compare(base, texts, np.float64, F64_LIMIT)
+
+
+def real_gradients(base: Base) -> Gradients:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base.directory)
+    ids = [number for text in PASSAGES.values() for number in tokenizer(text)["input_ids"]]
+    texts = [half_learned(ids[:LONG_TOKENS]), half_learned(ids[LONG_TOKENS:])]
+    return compare(base, texts, np.float32, F32_LIMIT)
+
+
+def half_learned(ids: list[int]) -> Text:
+    asked = len(ids) // 2
+    return ids, [False] * asked + [True] * (len(ids) - asked)
+
+
+def compare(base: Base, texts: list[Text], dtype: Any, limit: float) -> Gradients:
+    """Both sides on the same adapters; the gradient is that of the mean loss."""
+    weights, settings = PackedWeights(base.gguf, dtype), LoraSettings()
+    loras = random_loras(weights, settings, dtype)
+    batch = pack(texts)
+    result = Decoder(weights, loras).step(batch, 1.0 / len(batch.supervised))
+    peer = PeftPeer(base.directory, base.gguf, settings, dtype)
+    peer.put(loras)
+    losses = peer.backward(texts)
+    ours = {name: gradient for name, _, gradient in parameters(loras)}
+    errors = {name: relative_error(ours[name], theirs) for name, theirs in peer.gradients()}
+    assert set(errors) == set(ours)
+    worst = max(errors, key=lambda name: errors[name])
+    return Gradients(
+        model=base.gguf.stem,
+        dtype=np.dtype(dtype).name,
+        tensors=len(errors),
+        worst=errors[worst],
+        worst_tensor=worst,
+        median=float(np.median(list(errors.values()))),
+        loss=float(result.losses.mean(dtype="f8")),
+        peer_loss=float(losses.mean(dtype="f8")),
+        limit=limit,
+    )
+
+
+def random_loras(
+    weights: PackedWeights, settings: LoraSettings, dtype: Any
+) -> dict[str, LoraWeight]:
+    loras = new_loras(target_sizes(weights.gguf, settings), settings, seed=1, dtype=dtype)
+    rng = np.random.default_rng(2)
+    for lora in loras.values():
+        lora.b[:] = rng.standard_normal(lora.b.shape) * B_SCALE
+    return loras
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    difference = np.linalg.norm(ours.astype("f8") - theirs)
+    return float(difference / np.linalg.norm(theirs.astype("f8")))
+
+
+def curve(base: Base, n_steps: int) -> Curve:
+    """`n_steps` of both on the lesson's rows, every block trained, from B = 0."""
+    material = prepare(LESSON, base.gguf, SETTINGS).material
+    weights, settings = PackedWeights(base.gguf), LoraSettings()
+    loras = new_loras(target_sizes(weights.gguf, settings), settings, seed=1)
+    peer = PeftPeer(base.directory, base.gguf, settings)
+    peer.put(loras)
+    ours = Learner(Decoder(weights, loras), loras, material, SETTINGS, n_steps)
+    theirs = PeftLearner(peer, SETTINGS, lambda n: factor(n, n_steps, SETTINGS.warmup_ratio))
+    losses, peer_losses = [], []
+    for number, row in enumerate(rows(material.samples[: len(material.train)], n_steps)):
+        losses.append(ours.step([row], number).loss)
+        texts = [(list(material.samples[n].ids), material.samples[n].learned) for n in row]
+        peer_losses.append(theirs.step(texts, number))
+    return Curve(base.gguf.stem, losses, peer_losses)
+
+
+def rows(samples: Sequence[Any], n_steps: int) -> list[list[int]]:
+    """As many packed rows, epoch after epoch."""
+    found: list[list[int]] = []
+    while len(found) < n_steps:
+        epoch = len(found)
+        found += epoch_rows(samples, SETTINGS.batch_tokens, SETTINGS.seed, epoch)
+    return found[:n_steps]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
