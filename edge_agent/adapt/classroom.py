@@ -117,7 +117,7 @@ class LocalClassroom:
                 if lesson is None:
                     adaptation.resume(name)
                 else:
-                    adaptation.begin(_request(lesson, settings, store))
+                    await adaptation.begin(_request(lesson, settings, store))
                 watching = asyncio.create_task(until_set(has_left, adaptation.stop))
                 async for event in adaptation.follow():
                     tell(event)

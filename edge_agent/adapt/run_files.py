@@ -8,6 +8,7 @@ directory (manifest, checkpoints, log) are run_directory.py's. Not here: trainin
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from edge_agent.store import MODEL_NAME, ModelRow
 
 FEEDBACK = "feedback"
 FEEDBACK_FILE = "feedback.jsonl"
+GIVEN_FILE = "given.jsonl"
+"""Rows that came over HTTP."""
+RESULT_FILE = "result.json"
 RESERVED_NAMES = ("base", "latest")
 
 
@@ -89,6 +93,18 @@ class RunFiles:
         lines = (self.directory(name) / FEEDBACK_FILE).read_text("utf-8").splitlines()
         return [json.loads(line)["messages"] for line in lines]
 
+    def make_room(self, name: str) -> None:
+        """Forget a finished run whose adapter is gone: its name is free. A run that can still be
+        resumed stays, and the trainer refuses a new one of its name."""
+        directory = self.directory(name)
+        if not (directory / RESULT_FILE).exists():
+            return
+        for path in directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (GIVEN_FILE, FEEDBACK_FILE):
+                path.unlink()
+
     def write_request(self, request: RunRequest) -> None:
         path = self.directory(request.name) / "request.json"
         atomic_file.write(path, msgspec.json.encode(request))
@@ -109,7 +125,7 @@ class RunFiles:
 
     def finished(self, name: str) -> Finished:
         """The trainer's result. Raises TrainingFailed when it has none yet."""
-        path = self.directory(name) / "result.json"
+        path = self.directory(name) / RESULT_FILE
         try:
             return msgspec.json.decode(path.read_bytes(), type=Finished)
         except (OSError, msgspec.DecodeError) as error:

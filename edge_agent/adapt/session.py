@@ -69,14 +69,17 @@ class Adaptation:
 
     async def plan(self, request: RunRequest) -> Planned:
         """What a run would take; trains a few steps to know. Raises DataRefused and the rest."""
+        start = await self._prepared(request, plan_only=True)
         self.check_free()
-        return await self._training.plan(self._prepared(request, plan_only=True))
+        return await self._training.plan(start)
 
-    def begin(self, request: RunRequest) -> None:
+    async def begin(self, request: RunRequest) -> None:
         """Start the run in the background. Raises TrainingBusy, UsageError, ModelNotFound,
-        DataRefused when feedback is to be learned and there is none."""
+        RequestError for a name that is taken, DataRefused when no feedback waits to be learned."""
+        self._supervisor.registry.check_name(request.model, request.name)
+        start = await self._prepared(request)
         self.check_free()
-        start = self._prepared(request)
+        self.files.make_room(request.name)
         self.files.write_request(request)
         self._launch(Run(request, started_at=time.time()), start)
 
@@ -154,10 +157,12 @@ class Adaptation:
         status = self._supervisor.status()
         return status.in_flight + status.queued
 
-    def _prepared(self, request: RunRequest, *, plan_only: bool = False) -> Start:
+    async def _prepared(self, request: RunRequest, *, plan_only: bool = False) -> Start:
+        self.check_free()
         row = self._store.model(request.model)
         if request.data == FEEDBACK:
-            self.files.write_feedback(request.name, training_rows(self._store, row.name))
+            rows = await asyncio.to_thread(training_rows, self._store, row.name)
+            self.files.write_feedback(request.name, rows)
         return self.files.start(request, row, plan_only=plan_only)
 
     def _launch(self, run: Run, start: Start | None) -> None:
@@ -235,7 +240,7 @@ class Adaptation:
             settings={**settings, "layers": finished.layers, "losses": finished.losses},
         )
         self._registry.set_gate(request.model, request.name, gate.as_json(), gate.passed)
-        if request.data == FEEDBACK:
+        if request.data == FEEDBACK and gate.passed:
             learned = self.files.learned_feedback(request.name)
             rows = training_rows(self._store, request.model)
             ids = [row["id"] for row in rows if row["messages"] in learned]

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from edge_agent import atomic_file
 from edge_agent.adapt.messages import RunSettings
 from edge_agent.adapt.run import RunRequest
-from edge_agent.adapt.run_files import FEEDBACK
+from edge_agent.adapt.run_files import FEEDBACK, GIVEN_FILE
 from edge_agent.adapt.session import Adaptation
 from edge_agent.errors import ModelNotFound, RequestError
 from edge_agent.server.body import parse_json, read_body, validate
@@ -31,7 +31,6 @@ from edge_agent.server.service import SERVICE
 ADAPTATION = web.AppKey("adaptation", Adaptation)
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Some 50,000 short rows. More than that is a run for the host."""
-GIVEN = "given.jsonl"
 
 
 class RunBody(Body):
@@ -82,7 +81,7 @@ async def plan(request: web.Request) -> web.Response:
 async def run(request: web.Request) -> web.StreamResponse:
     body = await _body(request, RunBody)
     adaptation = _adaptation(request)
-    adaptation.begin(_run_request(request, body))
+    await adaptation.begin(_run_request(request, body))
     return await _follow(request, adaptation) if body.stream else await status(request)
 
 
@@ -149,7 +148,7 @@ def _run_request(request: web.Request, body: RunBody) -> RunRequest:
 def _given(body: RunBody, directory: Path) -> str:
     if not body.rows:
         raise RequestError("there is nothing to learn", "rows is empty", "send JSONL in rows")
-    path = directory / GIVEN
+    path = directory / GIVEN_FILE
     atomic_file.write(path, body.rows.encode())
     return str(path)
 
