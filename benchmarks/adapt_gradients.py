@@ -32,6 +32,7 @@ from converters import gguf_to_hf, hf_to_gguf
 from converters.gguf_output import write_model
 from converters.quantizer import How
 from converters.sample_texts import PASSAGES
+from edge_agent.adapt.dataset import read_rows
 from edge_agent.adapt.decoder import Decoder, pack
 from edge_agent.adapt.learner import Learner
 from edge_agent.adapt.lora import (
@@ -57,8 +58,8 @@ FAMILIES = ("gemma3", "qwen2", "qwen3", "llama")
 F32_LIMIT, F64_LIMIT, CURVE_LIMIT = 1e-4, 1e-9, 0.01
 LESSON = ROOT / "recipes" / "lesson" / "train.jsonl"
 SETTINGS = RunSettings(layers="all", batch_tokens=256)
-LONG_TOKENS = 576
-"""Of the longer text: more than Gemma's window of 512."""
+REAL_TOKENS = 576, 224
+"""Of the two texts: the first is longer than Gemma's window of 512."""
 TINY_TOKENS = 48, 24
 """The tiny Gemma's window is 32."""
 B_SCALE = 0.02
@@ -198,8 +199,10 @@ def tiny_gradients(family: str) -> Gradients:
 
 def real_gradients(base: Base) -> Gradients:
     tokenizer = transformers.AutoTokenizer.from_pretrained(base.directory)
-    ids = [number for text in PASSAGES.values() for number in tokenizer(text)["input_ids"]]
-    texts = [half_learned(ids[:LONG_TOKENS]), half_learned(ids[LONG_TOKENS:])]
+    answers = "\n".join(row.messages[-1].content for row in read_rows(LESSON))
+    whole = [answers, "\n".join(PASSAGES.values())]
+    ids = [tokenizer(text)["input_ids"][:n] for text, n in zip(whole, REAL_TOKENS, strict=True)]
+    texts = [half_learned(one) for one in ids]
     return compare(base, texts, np.float32, F32_LIMIT)
 
 

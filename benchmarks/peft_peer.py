@@ -1,4 +1,4 @@
-"""The same LoRA training in torch, transformers and peft, adapters given and returned in GGUF order.
+"""LoRA training in torch, transformers and peft, to compare ours with.
 
 Why it exists: what the trainer computes by hand is compared with autograd's. Flows in: a Hugging
 Face directory that holds a GGUF file's dequantized weights, the GGUF file for the names and the
