@@ -28,20 +28,23 @@ def state(tmp_path: Path, tiny_model: Path) -> Path:
     return directory
 
 
+def environ_of(state: Path) -> dict[str, str]:
+    """One thread: two OpenMP programs on two cores wait for each other for minutes."""
+    return {**os.environ, "EDGE_AGENT_STATE_DIR": str(state), "EDGE_AGENT_THREADS": "1"}
+
+
 def edge_agent(state: Path, *words: str, code: int = 0) -> dict[str, Any]:
     """One command with --json; its document."""
-    environ = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state)}
     argv = [sys.executable, "-m", "edge_agent.cli", *words, "--json"]
-    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(argv, env=environ_of(state), capture_output=True, text=True, timeout=110)
     assert done.returncode == code, done.stderr
     return dict(json.loads(done.stdout))
 
 
 @contextmanager
 def daemon(state: Path) -> Iterator[Client]:
-    environ = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state)}
     argv = [sys.executable, "-m", "edge_agent.cli", "serve", "--port", "none"]
-    process = subprocess.Popen(argv, env=environ, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(argv, env=environ_of(state), stderr=subprocess.DEVNULL)
     client = Client(state / "agent.sock", timeout_s=60)
     try:
         yield wait_for(client)
@@ -140,10 +143,11 @@ def test_a_trainer_beside_the_daemon_hands_its_adapter_over(state: Path, tmp_pat
 
 
 def test_nothing_to_learn_at_night_is_no_failure(state: Path) -> None:
-    environ = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state)}
     argv = [sys.executable, "-m", "edge_agent.cli", "adapt", "nightly"]
     with daemon(state):
-        done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            argv, env=environ_of(state), capture_output=True, text=True, timeout=60
+        )
     assert done.returncode == 0 and "nothing to learn" in done.stderr
     assert not list(state.glob("adapt/night-*"))
 
