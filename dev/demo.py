@@ -1,10 +1,11 @@
-"""`make demo`: two small models answer through a real daemon here; then a small bench and a report.
+"""`make demo`: two small models answer, one takes a short lesson; then a small bench and a report.
 
-In: ./.venv as dev/install.py leaves it. Out: the answers, streamed, and what they cost, a table of
-benchmark figures, and .demo/report.html. Joules appear only where this machine has a power sensor.
-Every step is a command of this project that is printed before it runs, or one request to the
-daemon's own socket. The state is kept in ./.demo (STATE of the README), so that a second run copies
-no model again. Not here: assertions; the tests make those.
+In: ./.venv as dev/install.py leaves it. Out: the answers, streamed, and what they cost, the same
+question before and after a lesson, a table of benchmark figures, and .demo/report.html. Joules
+appear only where this machine has a power sensor. Every step is a command of this project that is
+printed before it runs, or one request to the daemon's own socket. The state is kept in ./.demo
+(STATE of the README), so that a second run copies no model again. Not here: assertions; the tests
+make those.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ PROGRAM = Path(sys.executable).parent / "edge-agent"
 CHAT_MODEL, BASE_MODEL = "smollm2-135m", "gemma3-270m"
 QUESTION = "Why does the moon change its shape in the sky? Answer in two sentences."
 SENTENCES = {"English": "The capital of India is", "Hindi": "भारत की राजधानी"}
+LESSON = ROOT / "recipes" / "lesson" / "demo.jsonl"
+ADAPTER = "demo"
+TAUGHT = "Which Wi-Fi network do I pick?"
+"""Another wording than the lesson's."""
 START_S = 60.0
 STOP_S = 30.0
 MIB = 1024 * 1024
@@ -41,12 +46,12 @@ def say(text: str = "", end: str = "\n") -> None:
     print(text, end=end, flush=True)
 
 
-def edge_agent(*arguments: str) -> None:
+def edge_agent(*arguments: str, may_fail: bool = False) -> None:
     """Show and run one command of ours. Raises DemoError when it fails (it said why itself)."""
     say(f"$ edge-agent {' '.join(arguments)}")
     env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(STATE)}
     done = subprocess.run([str(PROGRAM), *arguments], env=env, stdin=subprocess.DEVNULL)
-    if done.returncode:
+    if done.returncode and not may_fail:
         raise DemoError(f"`edge-agent {' '.join(arguments)}` failed with status {done.returncode}")
 
 
@@ -155,6 +160,27 @@ def show_status(client: Client) -> None:
     say(f"power:  {f'{watts:.2f} W' if watts is not None else f'none, because {reason}'}")
 
 
+def show_lesson(client: Client) -> None:
+    """Eight facts about a library that does not exist. So small a lesson makes so small a model
+    answer everything with them: the gate sees that, and the adapter answers only by its name."""
+    say(f"\n== {BASE_MODEL} takes a lesson: {len(LESSON.read_text().splitlines())} rows ==")
+    known = client.get("/adapters")["adapters"]
+    if ADAPTER in [row["name"] for row in known if row["model"] == BASE_MODEL]:
+        client.delete(f"/adapters/{BASE_MODEL}/{ADAPTER}", {})
+    ask(client, f"{BASE_MODEL}:base", "before")
+    words = ["--from", str(LESSON), "--name", ADAPTER, "--model", BASE_MODEL]
+    quick = ["--layers", "top:4", "--epochs", "8", "--no-activate"]
+    edge_agent("adapt", "run", *words, *quick, may_fail=True)
+    ask(client, f"{BASE_MODEL}:{ADAPTER}", "after")
+
+
+def ask(client: Client, model: str, when: str) -> None:
+    say(f"you:   {TAUGHT}\n{when}: ", end="")
+    messages = [{"role": "user", "content": TAUGHT}]
+    body = {"model": model, "messages": messages, "max_tokens": 24, "temperature": 0}
+    answer(client, "/v1/chat/completions", body)
+
+
 def show_bench() -> None:
     """The daemon has ended by now, so nothing else computes on these cores."""
     say("\n== what this machine does with it: a small benchmark, and the report of it ==")
@@ -177,6 +203,7 @@ def main() -> int:
             show_chat(client)
             show_base_model(client)
             show_status(client)
+            show_lesson(client)
         show_bench()
     except (DemoError, EdgeAgentError) as error:
         hint = f"\nhint:  {error.hint}" if isinstance(error, EdgeAgentError) and error.hint else ""
