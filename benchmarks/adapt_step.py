@@ -1,0 +1,146 @@
+"""A few optimizer steps of the trainer's own parts, timed: one program for one measurement.
+
+Why it exists: memory is a process's, so each measurement has one of its own. Flows in: a job, a
+JSON file (adapt.py writes it): model, layers, rows of texts, threads, bytes that may be kept, a
+limit. Flows out: one line of JSON. It opens the file, makes adapters, stores the states below the
+lowest trained block if there is one, and learns: the parts and the order of trainer.py, without
+its data, checkpoints and reports. The first step is not timed. Not here: targets (adapt.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_agent.adapt import blas, heap
+
+if TYPE_CHECKING:
+    from edge_agent.adapt.decoder import Decoder
+    from edge_agent.adapt.material import Material
+
+SGEMM_SIZES = (2048, 3072)
+SGEMM_REPEATS = 4
+
+
+def main() -> int:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    if job["limit_bytes"]:
+        resource.setrlimit(resource.RLIMIT_AS, (job["limit_bytes"], job["limit_bytes"]))
+    blas.announce(job["n_threads"], os.environ)
+    heap.map_large_blocks()
+    before = sgemm_flops_s()
+    began_s = time.monotonic()
+    found = steps(job)
+    found["window_s"] = began_s, time.monotonic()
+    best = max(before, sgemm_flops_s())
+    status = Path("/proc/self/status").read_text()
+    address = next(line for line in status.splitlines() if line.startswith("VmPeak:"))
+    found |= {"sgemm_flops_s": best, "blas": blas.loaded().description}
+    print(json.dumps({**found, "peak_address_bytes": int(address.split()[1]) * 1024}))
+    return 0
+
+
+def sgemm_flops_s() -> float:
+    """The best rate of large float32 products: square, by what NumPy calls."""
+    import numpy as np
+
+    best = 0.0
+    for n in SGEMM_SIZES:
+        a, out = np.ones((n, n), np.float32), np.empty((n, n), np.float32)
+        for _ in range(SGEMM_REPEATS):
+            began_s = time.perf_counter()
+            np.matmul(a, a, out=out)
+            best = max(best, 2.0 * n**3 / (time.perf_counter() - began_s))
+    return best
+
+
+def steps(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds, processor seconds and loss of each step; what one step multiplies."""
+    from edge_agent.adapt.layer_choice import new_decoder, parse_layers
+    from edge_agent.adapt.learner import Learner
+    from edge_agent.adapt.messages import RunSettings
+    from edge_agent.adapt.packed import PackedWeights
+
+    weights = PackedWeights(Path(job["model"]), n_threads=job["n_threads"])
+    heap.give_back()
+    material, rows = lesson(job)
+    row_tokens = max(map(material.tokens, rows))
+    settings = RunSettings(r=job["r"], layers=job["layers"], batch_tokens=row_tokens)
+    layers = parse_layers(settings.layers, weights.gguf.n_layer) or []
+    decoder, loras = new_decoder(weights, settings, layers)
+    planned = plan(job, decoder, material, settings, layers)
+    prefix_s = store_prefix(decoder, material, rows, Path(job["scratch"]) / "prefix.f16")
+    learner = Learner(decoder, loras, material, settings, len(rows))
+    walls, processor, losses, flops = [], [], [], 0
+    for number, row in enumerate(rows):
+        began_s, used_s, before = time.perf_counter(), time.process_time(), decoder.compute.flops
+        losses.append(learner.step([row], number).loss)
+        walls.append(time.perf_counter() - began_s)
+        processor.append(time.process_time() - used_s)
+        flops = decoder.compute.flops - before
+    return {"step_s": walls[1:], "cpu_s": processor[1:], "losses": losses, "flops": flops,
+            "tokens": row_tokens, "prefix_s": prefix_s, **planned}  # fmt: skip
+
+
+def lesson(job: dict[str, Any]) -> tuple[Material, list[list[int]]]:
+    """The texts of the job as samples, and the rows they make."""
+    from array import array
+
+    from edge_agent.adapt.dataset import Sample
+    from edge_agent.adapt.material import Material
+
+    samples: list[Sample] = []
+    rows = []
+    for row in job["rows"]:
+        rows.append([len(samples) + place for place in range(len(row))])
+        for ids in row:
+            first = len(ids) - round(job["supervised"] * len(ids))
+            learned = [place >= first for place in range(len(ids))]
+            samples.append(Sample(0, array("i", ids), learned, 1))
+    return Material(samples, []), rows
+
+
+def plan(
+    job: dict[str, Any], decoder: Decoder, material: Material, settings: Any, layers: list[int]
+) -> dict[str, Any]:
+    """What the trainer's plan says of the bytes; spends the rest of `memory_bytes` on speed."""
+    from edge_agent.adapt.footprint import Footprint, row_sizes
+    from edge_agent.gguf_file import read_gguf
+
+    footprint = Footprint(
+        read_gguf(Path(job["model"])),
+        row_sizes(material, settings.batch_tokens),
+        settings,
+        job["n_threads"],
+    )
+    spare = max(0, job["memory_bytes"] - footprint.bytes_of(layers)["total"])
+    kept = decoder.keep_within(spare, [len(ids) for ids in job["rows"][0]])
+    total = footprint.bytes_of(layers, kept.n_bytes)["total"]
+    return {"planned_bytes": total, "kept_bytes": kept.n_bytes}
+
+
+def store_prefix(
+    decoder: Decoder, material: Material, rows: list[list[int]], path: Path
+) -> float | None:
+    """Seconds to store the states that enter the lowest trained block; None when it is block 0."""
+    from edge_agent.adapt.prefix_store import PrefixStore
+
+    if decoder.lowest == 0:
+        return None
+    began_s = time.perf_counter()
+    store = PrefixStore.create(path, material.n_tokens, decoder.shape.n_embd)
+    for row in rows:
+        batch, _ = material.batch(row)
+        store.write(material.first_token(row[0]), decoder.states(batch, decoder.lowest))
+    store.finish()
+    material.prefix = store
+    return time.perf_counter() - began_s
+
+
+if __name__ == "__main__":
+    sys.exit(main())
