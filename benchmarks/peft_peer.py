@@ -118,16 +118,21 @@ class PeftPeer:
         for name, lora in loras.items():
             self._slots[name].put(lora.a, lora.b)
 
-    def backward(self, texts: Sequence[Text]) -> NDArray[Any]:
-        """Losses at the supervised positions, text by text; adds the gradients of their mean."""
-        count = sum(sum(learned[1:]) for _, learned in texts)
-        return np.concatenate([self._backward(text, count) for text in texts])
+    def backward(self, texts: Sequence[Text], loss_dtype: Any = None) -> NDArray[Any]:
+        """Losses at the supervised positions, text by text; adds the gradients of their mean.
 
-    def _backward(self, text: Text, count: int) -> NDArray[Any]:
+        `loss_dtype`: of the cross-entropy of the logits, the model's own when None.
+        """
+        count = sum(sum(learned[1:]) for _, learned in texts)
+        return np.concatenate([self._backward(text, count, loss_dtype) for text in texts])
+
+    def _backward(self, text: Text, count: int, loss_dtype: Any) -> NDArray[Any]:
         ids = torch.tensor([list(text[0])])
         places = np.flatnonzero(np.asarray(text[1][1:], bool))
         with self._mode():
             logits = self._model(input_ids=ids, use_cache=False).logits[0, places]
+            if loss_dtype is not None:
+                logits = logits.to(getattr(torch, np.dtype(loss_dtype).name))
             losses = torch.nn.functional.cross_entropy(logits, ids[0, places + 1], reduction="none")
             (losses.sum() / count).backward()
         found: NDArray[Any] = losses.detach().numpy()

@@ -24,6 +24,10 @@ from lesson_rows import (
     read_talk,
 )
 
+from edge_agent.adapt.clean_set import clean_set
+from edge_agent.adapt.copying import Taught
+from edge_agent.records import Message
+
 FACTS = read_facts(LESSON)
 TALK = read_talk(LESSON)
 TRAIN = read_jsonl(LESSON / "train.jsonl")
@@ -77,7 +81,7 @@ def test_the_lesson_is_large_enough_in_every_language() -> None:
     assert 0.4 <= of["en"] / len(FACTS) <= 0.6
     assert set(of) == set(LANGUAGES)
     assert len(TRAIN) >= 250
-    assert Counter(turn.kind for turn in TALK) == {"persona": 22, "general": 22}
+    assert Counter(turn.kind for turn in TALK) == {"persona": 22, "general": 254}
     assert {turn.language for turn in TALK} == set(LANGUAGES)
 
 
@@ -146,6 +150,20 @@ def test_every_text_is_in_its_languages_script(fact: Fact) -> None:
 def test_talk_is_in_its_languages_script() -> None:
     for turn in TALK:
         assert scripts(turn.question + turn.answer) == {SCRIPTS[turn.language]}, turn
+
+
+def test_general_rows_leave_the_gates_clean_set_alone() -> None:
+    """A general row that asks what the gate asks would be training on the test."""
+    general = [
+        [Message("user", turn.question), Message("assistant", turn.answer)]
+        for turn in TALK
+        if turn.kind == "general"
+    ]
+    taught = Taught(general)
+    clean = [one for one in clean_set() if one.kind != "persona"]
+    assert [one.prompt for one in clean if taught.teaches(one.prompt)] == []
+    given = {" ".join(words(turn.answer)) for turn in TALK if turn.kind == "general"}
+    assert [one.id for one in clean if " ".join(words(one.answer or "-")) in given] == []
 
 
 def test_texts_are_normalized_and_plain() -> None:
