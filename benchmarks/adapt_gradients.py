@@ -191,8 +191,8 @@ def shown(found: Iterable[Gradients]) -> Iterator[Gradients]:
     for row in found:
         judged = "only shown" if row.limit is None else verdict(row.is_met, f"{row.limit:g}")
         print(
-            f"{row.model:12} {row.side:13} against {row.reference + ':':28} {row.tensors:3} tensors,"
-            f" worst {row.worst:.2e} ({row.worst_tensor}), median {row.median:.2e},"
+            f"{row.model:12} {row.side:13} against {row.reference + ':':28} {row.tensors:3}"
+            f" tensors, worst {row.worst:.2e} ({row.worst_tensor}), median {row.median:.2e},"
             f" loss {row.loss:.6f} and {row.reference_loss:.6f}: {judged}",
             flush=True,
         )
