@@ -1,1 +1,1 @@
-"""Fine-tuning, merging and evaluation on a server with GPUs. Comes with a later issue."""
+"""Fine-tuning on a server: from rows of text to a file that the device runs."""

@@ -1,46 +1,76 @@
-"""The `edge-train` command. Not here yet: it comes with a later issue, and says so.
+"""The `edge-train` command: assembles its subcommands.
 
-Flows in: arguments. Flows out: a message and exit code 1; `--help` and `--version` work.
+Flows in: sys.argv, the process's streams and environment. Flows out: an exit code
+(edge_agent/program.py). Not here: the commands (commands/). torch and its friends are imported by
+the commands that need them, so that --help is quick and works without them.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Annotated
+
+import typer
 
 from edge_agent import __version__
+from edge_agent.commands.options import add_command
+from edge_agent.program import run_program
+from edge_agent.terminal import Terminal, process_terminal
+from train_host.commands.export import ExportOptions, export
+from train_host.commands.merge import MergeOptions, merge
+from train_host.commands.sft import SftOptions, sft
 
-HELP = """\
-Usage: edge-train [OPTIONS]
-
-  Fine-tune a model with LoRA on a server and merge the result.
-  Not available in this version ({version}): it comes with a later one.
-
-Options:
-  --version   Print the version.
-  -h, --help  Show this message and exit.
+EPILOG = """\b
+Examples:
+  edge-train sft --model ./gemma-3-1b-it --data pairs.jsonl -o my-run
 """
 
 
-def main_with(argv: Sequence[str], stdout: TextIO, stderr: TextIO) -> int:
-    """Returns the exit code."""
-    if {"-h", "--help"} & set(argv):
-        stdout.write(HELP.format(version=__version__))
-        return 0
-    if "--version" in argv:
-        stdout.write(f"edge-train {__version__}\n")
-        return 0
-    stderr.write(
-        "error: edge-train is not available yet: training comes with a later version\n"
-        "hint:  `edge-agent --help` lists what works today\n"
+def build_app() -> typer.Typer:
+    """The typer app with every command, in the order of a fine-tune."""
+    app = typer.Typer(
+        help="Fine-tune a model on a server, for the device.",
+        epilog=EPILOG,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    return 1
+    app.callback(invoke_without_command=True)(_root)
+    add_command(app, "sft", SftOptions, sft)
+    add_command(app, "merge", MergeOptions, merge)
+    add_command(app, "export", ExportOptions, export)
+    return app
+
+
+def _version(ctx: typer.Context, is_asked: bool) -> None:
+    if is_asked:
+        ctx.obj.line(f"edge-train {__version__}")
+        raise typer.Exit()
+
+
+def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        ctx.obj.line(ctx.get_help())
+
+
+def main_with(argv: Sequence[str], terminal: Terminal) -> int:
+    """Run one command and return its exit code."""
+    return run_program(build_app, "edge-train", argv, terminal)
 
 
 def main() -> None:
     """Entry point of the `edge-train` script."""
-    sys.exit(main_with(sys.argv[1:], sys.stdout, sys.stderr))
+    logging.getLogger("edge_agent").setLevel(logging.ERROR)  # llama.cpp remarks on every vocabulary
+    sys.exit(main_with(sys.argv[1:], process_terminal(os.environ)))
 
 
 if __name__ == "__main__":

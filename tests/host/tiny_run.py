@@ -1,0 +1,49 @@
+"""A tiny model that can be trained, and `edge-train` run on it in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from cli_runner import Outcome
+from tiny_checkpoint import put_json, write_checkpoint
+from tiny_gguf import CHATML_TEMPLATE
+
+from edge_agent.terminal import Terminal
+from train_host.cli import main_with
+
+SMALL = ("--max-steps", "6", "--batch-size", "4", "--threads", "1", "--lr", "1e-2", "--r", "4")
+"""A run of a second or two."""
+
+
+def write_tiny(directory: Path, family: str) -> Path:
+    """A tiny model of `family` with the template of its family; returns the directory."""
+    write_checkpoint(directory, family)
+    config = json.loads((directory / "config.json").read_text())
+    if family == "gemma3":
+        config["model_type"] = "gemma3_text"
+    put_json(directory / "config.json", config)
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    if family == "llama":
+        settings["chat_template"] = CHATML_TEMPLATE
+    put_json(directory / "tokenizer_config.json", settings)
+    return directory
+
+
+def train(*argv: str | Path, environ: dict[str, str] | None = None) -> Outcome:
+    """`edge-train sft ARGV --json` on given streams."""
+    out, err = io.StringIO(), io.StringIO()
+    terminal = Terminal(io.StringIO(), out, err, environ or {})
+    code = main_with(["sft", *map(str, argv), "--json"], terminal)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(run: Path) -> list[float]:
+    return [row["loss"] for row in log_of(run) if "loss" in row]

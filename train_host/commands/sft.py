@@ -1,0 +1,168 @@
+"""edge-train sft: rows of text become an adapter or a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from converters.commands.options import JsonOptions
+from edge_agent.terminal import Terminal, duration_text, size_text
+from train_host.settings import Wishes
+
+CACHE = "edge-agent/train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftOptions(JsonOptions):
+    model: Annotated[
+        str, typer.Option(help="Directory, hf:OWNER/NAME, or a GGUF file.", metavar="MODEL")
+    ]
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="JSON lines: instruction (input) output, prompt completion, or messages.",
+            metavar="FILE",
+        ),
+    ]
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Run directory to make.", metavar="RUN")
+    ]
+    method: Annotated[
+        str,
+        typer.Option(
+            help="lora; qlora (base in NF4; runs on CPUs, on CUDA not run here); full; or qat"
+            " (every weight through the quantizer of --qat-type).",
+            metavar="METHOD",
+        ),
+    ] = "lora"
+    layers: Annotated[
+        str, typer.Option(help="Blocks that learn: all, top:K, or numbers: 10,11.", metavar="WHICH")
+    ] = "all"
+    r: Annotated[int, typer.Option("--r", help="Rank of LoRA.", metavar="N", min=1)] = 16
+    lora_alpha: Annotated[float, typer.Option(help="Scale is lora_alpha / r.", min=0.001)] = 32.0
+    lora_dropout: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.0
+    qat_type: Annotated[
+        str, typer.Option(help="What `export --type` will be given.", metavar="TYPE")
+    ] = "q4_k_m"
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--lr", help="Peak rate [2e-4; 2e-5 for full and qat].", min=1e-9),
+    ] = None
+    epochs: Annotated[float, typer.Option(help="Passes over the data, at most.")] = 3.0
+    max_steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps instead of --epochs.", metavar="N", min=1)
+    ] = None
+    batch_size: Annotated[
+        int, typer.Option(help="Rows of a step, over all processes.", metavar="N", min=1)
+    ] = 16
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(help="Rows at a time in one process [up to 4].", metavar="N", min=1),
+    ] = None
+    max_length: Annotated[
+        int, typer.Option(help="Tokens; longer rows are left out and counted.", metavar="N", min=8)
+    ] = 2048
+    packing: Annotated[
+        bool,
+        typer.Option(
+            "--packing/--no-packing",
+            help="Fill rows of --max-length with several samples, which do not see each other.",
+        ),
+    ] = False
+    dtype: Annotated[
+        str, typer.Option(help="auto (bf16 on a GPU that has it), bf16 or fp32.", metavar="DTYPE")
+    ] = "auto"
+    gradient_checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing/--no-gradient-checkpointing",
+            help="Recompute activations: less memory, more time [from 1 B parameters on].",
+        ),
+    ] = None
+    validation_share: Annotated[
+        float, typer.Option(help="Part of the rows kept back to validate on; 0: none.")
+    ] = 0.1
+    patience: Annotated[
+        int,
+        typer.Option(
+            help="Stop after so many validations without fewer bits per byte; 0: never.", min=0
+        ),
+    ] = 3
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between checkpoints, each validated [a tenth of the run].",
+            metavar="N",
+            min=1,
+        ),
+    ] = None
+    seed: Annotated[int, typer.Option(min=0)] = 1
+    threads: Annotated[
+        int | None, typer.Option(help="Threads [physical cores].", metavar="N", min=1, max=1024)
+    ] = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint, if any.")
+    ] = False
+    cache: Annotated[
+        Path | None,
+        typer.Option(help=f"Converted models [~/.cache/{CACHE}].", metavar="DIR"),
+    ] = None
+
+
+def sft(options: SftOptions, terminal: Terminal) -> int:
+    """Fine-tune a model on answers, with the device's own tokens and templates.
+
+    Every assistant turn is learned, its end included, and nothing else. The run directory holds all
+    settings, a log, sealed checkpoints and the result: adapter/, or model/ for full and qat. With
+    several processes: torchrun or accelerate launch, -m train_host.cli sft ...
+
+    Examples:
+      edge-train sft --model ./gemma-3-1b-it --data pairs.jsonl -o my-run
+      edge-train sft --model gemma.gguf --data pairs.jsonl -o my-run --layers top:4 --max-steps 200
+      edge-train sft --model ./qwen --data pairs.jsonl -o my-run --method qat --qat-type q4_0
+      torchrun --nproc-per-node 8 -m train_host.cli sft --model ./qwen --data d.jsonl -o my-run
+    """
+    from train_host.sft import Console, Job, train
+
+    wishes = Wishes(**{field.name: getattr(options, field.name) for field in fields(Wishes)})
+    cache = options.cache or cache_directory(terminal)
+    job = Job(
+        options.model, options.data, options.output, cache, wishes, terminal.environ, options.resume
+    )
+    with terminal.progress(counts_bytes=False) as progress:
+        document = train(job, Console(progress, terminal.note))
+    if not document:
+        return 0  # one of several processes; the first one reports
+    if options.json:
+        terminal.document(document)
+    else:
+        _report(document, terminal)
+    return 0
+
+
+def cache_directory(terminal: Terminal) -> Path:
+    """XDG's cache directory, else ~/.cache."""
+    root = terminal.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / CACHE
+
+
+def _report(document: dict[str, Any], terminal: Terminal) -> None:
+    speed = document["tok_s"]
+    terminal.line(
+        f"{document['result']}: {document['steps']} steps in {duration_text(document['train_s'])},"
+        f" loss {document['first_loss']:.4f} to {document['final_loss']:.4f}"
+    )
+    if document["bits_per_byte"] is not None:
+        before = document["bits_per_byte_before"]
+        terminal.line(
+            f"validation {before:.4f} to {document['bits_per_byte']:.4f} bits per byte,"
+            f" best at step {document['best_step']}, ended by {document['stopped']}"
+        )
+    memory = size_text(document["peak_memory_bytes"])
+    terminal.line(f"{speed:.0f} real tokens/s, peak memory {memory}")
+    joules, reason = document["energy"]["joules"], document["energy"]["reason"]
+    terminal.line(f"energy: {reason if joules is None else f'{joules:.0f} J'}")

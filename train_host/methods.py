@@ -1,0 +1,102 @@
+"""The four ways to train, as a loaded model and what of it may change.
+
+    lora    adapters beside frozen weights of --dtype
+    qlora   adapters beside weights that bitsandbytes holds in NF4 (arXiv 2305.14314)
+    full    every weight, kept in float32
+    qat     every weight, seen through the quantizer of the export (qat.py)
+
+Flows in: a directory and settings. Flows out: a model for TRL, and a PEFT configuration or None.
+Weights are read from safetensors only and no code of the directory runs. Needs torch. Not here: the
+training loop (trainer.py), which file becomes the directory (model_source.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from train_host.settings import SftSettings
+
+
+def load_model(directory: Path, settings: SftSettings, local_rank: int = 0) -> Any:
+    """The model, with `requires_grad` only where it learns (adapters come later, from TRL).
+
+    Raises ConversionError when a quantization-aware plan cannot be made.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    is_half = settings.dtype == "bf16" and settings.trains_adapter
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if is_half else torch.float32}
+    if settings.method == "qlora":
+        options["quantization_config"] = nf4(settings)
+        if settings.device == "cuda":
+            options["device_map"] = {"": local_rank}
+    model = AutoModelForCausalLM.from_pretrained(
+        str(directory),
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation=settings.attention,
+        **options,
+    )
+    if not settings.trains_adapter:
+        _train_layers(model, settings.layers)
+    if settings.qat_type:
+        from train_host import qat
+
+        plan = qat.type_plan(directory, settings.qat_type)
+        qat.attach(model, plan, threads=settings.threads)
+    return model
+
+
+def nf4(settings: SftSettings) -> Any:
+    """QLoRA's own choice: NF4 with its scales quantized again, computing in --dtype."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if settings.dtype == "bf16" else torch.float32,
+    )
+
+
+def adapter_config(settings: SftSettings) -> Any:
+    """PEFT's LoraConfig; None for a method without an adapter."""
+    if not settings.trains_adapter:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.target_modules,
+        layers_to_transform=settings.layers,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def widen_adapter(model: Any) -> None:
+    """Adapter weights in float32, whatever the base is in.
+
+    TRL makes those of a quantized base bfloat16, whose 8 bits lose steps smaller than 1/512 of a
+    weight. Call before the optimizer is made.
+    """
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def _train_layers(model: Any, layers: list[int] | None) -> None:
+    """Only the named blocks learn; with None everything does."""
+    if layers is None:
+        return
+    parts = tuple(f".layers.{layer}." for layer in layers)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in f".{name}" for part in parts))

@@ -1,0 +1,146 @@
+"""What --model may name, made into what training needs: a directory, and a vocabulary in GGUF.
+
+    ./gemma-3-1b-it     a Hugging Face directory
+    hf:owner/name       the same, fetched from the hub
+    model.gguf          converted by `edge-convert to-hf`, its weights dequantized
+
+Why it exists: rows are tokenized by the device's own code, which reads a GGUF vocabulary, while
+torch reads a directory; each is made from the other once and kept in a cache under the hash of what
+it was made from. Flows in: the text after --model. Flows out: a `ModelSource`. No code of a
+checkpoint is run. Not here: loading weights (methods.py).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from converters.checkpoint import open_checkpoint
+from converters.gguf_container import TensorSpec, pack_head
+from converters.gguf_to_hf import convert
+from converters.hf_to_gguf import load
+from edge_agent import atomic_file
+from edge_agent.errors import DownloadError, ModelNotFound
+from edge_agent.models import sha256_of
+
+HUB = "hf:"
+FETCHED = ("*.json", "*.safetensors", "tokenizer.model", "LICENSE*", "README.md")
+"""Patterns of what is taken from the hub: never code, never pickles."""
+HASHED = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+"""Beside the weights, what makes a directory another model."""
+EMBEDDING = "token_embd.weight"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """`origin` is what the user gave. `gguf`: the (quantized) file, when that was one."""
+
+    directory: Path
+    vocabulary: Path
+    sha256: str
+    origin: str
+    gguf: Path | None = None
+
+
+def open_source(text: str, cache: Path) -> ModelSource:
+    """Raises ModelNotFound, DownloadError, ConversionError, ModelFormatError."""
+    if text.startswith(HUB):
+        return _from_directory(_fetched(text.removeprefix(HUB)), text, cache)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _from_directory(path.resolve(), text, cache)
+    if path.is_file():
+        return _from_gguf(path.resolve(), text, cache)
+    raise ModelNotFound(
+        f"there is no model {text!r}",
+        "it is neither a directory nor a file",
+        "give a Hugging Face directory, a .gguf file, or hf:owner/name",
+    )
+
+
+def directory_sha256(directory: Path) -> str:
+    """Of the weights and of what decides how they are read, by name and content.
+
+    Raises ConversionError for a directory that is not a model's.
+    """
+    weights = {tensor.path for tensor in open_checkpoint(directory).tensors.values()}
+    others = {directory / name for name in HASHED if (directory / name).is_file()}
+    digest = hashlib.sha256()
+    for path in sorted(weights | others, key=lambda path: path.name):
+        digest.update(f"{path.name} {_file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    return sha256_of([path], None, lambda done, total: None)
+
+
+def _from_gguf(path: Path, origin: str, cache: Path) -> ModelSource:
+    sha256 = _file_sha256(path)
+    directory = cache / "hf" / sha256
+    with _locked(cache / "hf" / f"{sha256}.lock"):
+        if not directory.exists():
+            convert(path, directory)
+    return ModelSource(directory, path, sha256, origin, path)
+
+
+def _from_directory(directory: Path, origin: str, cache: Path) -> ModelSource:
+    sha256 = directory_sha256(directory)
+    vocabulary = cache / "vocabulary" / f"{sha256}.gguf"
+    with _locked(vocabulary.with_suffix(".lock")):
+        if not vocabulary.exists():
+            write_vocabulary(directory, vocabulary)
+    return ModelSource(directory, vocabulary, sha256, origin)
+
+
+def write_vocabulary(directory: Path, path: Path) -> None:
+    """A GGUF file with the metadata of the model and a hole in place of its embedding.
+
+    llama.cpp reads the vocabulary of it and nothing else; the hole takes no room on a disk that
+    knows sparse files. Raises ConversionError.
+    """
+    metadata, tensors = load(directory)
+    shape = next(tensor.shape for tensor in tensors if tensor.name == EMBEDDING)
+    n_bytes = 4 * shape[0] * shape[1]
+    head, _ = pack_head(metadata, [TensorSpec(EMBEDDING, "F32", shape, n_bytes)])
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temp.open("wb") as stream:
+            stream.write(head)
+            stream.truncate(len(head) + n_bytes)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+    atomic_file.sync_directory(path.parent)
+
+
+def _fetched(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=list(FETCHED)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DownloadError(
+            f"cannot fetch hf:{repo}", why, "check the name and the network, or give a directory"
+        ) from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time makes the cached copy; the others find it made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

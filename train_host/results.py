@@ -1,0 +1,94 @@
+"""What a run came to, computed from its log: the document metrics.json.
+
+Flows in: rows of log.jsonl and what the run knows of its data. Flows out: plain numbers, None with
+a reason where there is none. Times are of training steps alone; validation and saving are left out.
+Pure. Not here: writing it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train_host.samples import Samples
+
+Log = Sequence[Mapping[str, Any]]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Whole lines; a torn last one is left out. [] when there is no file."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Drop the lines beyond `step`: a resumed run writes them again."""
+    from edge_agent import atomic_file
+
+    kept = [row for row in read_log(path) if row["step"] <= step]
+    atomic_file.write(path, "".join(f"{json.dumps(row)}\n" for row in kept).encode(), 0o644)
+
+
+def data_summary(train: Samples, validation: Samples) -> dict[str, Any]:
+    """Rows, tokens and the share that is learned; what was left out, and why."""
+    dropped: dict[str, int] = {}
+    for samples in (train, validation):
+        for reason, count in samples.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    return {
+        "train_samples": len(train),
+        "validation_samples": len(validation),
+        "train_tokens": train.n_tokens,
+        "train_supervised_tokens": train.n_supervised,
+        "supervised_share": train.supervised_share,
+        "dropped": dropped,
+    }
+
+
+def speed(log: Log) -> dict[str, Any]:
+    """Real tokens a second: padding is not counted. None when no step was made."""
+    steps = [row for row in log if "loss" in row]
+    seconds, tokens = sum(row["seconds"] for row in steps), sum(row["tokens"] for row in steps)
+    return {
+        "steps": len(steps),
+        "train_s": seconds,
+        "tokens": tokens,
+        "tok_s": tokens / seconds if seconds > 0 else None,
+    }
+
+
+def losses(log: Log) -> dict[str, Any]:
+    """First and last training loss; bits per byte before, at best and at the end."""
+    steps = [row["loss"] for row in log if "loss" in row]
+    scores = [(row["validation_bits_per_byte"], row["step"]) for row in log if _is_validation(row)]
+    before = next((score for score, step in scores if step == 0), None)
+    later = [(score, step) for score, step in scores if step > 0]
+    best = min(later, default=(None, None))
+    return {
+        "first_loss": steps[0] if steps else None,
+        "final_loss": steps[-1] if steps else None,
+        "bits_per_byte_before": before,
+        "bits_per_byte": best[0],
+        "best_step": best[1],
+        "bits_per_byte_reason": None if later else "no rows were kept for validation",
+    }
+
+
+def energy(log: Log, reason: str) -> dict[str, Any]:
+    """Joules of all steps, or None and why; a figure with gaps is none."""
+    steps = [row for row in log if "loss" in row]
+    known = [row["joules"] for row in steps if row["joules"] is not None]
+    if steps and len(known) == len(steps):
+        total_j, tokens = sum(known), sum(row["tokens"] for row in steps)
+        return {"joules": total_j, "j_per_token": total_j / max(1, tokens), "reason": None}
+    missing = f"{len(steps) - len(known)} of {len(steps)} steps were not measured"
+    return {"joules": None, "j_per_token": None, "reason": f"{missing}: {reason or 'no sensor'}"}
+
+
+def _is_validation(row: Mapping[str, Any]) -> bool:
+    return row.get("validation_bits_per_byte") is not None

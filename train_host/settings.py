@@ -1,0 +1,221 @@
+"""Every setting of a fine-tune: what the user wishes, and what it is resolved to.
+
+Why it exists: a run must be repeatable from its directory, so nothing may be left to a library's
+default that changes with a release. Flows in: `Wishes` (None where the choice is ours) and `Facts`
+about model and machine. Flows out: `SftSettings`, all of them decided, written to run.json. Imports
+no torch. Not here: what is done with them (sft.py).
+
+The defaults are meant for 0.27 B to 7 B parameters. LoRA goes on all seven linear layers at ten
+times the rate of full training (arXiv 2405.09673 finds both to be right) with lora_alpha / r = 2,
+the device's own scale. No dropout, as on the device. Packing is off: a small lesson packed into
+long rows has too few steps to learn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from edge_agent.adapt.layer_choice import parse_layers
+from edge_agent.adapt.messages import TARGET_MODULES
+from edge_agent.errors import UsageError
+
+METHODS = ("lora", "qlora", "full", "qat")
+ADAPTER_METHODS = ("lora", "qlora")
+DTYPES = ("auto", "bf16", "fp32")
+LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5, "qat": 2e-5}
+CHECKPOINTING_PARAMS = 1_000_000_000
+"""From here on activations are recomputed by default: they no longer fit beside the weights."""
+EVALUATIONS = 10
+"""Checkpoints and validations of a run, when --save-every does not say."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line says. None: to be chosen."""
+
+    method: str = "lora"
+    layers: str = "all"
+    r: int = 16
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    qat_type: str = "q4_k_m"
+    learning_rate: float | None = None
+    epochs: float = 3.0
+    max_steps: int | None = None
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    max_length: int = 2048
+    packing: bool = False
+    dtype: str = "auto"
+    gradient_checkpointing: bool | None = None
+    validation_share: float = 0.1
+    patience: int = 3
+    save_every: int | None = None
+    seed: int = 1
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """About the model and the machine. `attention`: transformers' name of the implementation."""
+
+    n_layer: int
+    n_params: int
+    device: str = "cpu"
+    has_bf16: bool = False
+    attention: str = "sdpa"
+    n_processes: int = 1
+    n_threads: int = 1
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """All decided. `layers` None: every one; `qat_type` None: the method is another.
+
+    `batch_size` counts rows of one optimizer step over all processes; `save_every` is in steps, a
+    validation goes with each save.
+    """
+
+    method: str
+    layers: list[int] | None
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    target_modules: list[str]
+    qat_type: str | None
+    learning_rate: float
+    schedule: str
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    optimizer: str
+    epochs: float
+    max_steps: int | None
+    batch_size: int
+    micro_batch_size: int
+    n_processes: int
+    max_length: int
+    packing: bool
+    dtype: str
+    device: str
+    attention: str
+    gradient_checkpointing: bool
+    validation_share: float
+    patience: int
+    save_every: int
+    seed: int
+    threads: int
+
+    @property
+    def trains_adapter(self) -> bool:
+        return self.method in ADAPTER_METHODS
+
+    @property
+    def accumulation_steps(self) -> int:
+        return self.batch_size // (self.micro_batch_size * self.n_processes)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def resolve(wishes: Wishes, facts: Facts) -> SftSettings:
+    """Decide everything but `save_every` (0 until `with_rows`). Raises UsageError."""
+    _check(wishes)
+    micro = wishes.micro_batch_size or _micro_batch(wishes, facts)
+    _check_batch(wishes.batch_size, micro, facts.n_processes)
+    large = facts.n_params >= CHECKPOINTING_PARAMS
+    checkpointing = wishes.gradient_checkpointing
+    return SftSettings(
+        method=wishes.method,
+        layers=_layers(wishes.layers, facts.n_layer),
+        r=wishes.r,
+        lora_alpha=wishes.lora_alpha,
+        lora_dropout=wishes.lora_dropout,
+        target_modules=list(TARGET_MODULES),
+        qat_type=wishes.qat_type if wishes.method == "qat" else None,
+        learning_rate=wishes.learning_rate or LEARNING_RATES[wishes.method],
+        schedule="cosine",
+        warmup_ratio=0.05,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        optimizer="adamw_torch",
+        epochs=wishes.epochs,
+        max_steps=wishes.max_steps,
+        batch_size=wishes.batch_size,
+        micro_batch_size=micro,
+        n_processes=facts.n_processes,
+        max_length=wishes.max_length,
+        packing=wishes.packing,
+        dtype=_dtype(wishes.dtype, facts),
+        device=facts.device,
+        attention=facts.attention,
+        gradient_checkpointing=large if checkpointing is None else checkpointing,
+        validation_share=wishes.validation_share,
+        patience=wishes.patience,
+        save_every=wishes.save_every or 0,
+        seed=wishes.seed,
+        threads=wishes.threads or facts.n_threads,
+    )
+
+
+def with_rows(settings: SftSettings, n_rows: int) -> SftSettings:
+    """`save_every` decided, now that the rows of an epoch are counted."""
+    if settings.save_every:
+        return settings
+    return replace(settings, save_every=max(1, total_steps(settings, n_rows) // EVALUATIONS))
+
+
+def total_steps(settings: SftSettings, n_rows: int) -> int:
+    """Optimizer steps of the whole run, unless it stops early."""
+    if settings.max_steps:
+        return settings.max_steps
+    return max(1, -int(-settings.epochs * -(-n_rows // settings.batch_size) // 1))
+
+
+def _check(wishes: Wishes) -> None:
+    if wishes.method not in METHODS:
+        known = ", ".join(METHODS)
+        raise UsageError(f"--method is {wishes.method!r}", "there is no such one", f"give {known}")
+    if wishes.dtype not in DTYPES:
+        raise UsageError(f"--dtype is {wishes.dtype!r}", "", f"give one of {', '.join(DTYPES)}")
+    if not 0.0 <= wishes.validation_share <= 0.5:
+        raise UsageError(
+            f"--validation-share is {wishes.validation_share:g}", "", "give a part from 0 to 0.5"
+        )
+    if wishes.max_steps is None and wishes.epochs <= 0:
+        raise UsageError(f"--epochs is {wishes.epochs:g}", "nothing would be learned", "")
+
+
+def _layers(text: str, n_layer: int) -> list[int] | None:
+    """None for all of them. Raises UsageError."""
+    layers = parse_layers(text, n_layer)
+    if layers is None:
+        raise UsageError(
+            "--layers auto is not possible here",
+            "the device tries several depths, the host does not",
+            "give all, top:4, or numbers such as 10,11,14",
+        )
+    return None if len(layers) == n_layer else layers
+
+
+def _micro_batch(wishes: Wishes, facts: Facts) -> int:
+    """Rows of one forward pass: the largest divisor up to 4; 1 when rows are packed full."""
+    share = wishes.batch_size // facts.n_processes
+    most = 1 if wishes.packing else 4
+    return max((n for n in range(1, most + 1) if share and share % n == 0), default=1)
+
+
+def _check_batch(batch: int, micro: int, n_processes: int) -> None:
+    if batch % (micro * n_processes):
+        raise UsageError(
+            f"--batch-size {batch} cannot be divided",
+            f"{n_processes} processes take {micro} rows at a time",
+            "give a multiple of --micro-batch-size times the number of processes",
+        )
+
+
+def _dtype(wished: str, facts: Facts) -> str:
+    if wished != "auto":
+        return wished
+    return "bf16" if facts.device == "cuda" and facts.has_bf16 else "fp32"

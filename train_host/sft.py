@@ -1,0 +1,337 @@
+"""Supervised fine-tuning from rows to a trained adapter or model, in one resumable run.
+
+Why it exists: the libraries train; what goes wrong around them is the data, a silent default, a
+half-written checkpoint. So every step here is explicit: model source, ids made by the device's
+code, resolved settings on disk before the first step, sealed checkpoints, a result written last.
+Flows in: a `Job`. Flows out: a run directory (run_directory.py) and the document of metrics.json.
+Starts under torchrun and `accelerate launch` as well; the first process writes. Not here: flags
+(commands/sft.py), merging and quantizing what was learned (export.py).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from converters.extras import load_extra
+from edge_agent import atomic_file
+from edge_agent.adapt.blas import choose_threads
+from edge_agent.adapt.dataset import split
+from edge_agent.adapt.run_log import RunLog
+from edge_agent.engine.supervised import vocabulary_only
+from edge_agent.terminal import Progress
+from train_host import checkpoints, curves, distributed, results, run_directory
+from train_host.model_source import ModelSource, open_source
+from train_host.run_directory import RunFiles
+from train_host.samples import (
+    Data,
+    Samples,
+    encode_rows,
+    lines_of,
+    read_data,
+    refuse_unlearnable,
+)
+from train_host.settings import Facts, SftSettings, Wishes, resolve, with_rows
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
+RECORDED = (*PACKAGES, "bitsandbytes", "safetensors", "edge-agent", "llama_cpp_python", "numpy")
+"""Their versions are part of a run."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a user asks for. `environ` carries what a launcher of several processes says."""
+
+    model: str
+    data: Path
+    output: Path
+    cache: Path
+    wishes: Wishes
+    environ: Mapping[str, str]
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where a run shows itself."""
+
+    progress: Progress
+    note: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is decided before a weight is loaded."""
+
+    files: RunFiles
+    source: ModelSource
+    settings: SftSettings
+    train: Samples
+    validation: Samples
+    is_first: bool
+    """This process writes the run directory."""
+
+
+def train(job: Job, console: Console) -> dict[str, Any]:
+    """Run or resume; the content of metrics.json. Raises EdgeAgentError."""
+    _load_packages(job.wishes.method)
+    files, is_first = RunFiles(job.output), distributed.rank(job.environ) == 0
+    lock = run_directory.lock(job.output) if is_first else None
+    try:
+        if is_first:
+            run_directory.check_start(files, job.resume)
+        prepared = _prepare(job, files, is_first)
+        return _carry_out(job, prepared, console)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _load_packages(method: str) -> None:
+    extra = ("bitsandbytes",) if method == "qlora" else ()
+    for name in (*PACKAGES, *extra):
+        load_extra(name, "edge-train sft")
+    import datasets
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+# ---- before the first step ---------------------------------------------------------------------
+
+
+def _prepare(job: Job, files: RunFiles, is_first: bool) -> Prepared:
+    source = open_source(job.model, job.cache)
+    settings = resolve(job.wishes, _facts(source, job))
+    data = read_data(job.data)
+    kept, held = split(data.rows, settings.validation_share)
+    with vocabulary_only(source.vocabulary) as prompts:
+        train_samples = encode_rows(kept, prompts, settings.max_length)
+        validation = encode_rows(held, prompts, settings.max_length)
+    refuse_unlearnable(train_samples, str(job.data), settings.max_length)
+    settings = with_rows(settings, _n_rows(train_samples, settings))
+    summary = {"origin": str(job.data), "sha256": data.sha256}
+    summary |= results.data_summary(train_samples, validation)
+    if is_first:
+        _begin(files, data, _document(source, settings, summary), train_samples)
+    return Prepared(files, source, settings, train_samples, validation, is_first)
+
+
+def _n_rows(samples: Samples, settings: SftSettings) -> int:
+    if not settings.packing:
+        return len(samples)
+    from train_host.trainer import train_dataset
+
+    return len(train_dataset(samples, settings))
+
+
+def _facts(source: ModelSource, job: Job) -> Facts:
+    import torch
+
+    from converters.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(source.directory)
+    n_params = 0
+    for tensor in checkpoint.tensors.values():
+        size = 1
+        for n in tensor.shape:
+            size *= n
+        n_params += size
+    is_cuda = torch.cuda.is_available()
+    return Facts(
+        n_layer=int(checkpoint.config["num_hidden_layers"]),
+        n_params=n_params,
+        device="cuda" if is_cuda else "cpu",
+        has_bf16=is_cuda and torch.cuda.is_bf16_supported(),
+        n_processes=distributed.n_processes(job.environ),
+        n_threads=choose_threads(None),
+    )
+
+
+def _document(
+    source: ModelSource, settings: SftSettings, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """run.json. What is compared when a run is resumed: settings, model, data."""
+    return {
+        "method": settings.method,
+        "settings": settings.as_json(),
+        "model": {
+            "origin": source.origin,
+            "directory": str(source.directory),
+            "gguf": str(source.gguf) if source.gguf else None,
+            "sha256": source.sha256,
+        },
+        "data": dict(data),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in RECORDED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _begin(files: RunFiles, data: Data, document: Mapping[str, Any], samples: Samples) -> None:
+    """The run directory before training, or a check that it is this run's."""
+    files.checkpoints.mkdir(exist_ok=True)
+    if files.run.exists():
+        run_directory.check_same(files, document)
+        return
+    atomic_file.write(files.data, data.content, 0o644)
+    atomic_file.write(files.train_rows, lines_of(data, samples.rows), 0o644)
+    run_directory.write_document(files.run, document)
+
+
+# ---- training ----------------------------------------------------------------------------------
+
+
+def _carry_out(job: Job, prepared: Prepared, console: Console) -> dict[str, Any]:
+    import torch
+
+    from train_host.energy_meter import EnergyMeter
+    from train_host.methods import load_model
+    from train_host.trainer import new_trainer
+
+    files, settings = prepared.files, prepared.settings
+    torch.set_num_threads(settings.threads)
+    model = load_model(prepared.source.directory, settings, distributed.local_rank(job.environ))
+    trainer = new_trainer(model, settings, prepared.train, prepared.validation, files.checkpoints)
+    kind = trainer.accelerator.distributed_type.value
+    distributed.check(kind, job.environ)
+    if prepared.is_first:
+        console.note(_announcement(prepared, trainer, kind))
+    resumed = _resume_point(trainer, prepared, console)
+    meter = EnergyMeter(settings.device)
+    meter.start()
+    try:
+        _train(trainer, prepared, console, resumed, meter)
+    finally:
+        meter.close()
+    _save_result(trainer, prepared)
+    return _finish(trainer, prepared, kind, meter.reason) if prepared.is_first else {}
+
+
+def _announcement(prepared: Prepared, trainer: Any, kind: str) -> str:
+    settings = prepared.settings
+    learned = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    summary = results.data_summary(prepared.train, prepared.validation)
+    return (
+        f"{settings.method} in {settings.dtype} on {settings.device},"
+        f" distributed_type {kind} with {settings.n_processes} process(es):"
+        f" {learned:,} weights learn from {summary['train_samples']} samples"
+        f" ({summary['supervised_share']:.0%} of {summary['train_tokens']:,} tokens supervised,"
+        f" dropped {summary['dropped'] or 'none'})"
+    )
+
+
+def _resume_point(trainer: Any, prepared: Prepared, console: Console) -> checkpoints.Sealed | None:
+    """The newest complete checkpoint; what a kill left beside it is removed."""
+    root = prepared.files.checkpoints
+    if prepared.is_first:
+        for name in checkpoints.clear_incomplete(root):
+            console.note(f"{name} was not complete and is removed")
+    trainer.accelerator.wait_for_everyone()
+    found = checkpoints.newest(root)
+    if prepared.is_first:
+        results.cut_log(prepared.files.log, found.step if found else -1)
+        if found:
+            console.note(f"going on from step {found.step}")
+    return found
+
+
+def _train(
+    trainer: Any,
+    prepared: Prepared,
+    console: Console,
+    resumed: checkpoints.Sealed | None,
+    meter: Any,
+) -> None:
+    from train_host.recorder import Desk, Recorder, tensorboard_directory
+
+    trainer.args.eval_on_start = resumed is None and trainer.eval_dataset is not None
+    if not prepared.is_first:
+        trainer.run(resumed)
+        return
+    log = RunLog(prepared.files.log)
+    try:
+        desk = Desk(log, meter, console.progress, console.note)
+        board = tensorboard_directory(prepared.files.tensorboard)
+        trainer.add_callback(Recorder(desk, board, prepared.settings.learning_rate))
+        trainer.run(resumed)
+    finally:
+        log.close()
+
+
+# ---- after the last step -----------------------------------------------------------------------
+
+
+def _save_result(trainer: Any, prepared: Prepared) -> None:
+    """RUN/adapter or RUN/model, whole or not there. Every process calls it: shards are gathered."""
+    files, settings = prepared.files, prepared.settings
+    if not settings.trains_adapter:
+        _save_model(trainer, prepared)
+        return
+    temp = files.path / ".adapter.tmp"
+    if prepared.is_first:
+        shutil.rmtree(temp, ignore_errors=True)
+        shutil.rmtree(files.adapter, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(temp))
+    trainer.accelerator.wait_for_everyone()
+    if prepared.is_first:
+        for name in ("training_args.bin", "README.md"):  # a pickle, and an empty form
+            (temp / name).unlink(missing_ok=True)
+        checkpoints.seal(temp)
+        os.replace(temp, files.adapter)
+        atomic_file.sync_directory(files.path)
+
+
+def _save_model(trainer: Any, prepared: Prepared) -> None:
+    from train_host.qat import write_latent
+
+    if prepared.is_first:
+        target = prepared.files.model
+        shutil.rmtree(target, ignore_errors=True)
+        write_latent(trainer.model, prepared.source.directory, target)
+
+
+def _finish(trainer: Any, prepared: Prepared, kind: str, reason: str) -> dict[str, Any]:
+    files, log = prepared.files, results.read_log(prepared.files.log)
+    document = {
+        "method": prepared.settings.method,
+        **results.losses(log),
+        "stopped": trainer.why_stopped,
+        **results.speed(log),
+        **results.data_summary(prepared.train, prepared.validation),
+        "energy": results.energy(log, reason),
+        **_peak_memory(prepared.settings.device),
+        "distributed_type": kind,
+        "n_processes": prepared.settings.n_processes,
+        "result": str(files.adapter if prepared.settings.trains_adapter else files.model),
+    }
+    atomic_file.write(files.curves, curves.picture(log).encode(), 0o644)
+    run_directory.write_document(files.metrics, document)
+    return document
+
+
+def _peak_memory(device: str) -> dict[str, int | None]:
+    """Of this process: resident (mapped files included), and of its GPU where it has one."""
+    import torch
+
+    cuda = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"peak_memory_bytes": peak, "peak_gpu_memory_bytes": cuda}

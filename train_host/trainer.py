@@ -1,0 +1,236 @@
+"""TRL's SFTTrainer with four things changed: validation, schedule, what counts as saved, silence.
+
+Why it exists: the Trainer's eval_loss is a mean of batch means and depends on how rows fall into
+batches; bits per byte of the answers is a property of the model, and comparable between
+tokenizers. Its saves are not safe against a kill (checkpoints.py). And TRL reports every run to its
+makers; this one does not. Flows in: ids and labels, which pass TRL untouched. Flows out: a trained
+model, sealed checkpoints. Needs torch and trl. Not here: where the samples come from (samples.py),
+what is written about the run (recorder.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    TrainerState,
+)
+from trl import SFTConfig, SFTTrainer, pack_dataset
+
+from edge_agent.adapt.schedule import factor
+from train_host import checkpoints
+from train_host.methods import adapter_config, widen_adapter
+from train_host.samples import Samples
+from train_host.settings import SftSettings
+
+METRIC = "eval_bits_per_byte"
+TRAINER_STATE = "trainer_state.json"
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """Validates in bits per byte and seals what it saves. Make it with `new_trainer`."""
+
+    validation_bytes: int = 0
+    """UTF-8 bytes of all answers in the validation set."""
+
+    warmup_ratio: float = 0.0
+    lr_scheduler: Any
+    control: Any
+
+    def run(self, resumed: checkpoints.Sealed | None) -> None:
+        """Train to the end, from a sealed checkpoint if one is given; the best weights are kept."""
+        if resumed is None or not _has_ended(resumed.path):
+            self.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+            return
+        # Killed between the last save and the result: the Trainer would take one step more.
+        self._load_from_checkpoint(str(resumed.path))
+        self.state = TrainerState.load_from_json(str(resumed.path / TRAINER_STATE))
+        if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).is_dir():
+            self._load_best_model()
+
+    @property
+    def why_stopped(self) -> str:
+        """ "patience" when validation no longer improved, else "steps"."""
+        return "patience" if self.state.global_step < self.state.max_steps else "steps"
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The device's own schedule: its first step already learns."""
+        if self.lr_scheduler is None:
+            ratio = self.warmup_ratio
+
+            def rate(step: int) -> float:
+                return factor(step, num_training_steps, ratio)
+
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Nats per supervised token and bits per byte of the answers, over the validation set."""
+        began_s = time.monotonic()
+        nats, n_tokens = self._validation_sums()
+        metrics = {
+            "eval_loss": nats / max(1.0, n_tokens),
+            METRIC: nats / math.log(2) / max(1, self.validation_bytes),
+            "eval_s": time.monotonic() - began_s,
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _validation_sums(self) -> tuple[float, float]:
+        """(nats, supervised tokens). Each process takes every n-th batch."""
+        batches = _chunks(len(self.eval_dataset), self.args.per_device_eval_batch_size)
+        n_processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        self.model.eval()
+        for first in range(0, len(batches), n_processes):
+            # Without a batch of its own a process repeats one and does not count it: sharded models
+            # need every process in every forward pass.
+            mine = first + rank
+            rows = batches[mine] if mine < len(batches) else batches[0]
+            found = self._batch_sums([self.eval_dataset[row] for row in rows])
+            sums += found if mine < len(batches) else 0.0 * found
+        nats, n_tokens = self.accelerator.reduce(sums).tolist()
+        return nats, n_tokens
+
+    def _batch_sums(self, rows: list[dict[str, Any]]) -> Any:
+        inputs = self._prepare_inputs(self.data_collator(rows))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            out = self.model(**inputs, fused_lm_head=True, use_cache=False)
+        return torch.stack([-out.log_probs.double().sum(), out.label_mask.double().sum()])
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            root = Path(self.args.output_dir)
+            checkpoints.seal(root / f"{checkpoints.PREFIX}{self.state.global_step}")
+            best = self.state.best_model_checkpoint
+            checkpoints.prune(root, Path(best) if best else None)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the card belongs to the export."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing: no run of ours is reported to anybody."""
+
+
+def new_trainer(
+    model: Any, settings: SftSettings, train: Samples, validation: Samples, directory: Path
+) -> Trainer:
+    """A trainer that saves its checkpoints in `directory`."""
+    has_validation = len(validation) > 0
+    trainer = Trainer(
+        model=model,
+        args=trainer_arguments(settings, directory, has_validation),
+        train_dataset=train_dataset(train, settings),
+        eval_dataset=Dataset.from_dict(validation.columns()) if has_validation else None,
+        processing_class=padding_only(),
+        peft_config=adapter_config(settings),
+    )
+    trainer.warmup_ratio = settings.warmup_ratio
+    trainer.validation_bytes = sum(validation.n_bytes)
+    trainer.processing_class = None  # or every save would write it as the model's tokenizer
+    trainer.remove_callback(PrinterCallback)
+    if settings.trains_adapter:
+        widen_adapter(trainer.model)
+    if has_validation and settings.patience:
+        trainer.add_callback(EarlyStoppingCallback(settings.patience))
+    return trainer
+
+
+def train_dataset(samples: Samples, settings: SftSettings) -> Dataset:
+    """input_ids and labels; with packing TRL's best-fit-decreasing rows and `seq_lengths`."""
+    rows = Dataset.from_dict(samples.columns())
+    return pack_dataset(rows, settings.max_length, "bfd") if settings.packing else rows
+
+
+def padding_only() -> PreTrainedTokenizerFast:
+    """TRL asks a tokenizer for its padding and for nothing else."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = Tokenizer(WordLevel({"<pad>": 0}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
+
+
+def trainer_arguments(settings: SftSettings, directory: Path, has_validation: bool) -> SFTConfig:
+    """Every setting said out loud; what is not ours to choose stays the library's."""
+    best: dict[str, Any] = {"eval_strategy": "no"}
+    if has_validation:
+        best = {
+            "eval_strategy": "steps",
+            "eval_steps": settings.save_every,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": METRIC,
+            "greater_is_better": False,
+        }
+    return SFTConfig(
+        output_dir=str(directory),
+        # What TRL does with the data: nothing.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=settings.max_length,
+        packing=settings.packing,
+        packing_strategy="bfd",
+        # How it learns.
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.micro_batch_size,
+        per_device_eval_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.accumulation_steps,
+        average_tokens_across_devices=True,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim=settings.optimizer,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        # Where and in what.
+        use_cpu=settings.device == "cpu",
+        bf16=settings.dtype == "bf16",
+        tf32=None,
+        activation_checkpointing=settings.gradient_checkpointing,
+        dataloader_num_workers=0,
+        ddp_find_unused_parameters=False,
+        # What is written.
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=None,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        push_to_hub=False,
+        **best,
+    )
+
+
+def _has_ended(checkpoint: Path) -> bool:
+    """Whether the run was over when this was saved."""
+    state = json.loads((checkpoint / TRAINER_STATE).read_bytes())
+    control = state["stateful_callbacks"]["TrainerControl"]
+    return bool(control["args"]["should_training_stop"])
+
+
+def _chunks(n: int, size: int) -> list[Sequence[int]]:
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
