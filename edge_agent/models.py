@@ -38,6 +38,7 @@ from edge_agent.errors import (
     StoreError,
     UsageError,
 )
+from edge_agent.export_directory import model_in
 from edge_agent.gguf_file import GgufFile, read_gguf
 from edge_agent.store import MODEL_NAME, ModelRow
 
@@ -82,8 +83,9 @@ class Plan:
 def pull(source: str, name: str | None, job: Job) -> ModelRow:
     """Bring `source` into STATE/models and return the row to register.
 
-    `source` is embedded:NAME, hf:owner/repo[:quant] or a path. Raises UsageError, ModelNotFound,
-    DownloadError, ModelFormatError, ModelCorrupt, StoreError.
+    `source` is embedded:NAME, hf:owner/repo[:quant], a path to a file or to the directory that
+    `edge-train export` made. Raises UsageError, ModelNotFound, DownloadError, ModelFormatError,
+    ModelCorrupt, StoreError.
     """
     _check_name(name)
     job.report({"status": f"looking for {source}"})
@@ -125,9 +127,11 @@ def find_source(source: str, environ: Mapping[str, str]) -> Plan:
         repo, quant = hub.parse_repo(source.removeprefix("hf:"))
         file = hub.find_file(repo, quant, environ)
         return Plan(source, name_from_file(file.name), file.size_bytes, file.sha256, (), file)
-    path = Path(source).expanduser()
+    path, sha256 = Path(source).expanduser(), None
+    if path.is_dir():
+        path, sha256 = model_in(path)
     gguf = read_gguf(path)  # before a byte is copied; the copy is checked again
-    return Plan(source, name_from_file(path.name), gguf.file_bytes, None, (path,))
+    return Plan(source, name_from_file(path.name), gguf.file_bytes, sha256, (path,))
 
 
 def name_from_file(file_name: str) -> str:

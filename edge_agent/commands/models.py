@@ -31,7 +31,8 @@ class PullOptions(Options):
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="embedded:NAME, hf:owner/repo[:quant] or a path to a GGUF file."
+            metavar="SOURCE",
+            help="embedded:NAME, hf:owner/repo[:quant], a GGUF file or an export directory.",
         ),
     ]
     name: Annotated[str | None, typer.Option(help="Register under this name.", metavar="NAME")] = (
@@ -104,6 +105,7 @@ def pull(options: PullOptions, terminal: Terminal) -> int:
       edge-agent pull embedded:smollm2-135m
       edge-agent pull hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF:q4_k_m
       edge-agent pull ./finetuned.gguf --name mine
+      edge-agent pull ./my-run/export
     """
     source = absolute_source(options.source)
     with open_library(options.state_dir, terminal.environ) as library:
