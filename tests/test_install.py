@@ -80,3 +80,30 @@ def test_an_old_python_is_refused_in_words(
 def test_a_failing_step_says_which() -> None:
     with pytest.raises(install.InstallError, match="false"):
         install.run(["false"])
+
+
+# ---- the host's environment ----------------------------------------------------------------------
+
+HOST_LOCK = (ROOT / "requirements-host.lock").read_text()
+
+
+def names_of(lock: str) -> set[str]:
+    return {entry.partition("==")[0] for entry in entries(lock) if "==" in entry}
+
+
+def test_the_host_lock_pins_by_hash_and_repeats_nothing() -> None:
+    assert {"torch", "transformers", "peft", "trl", "accelerate"} <= names_of(HOST_LOCK)
+    assert names_of(HOST_LOCK) & names_of(LOCK) == set()
+    assert [entry.split()[0] for entry in entries(HOST_LOCK) if "--hash=sha256:" not in entry] == []
+    assert re.findall(r"https?://\S+|(?:extra-)?index-url.*|find-links.*", HOST_LOCK) == []
+
+
+def test_a_torch_for_the_cpu_is_asked_for_without_the_libraries_of_cuda() -> None:
+    others, cuda = install.apart(HOST_LOCK, install.CUDA)
+    assert all(name.startswith(("nvidia-", "cuda-", "triton")) for name in names_of(cuda))
+    assert len(names_of(cuda)) > 5 and names_of(others) & names_of(cuda) == set()
+    _, torch = install.apart(others, (install.TORCH,))
+    assert names_of(torch) == {"torch"}
+    first, *hashes = install.cpu_build(torch).splitlines()
+    assert re.fullmatch(r"torch==[\d.]+\+cpu \\", first)
+    assert hashes == torch.splitlines()[1:]
