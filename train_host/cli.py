@@ -21,8 +21,6 @@ from edge_agent.program import run_program
 from edge_agent.terminal import Terminal, process_terminal
 from train_host.commands.export import ExportOptions, export
 from train_host.commands.merge import MergeOptions, merge
-from train_host.commands.export import ExportOptions, export
-from train_host.commands.merge import MergeOptions, merge
 from train_host.commands.sft import SftOptions, sft
 
 EPILOG = """\b
@@ -43,8 +41,6 @@ def build_app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     add_command(app, "sft", SftOptions, sft)
-    add_command(app, "merge", MergeOptions, merge)
-    add_command(app, "export", ExportOptions, export)
     add_command(app, "merge", MergeOptions, merge)
     add_command(app, "export", ExportOptions, export)
     return app
