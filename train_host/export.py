@@ -182,7 +182,7 @@ def _merge(work: _Work) -> Path:
 def _convert(work: _Work, directory: Path) -> Path:
     path = work.scratch / "f32.gguf"
     metadata, tensors = load_directory(directory)
-    write_model(path, metadata | _own_keys(work), tensors, TypeRequest("F32"), work.how)
+    write_model(path, Metadata(metadata | _own_keys(work)), tensors, TypeRequest("F32"), work.how)
     check = lambda: proof.same_model(directory, path, work.how)  # noqa: E731
     work.stage("convert", "a GGUF file in float32", check)
     return path
@@ -210,7 +210,7 @@ def _quantize(work: _Work, exact: Path, imatrix: Imatrix | None) -> Written:
     )
     metadata, tensors = load_gguf(exact)
     keys = imatrix.keys(Path("imatrix.gguf")) if imatrix else Metadata()
-    written = write_model(path, metadata | keys, tensors, request, work.how)
+    written = write_model(path, Metadata(metadata | keys), tensors, request, work.how)
     check = lambda: proof.same_model(exact, path, work.how)  # noqa: E731
     work.stage("quantize", f"{wanted.type} of {written.bits_per_weight:.2f} bits a weight", check)
     return written

@@ -7,7 +7,7 @@ measured is named as missing. Pure. Not here: measuring.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,7 @@ def _scores(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _stages(export: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for stage in export["stages"]:
         found = stage.get("figures") or {}
         figures = ", ".join(f"{key} {found[key]:.3g}" for key in COMPARED if key in found)
@@ -118,7 +118,7 @@ def _text(value: Any) -> str:
 
 
 def _section(
-    title: str, rows: list[tuple[str, ...]] | list[tuple[str, str]], headers: tuple[str, ...]
+    title: str, rows: Sequence[tuple[str, ...]], headers: tuple[str, ...]
 ) -> Iterator[str]:
     yield f"## {title}\n"
     yield f"| {' | '.join(headers)} |"
