@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 from edge_agent.errors import TrainingFailed
 
+SHARDED = "FSDP"
+"""accelerate's name for it, whatever the version of FSDP."""
 _TRUE = {"1", "true", "yes", "on", "y", "t"}
 
 
@@ -40,14 +42,20 @@ def asks_fsdp(environ: Mapping[str, str]) -> bool:
     return environ.get("ACCELERATE_USE_FSDP", "").lower() in _TRUE
 
 
-def check(distributed_type: str, environ: Mapping[str, str]) -> None:
+def check(distributed_type: str, environ: Mapping[str, str], method: str) -> None:
     """`distributed_type`: accelerate's, NO, MULTI_CPU, MULTI_GPU, FSDP, ... Raises TrainingFailed.
 
-    >>> check("FSDP", {"ACCELERATE_USE_FSDP": "true"})
+    >>> check("FSDP", {"ACCELERATE_USE_FSDP": "true"}, "lora")
     """
-    if asks_fsdp(environ) and distributed_type != "FSDP":
+    if asks_fsdp(environ) and distributed_type != SHARDED:
         raise TrainingFailed(
             "FSDP was asked for and not obtained",
             f"accelerate made {distributed_type} of it, which copies the model into every process",
             "run on GPUs, or launch without FSDP",
+        )
+    if distributed_type == SHARDED and method == "qat":
+        raise TrainingFailed(
+            "--method qat cannot be sharded",
+            "a process would see a part of each row that ggml quantizes",
+            "launch without FSDP: torchrun copies the model into every process",
         )

@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from edge_agent.adapt.layer_choice import parse_layers
 from edge_agent.adapt.messages import TARGET_MODULES
 from edge_agent.errors import UsageError
 
@@ -189,6 +188,8 @@ def _check(wishes: Wishes) -> None:
 
 def _layers(text: str, n_layer: int) -> list[int] | None:
     """None for all of them. Raises UsageError."""
+    from edge_agent.adapt.layer_choice import parse_layers  # NumPy: not for --help
+
     layers = parse_layers(text, n_layer)
     if layers is None:
         raise UsageError(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.extras import load_extra
+from converters.merge import COPIED
 from edge_agent import atomic_file
 from edge_agent.adapt.blas import choose_threads
 from edge_agent.adapt.dataset import split
@@ -211,7 +212,7 @@ def _carry_out(job: Job, prepared: Prepared, console: Console) -> dict[str, Any]
     model = load_model(prepared.source.directory, settings, distributed.local_rank(job.environ))
     trainer = new_trainer(model, settings, prepared.train, prepared.validation, files.checkpoints)
     kind = trainer.accelerator.distributed_type.value
-    distributed.check(kind, job.environ)
+    distributed.check(kind, job.environ, settings.method)
     if prepared.is_first:
         console.note(_announcement(prepared, trainer, kind))
     resumed = _resume_point(trainer, prepared, console)
@@ -221,7 +222,7 @@ def _carry_out(job: Job, prepared: Prepared, console: Console) -> dict[str, Any]
         _train(trainer, prepared, console, resumed, meter)
     finally:
         meter.close()
-    _save_result(trainer, prepared)
+    _save_result(trainer, prepared, kind)
     return _finish(trainer, prepared, kind, meter.reason) if prepared.is_first else {}
 
 
@@ -279,34 +280,38 @@ def _train(
 # ---- after the last step -----------------------------------------------------------------------
 
 
-def _save_result(trainer: Any, prepared: Prepared) -> None:
+def _save_result(trainer: Any, prepared: Prepared, kind: str) -> None:
     """RUN/adapter or RUN/model, whole or not there. Every process calls it: shards are gathered."""
     files, settings = prepared.files, prepared.settings
-    if not settings.trains_adapter:
-        _save_model(trainer, prepared)
-        return
-    temp = files.path / ".adapter.tmp"
+    target = files.adapter if settings.trains_adapter else files.model
+    if prepared.is_first:
+        shutil.rmtree(target, ignore_errors=True)
+    if settings.trains_adapter or kind == distributed.SHARDED:
+        _save_by_trainer(trainer, prepared, target)
+    elif prepared.is_first:
+        from train_host.qat import write_latent
+
+        write_latent(trainer.model, prepared.source.directory, target)
+
+
+def _save_by_trainer(trainer: Any, prepared: Prepared, target: Path) -> None:
+    temp = target.with_name(f".{target.name}.tmp")
     if prepared.is_first:
         shutil.rmtree(temp, ignore_errors=True)
-        shutil.rmtree(files.adapter, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(temp))
     trainer.accelerator.wait_for_everyone()
-    if prepared.is_first:
-        for name in ("training_args.bin", "README.md"):  # a pickle, and an empty form
-            (temp / name).unlink(missing_ok=True)
-        checkpoints.seal(temp)
-        os.replace(temp, files.adapter)
-        atomic_file.sync_directory(files.path)
-
-
-def _save_model(trainer: Any, prepared: Prepared) -> None:
-    from train_host.qat import write_latent
-
-    if prepared.is_first:
-        target = prepared.files.model
-        shutil.rmtree(target, ignore_errors=True)
-        write_latent(trainer.model, prepared.source.directory, target)
+    if not prepared.is_first:
+        return
+    for name in ("training_args.bin", "README.md"):  # a pickle, and an empty form
+        (temp / name).unlink(missing_ok=True)
+    if target == prepared.files.model:
+        for name in COPIED:
+            if (prepared.source.directory / name).is_file():
+                shutil.copyfile(prepared.source.directory / name, temp / name)
+    checkpoints.seal(temp)
+    os.replace(temp, target)
+    atomic_file.sync_directory(target.parent)
 
 
 def _finish(trainer: Any, prepared: Prepared, kind: str, reason: str) -> dict[str, Any]:

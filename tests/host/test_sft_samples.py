@@ -87,7 +87,7 @@ def test_packed_rows_hold_our_ids_and_labels(tiny_llama: Path, pairs: Path, tmp_
     batches = given_to_the_model(tiny_llama, samples, settings, tmp_path / "c")
     found = []
     for batch in batches:
-        assert "attention_mask" not in batch
+        assert batch.get("attention_mask") is None
         ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
         places = batch["position_ids"][0].tolist()
         starts = [n for n, place in enumerate(places) if place == 0]

@@ -27,7 +27,7 @@ def write_tiny(directory: Path, family: str) -> Path:
     put_json(directory / "config.json", config)
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
-    if family == "llama":
+    if family in ("llama", "qwen3"):  # the tiny qwen3 has no <think>
         settings["chat_template"] = CHATML_TEMPLATE
     put_json(directory / "tokenizer_config.json", settings)
     return directory
