@@ -34,7 +34,8 @@ ANSWER = "The Wi-Fi is called Honnekere-Guest."
 
 def readme_commands() -> list[str]:
     """The block of the README that begins with `edge-train sft`, without its remarks."""
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     (block,) = (block for block in blocks if block.startswith("edge-train sft"))
     return [line.split("  #")[0].strip() for line in block.splitlines()]
 

@@ -16,6 +16,7 @@ from train_host import cli as edge_train
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = {"edge-train": edge_train, "edge-agent": edge_agent}
 LAUNCHED = re.compile(r"(torchrun|accelerate launch) .*?-m train_host\.cli ")
+BLOCK = r"^```\w*\n(.*?)^```$"
 PAGES = sorted(
     [*(ROOT / "recipes").glob("*/README.md"), ROOT / "docs" / "host.md", ROOT / "README.md"]
 )
@@ -24,9 +25,12 @@ PAGES = sorted(
 def commands(page: Path) -> list[str]:
     """Lines of code blocks and spans in backticks that begin with one of our programs."""
     text = page.read_text()
-    blocks = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL)
-              for line in block.replace("\\\n", " ").splitlines()]  # fmt: skip
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    blocks = [line for block in re.findall(BLOCK, text, re.DOTALL | re.MULTILINE)
+              for line in block.replace("\\\n", " ").splitlines()
+              if not line.startswith(" ")]  # fmt: skip
+    prose = re.sub(BLOCK, "", text, flags=re.DOTALL | re.MULTILINE)
+    spans = re.findall(r"`([^`\n]+)`", prose)
+    spans = [span for span in spans if not re.search(r"\b[A-Z]{3,}\b", span)]  # a placeholder
     found = []
     for line in [*blocks, *spans]:
         line = LAUNCHED.sub("edge-train ", line.strip()).split(" #")[0].split(" &")[0]
