@@ -90,12 +90,16 @@ def build(source: Path, build_dir: Path, flags: list[str], jobs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--source-only", action="store_true", help="fetch it, build nothing")
     args = parser.parse_args()
     root = peer_root(version(DISTRIBUTION))
     source = root / "src"
     if not source.is_dir():
         print(f"fetching the source of {DISTRIBUTION} {version(DISTRIBUTION)} ...", flush=True)
         fetch_source(version(DISTRIBUTION), source)
+    if args.source_only:
+        print(source)
+        return
     flags = [*PEER_FLAGS, *shared_flags(BUILD_FLAGS, os.environ.get("CMAKE_ARGS", ""))]
     build(source, root / "build", flags, args.jobs)
     for name in TARGETS:
