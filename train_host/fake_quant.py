@@ -100,7 +100,9 @@ class FakeQuantizer:
         """
         entry = self._entries[name]
         if entry.state != _state(entry.latent):
-            self._refresh()
+            # What is made in an evaluation must be of use to the training after it.
+            with torch.inference_mode(False), torch.no_grad():
+                self._refresh()
         return StraightThrough.apply(entry.latent, entry.values)
 
     def _refresh(self) -> None:

@@ -90,6 +90,20 @@ def test_only_a_change_of_the_weight_is_quantized_again() -> None:
     assert quantizer.n_refreshes == 3
 
 
+def test_training_goes_on_from_an_evaluation() -> None:
+    """Tensors made in inference mode cannot be kept for a backward pass."""
+    module = linear(matrix())
+    quantizer = quantizer_of(module, Grid("Q4_0"))
+    x = torch.from_numpy(matrix(5)).requires_grad_()
+    for _ in range(2):
+        with torch.inference_mode():
+            quantizer.weight("w")
+        torch.nn.functional.linear(x, quantizer.weight("w")).sum().backward()
+        with torch.no_grad():
+            module.weight.sub_(0.1 * module.weight.grad)
+    assert quantizer.n_refreshes == 2
+
+
 def test_an_optimizer_step_quantizes_all_weights_once() -> None:
     modules = [linear(matrix()) for _ in range(3)]
     quantizer = FakeQuantizer(2)
