@@ -19,6 +19,7 @@ from edge_agent import __version__
 from edge_agent.commands.options import add_command
 from edge_agent.program import run_program
 from edge_agent.terminal import Terminal, process_terminal
+from train_host.commands.distill import DistillOptions, distill_logits
 from train_host.commands.export import ExportOptions, export
 from train_host.commands.merge import MergeOptions, merge
 from train_host.commands.sft import SftOptions, sft
@@ -41,6 +42,7 @@ def build_app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     add_command(app, "sft", SftOptions, sft)
+    add_command(app, "distill-logits", DistillOptions, distill_logits)
     add_command(app, "merge", MergeOptions, merge)
     add_command(app, "export", ExportOptions, export)
     return app

@@ -1,0 +1,89 @@
+"""edge-train distill-logits: a large model teaches a small one by its distributions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from converters.commands.options import JsonOptions
+from edge_agent.terminal import Terminal, duration_text
+from train_host.commands.sft import CACHE, cache_directory
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(JsonOptions):
+    teacher: Annotated[
+        str, typer.Option(help="Directory, hf:OWNER/NAME, or a GGUF file.", metavar="MODEL")
+    ]
+    data: Annotated[Path, typer.Option(help="Rows, as for sft.", metavar="FILE")]
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Run directory to make.", metavar="RUN")
+    ]
+    model: Annotated[
+        str | None, typer.Option(help="The student, of the teacher's family.", metavar="MODEL")
+    ] = None
+    keep_layers: Annotated[
+        str | None,
+        typer.Option(help="Instead of --model: these blocks of the teacher.", metavar="0-5,12-17"),
+    ] = None
+    on_policy: Annotated[
+        bool,
+        typer.Option(
+            "--on-policy/--off-policy",
+            help="Learn on answers that the student writes, or on those of the rows.",
+        ),
+    ] = True
+    beta: Annotated[
+        float, typer.Option(help="0: KL(teacher||student), 1: the reverse.", min=0.0, max=1.0)
+    ] = 0.0
+    max_steps: Annotated[int, typer.Option(metavar="N", min=1)] = 200
+    batch_size: Annotated[int, typer.Option(help="Answers of a step.", metavar="N", min=1)] = 4
+    learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate.", min=1e-9)] = 1e-4
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest answer of the student.", metavar="N", min=1)
+    ] = 64
+    max_length: Annotated[
+        int, typer.Option(help="Tokens; longer rows are left out and counted.", metavar="N", min=8)
+    ] = 512
+    validation_share: Annotated[
+        float, typer.Option(help="Part of the rows kept back to measure on.", min=0.0, max=0.5)
+    ] = 0.1
+    seed: Annotated[int, typer.Option(min=0)] = 1
+    threads: Annotated[
+        int | None, typer.Option(help="Threads [physical cores].", metavar="N", min=1, max=1024)
+    ] = None
+    cache: Annotated[
+        Path | None, typer.Option(help=f"Converted models [~/.cache/{CACHE}].", metavar="DIR")
+    ] = None
+
+
+def distill_logits(options: DistillOptions, terminal: Terminal) -> int:
+    """Teach a small model what a large one of its family would say at every place.
+
+    Every weight of the student learns, in float32. The teacher's head is cut to the student's width
+    where it is only padding that is cut. The result is a run: `edge-train export RUN`.
+
+    Examples:
+      edge-train distill-logits --teacher ./qwen-7b --model ./qwen-0.5b --data d.jsonl -o small
+      edge-train distill-logits --teacher ./gemma --keep-layers 0-5,12-17 --data d.jsonl -o cut
+    """
+    from train_host.distill import Job, distill
+    from train_host.sft import Console
+
+    given = {field.name: getattr(options, field.name) for field in fields(Job)}
+    job = Job(**{**given, "cache": options.cache or cache_directory(terminal)})
+    with terminal.progress(counts_bytes=False) as progress:
+        document = distill(job, Console(progress, terminal.note))
+    if options.json:
+        terminal.document(document)
+    else:
+        terminal.line(
+            f"{document['result']}: {document['steps']} steps in"
+            f" {duration_text(document['train_s'])},"
+            f" KL to the teacher on {document['kl_rows']} rows"
+            f" {document['kl_before']:.4f} to {document['kl_after']:.4f} nats a token"
+        )
+    return 0

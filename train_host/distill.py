@@ -1,0 +1,269 @@
+"""A large model teaches a small one what it would have said at every place, not only what it said.
+
+    teacher ──its distribution over the next token──┐
+    prompts ──answers of the student, or of the rows ┴─> student learns ─> RUN/model
+
+The student's vocabulary is the teacher's (checked token by token); a wider head is cut. Flows in: a
+`Job`. Flows out: a run directory that `export` reads, with the KL to the teacher before and after,
+on rows that were kept back. A run that is killed starts anew. Trains every weight in float32. Not
+here: the loss (TRL's, arXiv 2306.13649; distill_trainer.py), a shallower student (layer_cut.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from converters.checkpoint import open_checkpoint
+from converters.extras import load_extra
+from edge_agent import atomic_file
+from edge_agent.adapt.blas import choose_threads
+from edge_agent.adapt.dataset import split
+from edge_agent.adapt.run_log import RunLog
+from edge_agent.engine.supervised import vocabulary_only
+from edge_agent.errors import ConversionError, UsageError
+from train_host import curves, results, run_directory
+from train_host.layer_cut import parse_blocks, write_cut
+from train_host.model_source import ModelSource, open_source
+from train_host.run_directory import RunFiles
+from train_host.samples import (
+    Data,
+    Samples,
+    encode_rows,
+    lines_of,
+    read_data,
+    refuse_unlearnable,
+)
+from train_host.sft import PACKAGES, Console
+from train_host.sft import _versions as versions
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a user asks for. `model` None: the teacher's own blocks `keep_layers`."""
+
+    teacher: str
+    model: str | None
+    keep_layers: str | None
+    data: Path
+    output: Path
+    cache: Path
+    on_policy: bool = True
+    beta: float = 0.0
+    max_steps: int = 200
+    batch_size: int = 4
+    learning_rate: float = 1e-4
+    max_new_tokens: int = 64
+    max_length: int = 512
+    validation_share: float = 0.1
+    seed: int = 1
+    threads: int | None = None
+
+
+def distill(job: Job, console: Console) -> dict[str, Any]:
+    """Run it; the content of metrics.json. Raises EdgeAgentError."""
+    for name in PACKAGES:
+        load_extra(name, "edge-train distill-logits")
+    if (job.model is None) == (job.keep_layers is None):
+        raise UsageError(
+            "who is taught?", "give one of --model and --keep-layers", "--keep-layers 0-5,12-17"
+        )
+    files = RunFiles(job.output)
+    descriptor = run_directory.lock(job.output)
+    try:
+        run_directory.check_start(files, resume=False)
+        return _carry_out(job, files, console)
+    finally:
+        os.close(descriptor)
+
+
+def _carry_out(job: Job, files: RunFiles, console: Console) -> dict[str, Any]:
+    teacher = open_source(job.teacher, job.cache)
+    student = _student(job, teacher, files)
+    _check_same_tokens(teacher, student)
+    data = read_data(job.data)
+    kept, held = split(data.rows, job.validation_share)
+    with vocabulary_only(student.vocabulary) as prompts:
+        ends = sorted(prompts.vocabulary.eog_ids)
+        train = encode_rows(kept, prompts, job.max_length)
+        validation = encode_rows(held, prompts, job.max_length)
+    refuse_unlearnable(train, str(job.data), job.max_length)
+    document = _document(job, teacher, student, data, (train, validation))
+    atomic_file.write(files.data, data.content, 0o644)
+    atomic_file.write(files.train_rows, lines_of(data, train.rows), 0o644)
+    metrics = _teach(job, (teacher, student), (train, validation), ends, (files, console))
+    run_directory.write_document(files.run, document)
+    run_directory.write_document(files.metrics, metrics)
+    return metrics
+
+
+def _student(job: Job, teacher: ModelSource, files: RunFiles) -> ModelSource:
+    if job.model is not None:
+        return open_source(job.model, job.cache)
+    n_layer = int(open_checkpoint(teacher.directory).config["num_hidden_layers"])
+    directory = files.path / "student"
+    shutil.rmtree(directory, ignore_errors=True)
+    write_cut(teacher.directory, parse_blocks(str(job.keep_layers), n_layer), directory)
+    source = open_source(str(directory), job.cache)
+    return replace(source, origin=f"blocks {job.keep_layers} of {teacher.origin}")
+
+
+def _check_same_tokens(teacher: ModelSource, student: ModelSource) -> None:
+    """Raises ConversionError: two vocabularies, or a teacher that is the narrower one."""
+    tokens = [_tokens(source.directory) for source in (teacher, student)]
+    if tokens[0] != tokens[1]:
+        raise ConversionError(
+            f"{teacher.origin} cannot teach {student.origin}",
+            "their tokenizers differ, so their distributions are over other things",
+            "take two models of one family",
+        )
+    widths = [int(open_checkpoint(s.directory).config["vocab_size"]) for s in (teacher, student)]
+    if not len(tokens[1]) <= widths[1] <= widths[0]:
+        raise ConversionError(
+            f"{teacher.origin} cannot teach {student.origin}",
+            f"their heads have {widths[0]} and {widths[1]} rows for {len(tokens[1])} tokens",
+            "the teacher's must be as wide as the student's, which must hold every token",
+        )
+
+
+def _tokens(directory: Path) -> dict[str, int]:
+    """Text -> id of every token, from tokenizer.json. Padding of the vocabulary is left out."""
+    document = json.loads((directory / "tokenizer.json").read_bytes())
+    added = {token["content"]: token["id"] for token in document["added_tokens"]}
+    found = {**document["model"]["vocab"], **added}
+    return {text: number for text, number in found.items() if not text.startswith("[PAD")}
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    import torch
+
+    wanted = asdict(job)
+    for key in ("teacher", "model", "data", "output", "cache"):
+        del wanted[key]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {**wanted, "threads": job.threads or choose_threads(None), "device": device}
+
+
+def _document(
+    job: Job,
+    teacher: ModelSource,
+    student: ModelSource,
+    data: Data,
+    samples: tuple[Samples, Samples],
+) -> dict[str, Any]:
+    """run.json: as sft's, and the teacher."""
+    return {
+        "method": "distill",
+        "settings": {**_settings(job), "teacher": teacher.origin, "teacher_sha256": teacher.sha256},
+        "model": {
+            "origin": student.origin,
+            "directory": str(student.directory),
+            "gguf": None,
+            "sha256": student.sha256,
+        },
+        "data": {
+            "origin": str(job.data),
+            "sha256": data.sha256,
+            **results.data_summary(*samples),
+        },
+        "versions": versions(),
+    }
+
+
+def _teach(
+    job: Job,
+    sources: tuple[ModelSource, ModelSource],
+    samples: tuple[Samples, Samples],
+    ends: list[int],
+    place: tuple[RunFiles, Console],
+) -> dict[str, Any]:
+    """Train the student and write it; metrics.json. `sources`: teacher, student; `ends`: ids."""
+    import torch
+
+    from train_host.distill_trainer import divergence
+    from train_host.qat import write_latent
+
+    (files, console), settings = place, _settings(job)
+    torch.set_num_threads(settings["threads"])
+    torch.manual_seed(job.seed)
+    teacher, student = _models(sources, ends, settings["device"])
+    measured = samples[1] if len(samples[1]) else samples[0]
+    before = divergence(teacher, student, measured)
+    console.note(f"KL to the teacher before: {before:.4f} nats a token")
+    began_s = time.monotonic()
+    _train((teacher, student), samples[0], settings, place)
+    train_s = time.monotonic() - began_s
+    after = divergence(teacher, student, measured)
+    console.note(f"KL to the teacher after: {after:.4f} nats a token")
+    shutil.rmtree(files.model, ignore_errors=True)
+    write_latent(student, sources[1].directory, files.model)
+    found = _metrics(results.read_log(files.log), samples, files)
+    return {**found, "kl_before": before, "kl_after": after, "train_s": train_s}
+
+
+def _metrics(
+    rows: list[dict[str, Any]], samples: tuple[Samples, Samples], files: RunFiles
+) -> dict[str, Any]:
+    """What the log says; the picture of it is written."""
+    atomic_file.write(files.curves, curves.picture(rows).encode(), 0o644)
+    return {
+        "method": "distill",
+        "kl_rows": "validation" if len(samples[1]) else "training",
+        "first_loss": rows[0]["loss"] if rows else None,
+        "final_loss": rows[-1]["loss"] if rows else None,
+        "steps": len(rows),
+        "stopped": "steps",
+        **results.data_summary(*samples),
+        "energy": {"joules": None, "reason": "distill-logits does not measure it"},
+        "result": str(files.model),
+    }
+
+
+def _models(sources: tuple[ModelSource, ModelSource], ends: list[int], device: str) -> Any:
+    """(teacher, student) with heads of one width; the student stops at the ids `ends`."""
+    from train_host.distill_trainer import cut_head
+
+    teacher, student = (_load(source.directory, device) for source in sources)
+    cut_head(teacher, student.config.get_text_config().vocab_size)
+    student.generation_config.eos_token_id = ends
+    if student.generation_config.pad_token_id is None:
+        student.generation_config.pad_token_id = ends[0]
+    return teacher, student
+
+
+def _train(
+    models: Any, samples: Samples, settings: Mapping[str, Any], place: tuple[RunFiles, Console]
+) -> None:
+    from train_host.distill_trainer import new_distiller, turns_of
+
+    files, console = place
+    log = RunLog(files.log)
+
+    def write(row: Mapping[str, Any]) -> None:
+        log.append({"v": 1, **row})
+        console.progress(f"step {row['step']}, loss {row['loss']:.4f}", row["step"], row["of"])
+
+    try:
+        new_distiller(models, turns_of(samples), settings, files.checkpoints, write).train()
+    finally:
+        log.close()
+
+
+def _load(directory: Path, device: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        str(directory),
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return model.to(device)
