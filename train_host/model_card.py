@@ -56,7 +56,7 @@ def _body(source: Card) -> Iterator[str]:
     export, model = source.export, source.export["model"]
     yield f"# {export['name']}\n"
     yield (
-        f"`{export['base']['origin']}` fine-tuned with {export['method']} and quantized to"
+        f"`{_named(export['base']['origin'])}` fine-tuned with {export['method']} and quantized to"
         f" {model['type']} ({model['bits_per_weight']} bits a weight). Made by `edge-train`.\n"
     )
     yield f"```\nedge-agent pull . && edge-agent chat {model['file'].removesuffix('.gguf')}\n```\n"
@@ -69,12 +69,24 @@ def _body(source: Card) -> Iterator[str]:
     yield from _section("Checked after each step", _stages(export), headers)
     yield from (f"- {note}" for note in export["notes"])
     origins = [
-        ("base", f"`{export['base']['origin']}`, SHA-256 `{export['base']['sha256']}`"),
-        ("data", f"`{export['data']['origin']}`, SHA-256 `{export['data']['sha256']}`"),
+        ("base", f"`{_named(export['base']['origin'])}`, SHA-256 `{export['base']['sha256']}`"),
+        ("data", f"`{_named(export['data']['origin'])}`, SHA-256 `{export['data']['sha256']}`"),
         *((f"{key} (version)", str(value)) for key, value in (export["versions"] or {}).items()),
         *((key, _text(value)) for key, value in source.settings.items()),
     ]
     yield from _section("Settings", origins, ("setting", "value"))
+
+
+def _named(origin: str) -> str:
+    """A path by its last part: where it lay on the maker's machine is nobody's business.
+
+    >>> _named("/home/me/gemma.gguf"), _named("hf:Qwen/Qwen2.5-0.5B"), _named("blocks 0 of /a/b")
+    ('gemma.gguf', 'hf:Qwen/Qwen2.5-0.5B', 'blocks 0 of b')
+    """
+    if origin.startswith("hf:"):
+        return origin
+    head, separator, path = origin.rpartition(" of ")
+    return head + separator + path.rstrip("/").rpartition("/")[2]
 
 
 def _terms(export: Mapping[str, Any]) -> list[tuple[str, str]]:
