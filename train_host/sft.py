@@ -202,6 +202,7 @@ def _begin(files: RunFiles, data: Data, document: Mapping[str, Any], samples: Sa
 
 def _carry_out(job: Job, prepared: Prepared, console: Console) -> dict[str, Any]:
     import torch
+    from accelerate import PartialState
 
     from train_host.energy_meter import EnergyMeter
     from train_host.methods import load_model
@@ -209,6 +210,9 @@ def _carry_out(job: Job, prepared: Prepared, console: Console) -> dict[str, Any]
 
     files, settings = prepared.files, prepared.settings
     torch.set_num_threads(settings.threads)
+    if settings.n_processes > 1:
+        # Before the weights: with FSDP only the first process then reads them.
+        PartialState(cpu=settings.device == "cpu")
     model = load_model(prepared.source.directory, settings, distributed.local_rank(job.environ))
     trainer = new_trainer(model, settings, prepared.train, prepared.validation, files.checkpoints)
     kind = trainer.accelerator.distributed_type.value

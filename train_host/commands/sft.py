@@ -42,7 +42,9 @@ class SftOptions(JsonOptions):
     layers: Annotated[
         str, typer.Option(help="Blocks that learn: all, top:K, or numbers: 10,11.", metavar="WHICH")
     ] = "all"
-    r: Annotated[int, typer.Option("--r", help="Rank of LoRA.", metavar="N", min=1)] = 16
+    r: Annotated[
+        int, typer.Option("--r", "-r", help="Rank of LoRA (torchrun knows -r).", metavar="N", min=1)
+    ] = 16
     lora_alpha: Annotated[float, typer.Option(help="Scale is lora_alpha / r.", min=0.001)] = 32.0
     lora_dropout: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.0
     qat_type: Annotated[
