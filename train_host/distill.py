@@ -70,6 +70,7 @@ def distill(job: Job, console: Console) -> dict[str, Any]:
     """Run it; the content of metrics.json. Raises EdgeAgentError."""
     for name in PACKAGES:
         load_extra(name, "edge-train distill-logits")
+    load_extra("transformers.utils.logging", "edge-train distill-logits").disable_progress_bar()
     if (job.model is None) == (job.keep_layers is None):
         raise UsageError(
             "who is taught?", "give one of --model and --keep-layers", "--keep-layers 0-5,12-17"
