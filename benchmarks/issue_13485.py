@@ -242,8 +242,7 @@ class Run:
         differing: int | None = None,
     ) -> Result:
         reference = self.bench.reference(self.job.training, self.job.seed)
-        log_p = exact.log_probabilities
-        is_reference = served is None
+        log_p, is_reference = exact.log_probabilities, served is None
         return Result(
             model=self.bench.twin.name,
             type=name,
@@ -357,7 +356,8 @@ def run_jobs(bench: Bench, arguments: argparse.Namespace, ends_s: float) -> bool
         with tempfile.TemporaryDirectory(dir=bench.work) as name:
             bench.add(Run(bench, job, Path(name)).found())
         print(f"  {time.monotonic() - began_s:.0f} s", flush=True)
-    return True
+    done = {(r.way, r.type, r.seed) for r in bench.results()}
+    return all(job.results <= done for job in jobs(arguments.seeds))
 
 
 def add_untrained(bench: Bench) -> None:
