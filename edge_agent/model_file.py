@@ -27,9 +27,18 @@ class ModelFiles:
     def __init__(self, root: Path, settings: EngineSettings) -> None:
         self._root = root
         self._settings = settings
-        self._proved: dict[Path, tuple[Identity, str, MemoryPlan, bool]] = {}
+        self._proved: dict[Path, tuple[Identity, str, MemoryPlan, EngineSettings]] = {}
         self.is_small = False
         """Load with one slot, whatever the settings say: the guard's wish."""
+        self.is_shared = False
+        """Load without a repacked copy of the weights: a trainer maps the same file."""
+
+    @property
+    def settings(self) -> EngineSettings:
+        """Those of the next load."""
+        slots = 1 if self.is_small else self._settings.slots
+        repack = self._settings.repack and not self.is_shared
+        return msgspec.structs.replace(self._settings, slots=slots, repack=repack)
 
     def load_message(self, row: ModelRow) -> tuple[Load, Identity]:
         """Raises ModelNotFound when the file is gone."""
@@ -37,13 +46,11 @@ class ModelFiles:
         identity = _identity(path, row.name)
         proved = self._proved.get(path)
         is_proved = proved is not None and proved[:2] == (identity, row.sha256)
-        plan = proved[2] if proved and is_proved and proved[3] == self.is_small else None
+        plan = proved[2] if proved and is_proved and proved[3] == self.settings else None
         load = Load(
             name=row.name,
             path=str(path),
-            settings=msgspec.structs.replace(self._settings, slots=1)
-            if self.is_small
-            else self._settings,
+            settings=self.settings,
             sha256=None if is_proved else row.sha256,
             plan=plan,
         )
@@ -58,7 +65,7 @@ class ModelFiles:
             kv_bytes=info.kv_bytes,
             compute_bytes=info.compute_bytes,
         )
-        self._proved[self._root / row.path] = (identity, row.sha256, plan, self.is_small)
+        self._proved[self._root / row.path] = (identity, row.sha256, plan, self.settings)
 
     def forget(self, row: ModelRow) -> None:
         """A load failed: prove everything again next time."""

@@ -170,11 +170,26 @@ class Residency:
             return "the model has one slot already"
         before, row = worker.info, worker.row
         reason = f"reloading {row.name} with {'one slot' if is_small else 'all slots'}"
-        await self._join(
-            self._begin(self._switch_to(row), row.name, "loading", reason), shares_error=True
-        )
+        await self._reload(row, reason)
         after = self.worker.info if self.worker else before
         return f"{reason}: {_kv_mib(before)} -> {_kv_mib(after)} MiB of KV cache"
+
+    async def share(self, is_shared: bool) -> None:
+        """Reload the model without llama.cpp's repacked copy of its weights, or with it again: a
+        trainer beside it maps the same file, and the copy is memory of its own. Raises load errors,
+        Overloaded."""
+        while self.change is not None:
+            await self._join(self.change, shares_error=False)
+        before = self._files.settings
+        self._files.is_shared = is_shared
+        if self.worker is not None and self._files.settings != before:
+            copy = "without" if is_shared else "with"
+            row = self.worker.row
+            await self._reload(row, f"reloading {row.name} {copy} repacked weights")
+
+    async def _reload(self, row: ModelRow, reason: str) -> None:
+        change = self._begin(self._switch_to(row), row.name, "loading", reason)
+        await self._join(change, shares_error=True)
 
     async def close(self) -> None:
         """End every request with ShuttingDown, then the worker. For good."""

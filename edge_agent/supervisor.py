@@ -213,6 +213,13 @@ class Supervisor:
         """
         return await self._residency.resize(is_small)
 
+    async def share(self, is_shared: bool) -> None:
+        """Hold no copy of the weights beside the mapped file, or hold one again if it is faster.
+
+        Waits for running requests. Raises Overloaded and every load error.
+        """
+        await self._residency.share(is_shared)
+
     def status(self) -> EngineStatus:
         residency = self._residency
         worker, change = residency.worker, residency.change

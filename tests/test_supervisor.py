@@ -753,6 +753,22 @@ def test_shrinking_reloads_with_one_slot_and_growing_with_all(store: Store) -> N
     assert [load["plan"] is None for load in loads] == [True, True, True]
 
 
+def test_sharing_reloads_without_repacked_weights_and_back(store: Store) -> None:
+    row = add(store)
+
+    async def work() -> None:
+        async with supervising(store) as supervisor:
+            await supervisor.share(True)
+            await supervisor.ensure_loaded(None)
+            await supervisor.share(True)
+            await supervisor.share(False)
+            await supervisor.share(False)
+            assert supervisor.status().state == "ready"
+
+    run(work())
+    assert [load["settings"]["repack"] for load in sent(row, "load")] == [False, True]
+
+
 def test_refusal_of_the_guard_reaches_requests_and_loads(store: Store) -> None:
     add(store)
 

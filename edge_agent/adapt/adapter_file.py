@@ -182,7 +182,7 @@ def check_adapter(path: Path, base: GgufFile, base_sha256: str | None) -> Adapte
     `why` says what is wrong with this very file.
     """
     try:
-        with _open_regular(path) as stream:
+        with open_regular(path) as stream:
             return check_open(stream, path, base, base_sha256)
     except Malformed as error:
         raise _refusal(path, base, str(error)) from None
@@ -232,8 +232,11 @@ def _info(stream: BinaryIO, path: Path, base: GgufFile, base_sha256: str | None)
     )
 
 
-def _open_regular(path: Path) -> BinaryIO:
-    """Open without following a link and without waiting for the writer of a pipe."""
+def open_regular(path: Path) -> BinaryIO:
+    """Open without following a link and without waiting for the writer of a pipe.
+
+    Raises Malformed, OSError.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

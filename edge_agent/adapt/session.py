@@ -33,6 +33,9 @@ from edge_agent.records import AdapterRef
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
 
+AMPLE_BYTES = 6 << 30
+"""Available memory with which a repacked copy of the weights (on ARM: all of a Q4_0 model) may
+stay beside a trainer: more than any board of 8 GB has free."""
 STOP_S = 10.0
 """How long a trainer may take for its step and its checkpoint when the daemon stops."""
 
@@ -53,9 +56,11 @@ class Adaptation:
         self._store = store
         self._registry = supervisor.registry
         self._supervisor = supervisor
+        self._board = board
         self._training = Training(board, self._busy, environ)
         self._run: Run | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_closing = False
 
     # ---- asked from outside -------------------------------------------------------------------
 
@@ -132,6 +137,7 @@ class Adaptation:
 
     async def close(self) -> None:
         """`stop`, and wait for it at most STOP_S."""
+        self._is_closing = True
         self.stop()
         if self._task is not None and not self._task.done():
             done, _ = await asyncio.wait({self._task}, timeout=STOP_S)
@@ -196,7 +202,7 @@ class Adaptation:
     async def _train(self, run: Run, start: Start) -> None:
         """Raises the trainer's error."""
         if run.request.settings.policy != "exclusive":
-            await self._training.carry_out(run, start)
+            await self._train_beside(run, start)
             return
         await self._supervisor.unload()
         self._supervisor.reserve("the board is learning (policy exclusive)")
@@ -204,6 +210,26 @@ class Adaptation:
             await self._training.carry_out(run, start)
         finally:
             self._supervisor.reserve(None)
+
+    async def _train_beside(self, run: Run, start: Start) -> None:
+        """Where memory is short the worker gives up its repacked copy of the weights meanwhile."""
+        available = self._board.conditions(0).available_bytes
+        if available is None or available >= AMPLE_BYTES:
+            await self._training.carry_out(run, start)
+            return
+        await self._supervisor.share(True)
+        try:
+            await self._training.carry_out(run, start)
+        finally:
+            if not self._is_closing:
+                await self._take_copy_back()
+
+    async def _take_copy_back(self) -> None:
+        """Never raises: the run is over, and the next load makes the copy."""
+        try:
+            await self._supervisor.share(False)
+        except EdgeAgentError as error:
+            self._store.add_event("reload_failed", f"after a lesson: {error}")
 
     # ---- afterwards ---------------------------------------------------------------------------
 

@@ -16,10 +16,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edge_agent.errors import AdapterRefused, ModelFormatError, ModelRefused, RequestError
-from edge_agent.gguf_file import read_gguf
-from edge_agent.gguf_header import TensorInfo
-from edge_agent.llama.adapter import check_open, free_adapter, load_adapter, open_regular
+from edge_agent.adapt.adapter_file import check_open, open_regular
+from edge_agent.errors import AdapterRefused, ModelRefused, RequestError
+from edge_agent.gguf_cursor import Malformed
+from edge_agent.gguf_file import GgufFile, read_gguf
+from edge_agent.llama.adapter import free_adapter, load_adapter
 from edge_agent.llama.binding import LogTail
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
@@ -43,6 +44,39 @@ def key_of(adapter: AdapterRef | None) -> AdapterKey | None:
     return adapter.sha256, adapter.scale
 
 
+def activate(
+    paths: Sequence[str], base: Path, model: Model, context: Context, log: LogTail
+) -> list[Any]:
+    """Load all of them and apply them at scale 1; their handles. Raises AdapterRefused."""
+    if not paths:
+        return []
+    file = read_gguf(base)
+    handles = [_checked(Path(path), None, file, model, log) for path in paths]
+    context.set_adapters([(handle, 1.0) for handle in handles])
+    return handles
+
+
+def _checked(
+    path: Path, adapter: AdapterRef | None, base: GgufFile, model: Model, log: LogTail
+) -> Any:
+    """A handle of the very file that was checked, whatever its name means by now.
+
+    Raises AdapterRefused.
+    """
+    try:
+        with open_regular(path) as stream:
+            if adapter is not None:
+                _check_sha256(stream, adapter)
+            check_open(stream, path, base, None)
+            return load_adapter(f"/proc/self/fd/{stream.fileno()}", model, log)
+    except (Malformed, OSError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise AdapterRefused(f"cannot use the adapter {path}", why, _HINT) from None
+    except ModelRefused as error:
+        what = f"cannot use the adapter {path}"
+        raise AdapterRefused(what, error.why, error.hint) from None
+
+
 class AdapterPool:
     """The adapters of one model and its one context."""
 
@@ -55,7 +89,7 @@ class AdapterPool:
         self._base = base
         self._log = log
         self._always = [(handle, 1.0) for handle in always]
-        self._tensors: dict[str, TensorInfo] = {}
+        self._file: GgufFile | None = None
         self._handles: dict[str, Any] = {}
         """By SHA-256, the least recently used first."""
         self._active: AdapterKey | None = None
@@ -104,29 +138,9 @@ class AdapterPool:
         self._proven.add(key)
 
     def _read(self, adapter: AdapterRef) -> Any:
-        """Raises AdapterRefused."""
-        path = Path(adapter.path)
-        try:
-            with open_regular(path) as stream:
-                _check_sha256(stream, adapter)
-                check_open(stream, path, self._architecture(), self._base_tensors())
-                # The very file that was checked, whatever its name means by now.
-                return load_adapter(f"/proc/self/fd/{stream.fileno()}", self._model, self._log)
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise AdapterRefused(f"cannot use the adapter {path}", why, _HINT) from None
-        except (ModelFormatError, ModelRefused) as error:
-            what = f"cannot use the adapter {path}"
-            raise AdapterRefused(what, error.why, error.hint) from None
-
-    def _architecture(self) -> str:
-        return self._model.metadata("general.architecture") or ""
-
-    def _base_tensors(self) -> dict[str, TensorInfo]:
-        """Read at the first adapter: 0.1 s with Gemma's vocabulary."""
-        if not self._tensors:
-            self._tensors = {tensor.name: tensor for tensor in read_gguf(self._base).tensors}
-        return self._tensors
+        """The base's header is read at the first one: 0.1 s with Gemma's vocabulary."""
+        self._file = self._file or read_gguf(self._base)
+        return _checked(Path(adapter.path), adapter, self._file, self._model, self._log)
 
     def _free_idle(self, used: Collection[str]) -> None:
         """Also what the context applies is used: see Context.set_adapters."""

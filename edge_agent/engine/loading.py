@@ -17,12 +17,11 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from edge_agent.engine.adapters import AdapterPool
+from edge_agent.engine.adapters import AdapterPool, activate
 from edge_agent.engine.admission import Admission, admit, read_memory, still_fits
 from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.errors import ModelCorrupt, ModelFormatError
 from edge_agent.gguf_file import read_gguf
-from edge_agent.llama.adapter import activate
 from edge_agent.llama.binding import LogTail, build_name, lib, system_info
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
