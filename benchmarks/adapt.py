@@ -3,9 +3,10 @@
 Show 2: steps of the trainer's own parts (adapt_step.py) against the same steps in peft (float32,
 adapt_peft.py); rows of 2 x 256 tokens, r 8, every linear layer. Parts: `270m-all` (real Gemma 3
 270M, all blocks, half supervised: >= 1.0 x its speed at <= 1/6 of its memory), `270m-top` (top
-ceil(L/4) blocks, the states below them stored; the peer trains the same blocks: >= 2.5 x), `1b-top`
-and `1b-all` (random weights of Gemma 3 1B's shape, Q8_0, a quarter supervised: the first >= 4 x,
-the second has no target), `curve` (validation loss for the top 2, 4, 8 and all blocks on
+ceil(L/4) blocks, the states below them stored, against the same peer, all blocks: >= 2.5 x),
+`1b-top` and `1b-all` (random weights of Gemma 3 1B's shape, Q8_0, a quarter supervised: the first
+>= 4 x, the second has no target), `270m-same` and `1b-same` (the peer too trains the top blocks
+only: no target), `curve` (validation loss for the top 2, 4, 8 and all blocks on
 recipes/lesson, through the trainer process; no target).
 Show 3, without a peer: one text of 512 tokens, half supervised, all blocks, r 8, on random weights
 of three models: RssAnon <= 400 MB, all GEMM work of a step over its seconds >= 60 % of the best
@@ -57,7 +58,8 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Pair:
-    """A part of show 2. `memory`: our peak over the peer's, at most; `ratio`: speed, at least."""
+    """A part of show 2. `memory`: our peak over the peer's, at most; `ratio`: speed, at least.
+    `peer_layers`: all blocks, or the same as ours."""
 
     name: str
     model: str
@@ -65,6 +67,7 @@ class Pair:
     supervised: float
     ratio: float | None = None
     memory: float | None = None
+    peer_layers: str = "all"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ PAIRS = (
     Pair("270m-top", "gemma3-270m", "top", 0.5, ratio=2.5),
     Pair("1b-top", "gemma3-1b", "top", 0.25, ratio=4.0),
     Pair("1b-all", "gemma3-1b", "all", 0.25),
+    Pair("270m-same", "gemma3-270m", "top", 0.5, peer_layers="same"),
+    Pair("1b-same", "gemma3-1b", "top", 0.25, peer_layers="same"),
 )
 ALONE = (
     Alone("1b-q8_0", "gemma3-1b", "Q8_0"),
@@ -157,7 +162,7 @@ def compare(bench: Bench, part: Pair, args: argparse.Namespace) -> dict[str, Any
         size,
         PAIR_LENGTHS,
         layers="all" if blocks is None else f"top:{count}",
-        blocks=blocks,
+        blocks=blocks if part.peer_layers == "same" else None,
         supervised=part.supervised,
         hf=str(args.hf.resolve()) if is_real else "",
         config={} if is_real else peer_config(size),

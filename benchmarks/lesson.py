@@ -123,11 +123,11 @@ def base_answers(address: Address, asked: Sequence[Question]) -> list[str]:
     return [ask(address, MODEL, question.text) for question in asked[::step][:EQUAL_ANSWERS]]
 
 
-def teach(data: Path, state_dir: Path, layers: str | None) -> dict[str, Any]:
+def teach(data: Path, state_dir: Path, more: Sequence[str]) -> dict[str, Any]:
     """The JSON document of `adapt run`. Exit status 1 with a document: the gate refused."""
     command = [str(Path(sys.executable).parent / "edge-agent"), "adapt", "run", "--json"]
     command += ["--from", str(data / "train.jsonl"), "--name", NAME, "--model", MODEL]
-    command += ["--layers", layers] if layers else []
+    command += more
     env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state_dir)}
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     if not done.stdout.strip():
@@ -147,7 +147,7 @@ def measure(address: Address, args: argparse.Namespace, state_dir: Path) -> dict
         run = json.loads(shown)
         cli("adapters", "activate", NAME, "--model", MODEL, "--force", state_dir=state_dir)
     else:
-        run = teach(args.data, state_dir, args.layers)
+        run = teach(args.data, state_dir, args.adapt)
     answers += ask_all(address, f"{MODEL}:{NAME}", asked, "after")
     changed = base_answers(address, asked)
     cli("adapters", "deactivate", "--model", MODEL, "--json", state_dir=state_dir)
@@ -227,7 +227,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=LESSON, help="folder of the lesson")
     parser.add_argument("--state-dir", type=Path, help="keep the state there [a temporary one]")
     parser.add_argument("--skip-training", action="store_true", help=f"ask {MODEL}:{NAME} as it is")
-    parser.add_argument("--layers", help="as `adapt run` takes them [its default]")
+    parser.add_argument("--adapt", type=str.split, default=[], help="more words for `adapt run`")
     parser.add_argument("--answers", type=Path, help="write every answer there as JSON lines")
     args = parser.parse_args()
     try:
