@@ -73,6 +73,7 @@ class TrainerProcess:
             [*command, "--fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+            start_new_session=True,
         )
         theirs.close()
         self._decoder: FrameDecoder[FromTrainer] = FrameDecoder(

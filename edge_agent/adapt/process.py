@@ -138,8 +138,15 @@ def _threads(start: Start) -> int:
 
 
 def step_back() -> None:
-    """Lowest priority, first choice of the OOM killer, no core file (it would hold the data)."""
+    """Lowest priority, first choice of the OOM killer, no core file (it would hold the data).
+
+    Niceness counts within a session (sched(7), the autogroup feature). The trainer leads one of its
+    own, which would get as much of the processor as the worker's: that has to be nice, too.
+    """
     os.nice(NICENESS)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(NICENESS))
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
