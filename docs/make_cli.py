@@ -17,6 +17,7 @@ import typer
 from converters import cli as edge_convert
 from edge_agent import cli as edge_agent
 from edge_agent.terminal import Terminal
+from train_host import cli as edge_train
 
 INTRO = """\
 # Command line
@@ -40,7 +41,7 @@ nearly every correct next token.
 """
 
 
-PROGRAMS = {"edge-agent": edge_agent, "edge-convert": edge_convert}
+PROGRAMS = {"edge-agent": edge_agent, "edge-convert": edge_convert, "edge-train": edge_train}
 
 
 def command_paths(app: typer.Typer, *above: str) -> Iterator[list[str]]:
