@@ -139,7 +139,7 @@ def test_adapter_that_is_none_is_refused_before_llama_cpp_sees_it(tiny: Path) ->
         settings = EngineSettings(n_ctx=256, slots=1, adapters=[str(tiny)])
         worker.send(load_record(tiny, settings))
         failed = worker.receive()
-        assert isinstance(failed, Failed) and failed.code == "model_format_error"
+        assert isinstance(failed, Failed) and failed.code == "adapter_refused"
         assert "general.type" in failed.why
 
 
