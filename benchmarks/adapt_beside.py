@@ -4,7 +4,7 @@ A daemon with Gemma 3 270M learns recipes/lesson while one client asks (`adapt r
 `always`, `exclusive`). Under `idle` and `always` pairs alternate: the lesson held by `adapt pause`,
 then under way, one question each, GAP_S apart so that the pause of `idle` is over each time. Then
 the trainer's steps are counted, with nobody asking and with a client that never stops. Under
-`exclusive` the question must be refused with 503. Ratios of one pair; the median is the result.
+`exclusive` the question must be refused with 429 and a reason. Ratios of one pair; the median is the result.
 No target: exit status 1 only when an answer fails or the trainer does not go on.
 
     .venv/bin/python benchmarks/adapt_beside.py --pairs 5           # last line: JSON
@@ -37,6 +37,7 @@ GAP_S = 8.0
 """More than policy.QUIET_S and the second in which a pause is noticed."""
 WINDOW_S = 20.0
 BEGIN_S = 180.0
+REFUSED = 429
 EXCLUSIVE = "exclusive"
 POLICIES = ("idle", "always", EXCLUSIVE)
 
@@ -223,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(json.dumps(document))
-    return 0 if document.get(EXCLUSIVE, {"status": 503})["status"] == 503 else 1
+    return 0 if document.get(EXCLUSIVE, {"status": REFUSED})["status"] == REFUSED else 1
 
 
 if __name__ == "__main__":
