@@ -4,8 +4,8 @@ A daemon with Gemma 3 270M learns recipes/lesson while one client asks (`adapt r
 `always`, `exclusive`). Under `idle` and `always` pairs alternate: the lesson held by `adapt pause`,
 then under way, one question each, GAP_S apart so that the pause of `idle` is over each time. Then
 the trainer's steps are counted, with nobody asking and with a client that never stops. Under
-`exclusive` the question must be refused with 429 and a reason. Ratios of one pair; the median is the result.
-No target: exit status 1 only when an answer fails or the trainer does not go on.
+`exclusive` the question must be refused with 429 and the reason. Ratios of one pair; the median is
+the result. No target: exit status 1 only when an answer fails or the trainer does not go on.
 
     .venv/bin/python benchmarks/adapt_beside.py --pairs 5           # last line: JSON
 """
