@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
 import typer
 
@@ -23,9 +22,8 @@ from converters.commands.merge import MergeOptions, merge
 from converters.commands.quantize import QuantizeOptions, quantize
 from converters.commands.to_hf import ToHfOptions, to_hf
 from converters.commands.verify import VerifyOptions, verify
-from edge_agent import __version__
 from edge_agent.commands.options import add_command
-from edge_agent.program import run_program
+from edge_agent.program import new_app, run_program
 from edge_agent.terminal import Terminal, process_terminal
 
 EPILOG = """\b
@@ -37,14 +35,8 @@ Examples:
 
 def build_app() -> typer.Typer:
     """The typer app with every command, in the order of a conversion."""
-    app = typer.Typer(
-        help="Turn Hugging Face checkpoints and LoRA adapters into GGUF files, and check them.",
-        epilog=EPILOG,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    )
-    app.callback(invoke_without_command=True)(_root)
+    text = "Turn Hugging Face checkpoints and LoRA adapters into GGUF files, and check them."
+    app = new_app("edge-convert", text, EPILOG)
     add_command(app, "hf", HfOptions, hf)
     add_command(app, "quantize", QuantizeOptions, quantize)
     add_command(app, "imatrix", ImatrixOptions, imatrix)
@@ -54,23 +46,6 @@ def build_app() -> typer.Typer:
     add_command(app, "verify", VerifyOptions, verify)
     add_command(app, "inspect", InspectOptions, inspect)
     return app
-
-
-def _version(ctx: typer.Context, is_asked: bool) -> None:
-    if is_asked:
-        ctx.obj.line(f"edge-convert {__version__}")
-        raise typer.Exit()
-
-
-def _root(
-    ctx: typer.Context,
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
-    ] = False,
-) -> None:
-    if ctx.invoked_subcommand is None:
-        ctx.obj.line(ctx.get_help())
 
 
 def main_with(argv: Sequence[str], terminal: Terminal) -> int:

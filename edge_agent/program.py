@@ -15,6 +15,7 @@ from pathlib import Path
 
 import typer
 
+from edge_agent import __version__
 from edge_agent.commands.options import PipeClosed
 from edge_agent.errors import EdgeAgentError, UsageError
 from edge_agent.terminal import Terminal, error_document
@@ -22,6 +23,33 @@ from edge_agent.terminal import Terminal, error_document
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 """128 + SIGINT and 128 + SIGPIPE, as a shell reports them."""
+
+
+def new_app(name: str, text: str, epilog: str) -> typer.Typer:
+    """An app with --version and -h; alone it prints its help. `text` says what it is for."""
+    app = typer.Typer(
+        help=text,
+        epilog=epilog,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+    def show_version(ctx: typer.Context, is_asked: bool) -> None:
+        if is_asked:
+            ctx.obj.line(f"{name} {__version__}")
+            raise typer.Exit()
+
+    option = typer.Option(
+        False, "--version", callback=show_version, is_eager=True, help="Print the version."
+    )
+
+    def root(ctx: typer.Context, version: bool = option) -> None:
+        if ctx.invoked_subcommand is None:
+            ctx.obj.line(ctx.get_help())
+
+    app.callback(invoke_without_command=True)(root)
+    return app
 
 
 def run_program(

@@ -11,13 +11,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
 import typer
 
-from edge_agent import __version__
 from edge_agent.commands.options import add_command
-from edge_agent.program import run_program
+from edge_agent.program import new_app, run_program
 from edge_agent.terminal import Terminal, process_terminal
 from train_host.commands.distill import DistillOptions, distill_logits
 from train_host.commands.export import ExportOptions, export
@@ -33,36 +31,13 @@ Examples:
 
 def build_app() -> typer.Typer:
     """The typer app with every command, in the order of a fine-tune."""
-    app = typer.Typer(
-        help="Fine-tune a model on a server, for the device.",
-        epilog=EPILOG,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    )
-    app.callback(invoke_without_command=True)(_root)
+    text = "Fine-tune a model on a server, for the device."
+    app = new_app("edge-train", text, EPILOG)
     add_command(app, "sft", SftOptions, sft)
     add_command(app, "distill-logits", DistillOptions, distill_logits)
     add_command(app, "merge", MergeOptions, merge)
     add_command(app, "export", ExportOptions, export)
     return app
-
-
-def _version(ctx: typer.Context, is_asked: bool) -> None:
-    if is_asked:
-        ctx.obj.line(f"edge-train {__version__}")
-        raise typer.Exit()
-
-
-def _root(
-    ctx: typer.Context,
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
-    ] = False,
-) -> None:
-    if ctx.invoked_subcommand is None:
-        ctx.obj.line(ctx.get_help())
 
 
 def main_with(argv: Sequence[str], terminal: Terminal) -> int:
