@@ -10,7 +10,6 @@ before. Imports no torch. Not here: what the files mean.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent import atomic_file
+from edge_agent.adapt.run_directory import sha256
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
 KEEP = 2
 """Newest ones; the best is kept besides."""
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def is_complete(directory: Path) -> bool:
         expected = json.loads((directory / MARKER).read_bytes())["files"]
         found = {str(path.relative_to(directory)): path for path in _files(directory)}
         return expected.keys() == found.keys() and all(
-            _sha256(path) == expected[name] for name, path in found.items()
+            sha256(path) == expected[name] for name, path in found.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -100,18 +99,10 @@ def _files(directory: Path) -> list[Path]:
     return sorted(p for p in directory.rglob("*") if p.is_file() and p != marked)
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _synced_sha256(path: Path) -> str:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return _sha256(path)
+    return sha256(path)

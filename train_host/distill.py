@@ -40,8 +40,7 @@ from train_host.samples import (
     read_data,
     refuse_unlearnable,
 )
-from train_host.sft import PACKAGES, Console
-from train_host.sft import _versions as versions
+from train_host.sft import PACKAGES, Console, versions
 
 
 @dataclass(frozen=True)

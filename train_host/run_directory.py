@@ -123,6 +123,9 @@ def read_run(path: Path) -> Run:
     )
 
 
+_ANEW = "make the run anew with `edge-train sft`, in another directory"
+
+
 def _object(file: Path, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
@@ -130,9 +133,9 @@ def _object(file: Path, path: Path) -> dict[str, Any]:
         why, hint = f"it has no {file.name}", "finish it with `edge-train sft ... --resume`"
         raise UsageError(f"{path} is not a finished run", why, hint) from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not a finished run", f"{file.name}: {error}", "") from None
+        raise UsageError(f"{path} is not a finished run", f"{file.name}: {error}", _ANEW) from None
     if not isinstance(found, dict) or found.get("v") != VERSION:
-        raise UsageError(f"{path} is not a run of this version", f"see {file.name}", "")
+        raise UsageError(f"{path} is not a run of this version", f"see {file.name}", _ANEW)
     return found
 
 
@@ -168,7 +171,9 @@ def check_start(files: RunFiles, resume: bool) -> None:
         )
     if files.run.exists() and not resume:
         raise UsageError(
-            f"{files.path} holds a run already", "", "go on with --resume, or give another -o"
+            f"{files.path} holds a run already",
+            "it is never written over",
+            "go on with --resume, or give another -o",
         )
 
 

@@ -177,13 +177,21 @@ def _check(wishes: Wishes) -> None:
         known = ", ".join(METHODS)
         raise UsageError(f"--method is {wishes.method!r}", "there is no such one", f"give {known}")
     if wishes.dtype not in DTYPES:
-        raise UsageError(f"--dtype is {wishes.dtype!r}", "", f"give one of {', '.join(DTYPES)}")
+        raise UsageError(
+            f"--dtype is {wishes.dtype!r}",
+            "there is no such one",
+            f"give one of {', '.join(DTYPES)}",
+        )
     if not 0.0 <= wishes.validation_share <= 0.5:
         raise UsageError(
-            f"--validation-share is {wishes.validation_share:g}", "", "give a part from 0 to 0.5"
+            f"--validation-share is {wishes.validation_share:g}",
+            "too little would be left to learn",
+            "give a part from 0 to 0.5",
         )
     if wishes.max_steps is None and wishes.epochs <= 0:
-        raise UsageError(f"--epochs is {wishes.epochs:g}", "nothing would be learned", "")
+        raise UsageError(
+            f"--epochs is {wishes.epochs:g}", "nothing would be learned", "give more than 0"
+        )
 
 
 def _layers(text: str, n_layer: int) -> list[int] | None:

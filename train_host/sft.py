@@ -172,11 +172,12 @@ def _document(
             "sha256": source.sha256,
         },
         "data": dict(data),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Of Python and of every package in RECORDED; None: not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in RECORDED:
         try:

@@ -175,15 +175,6 @@ def padding_only() -> PreTrainedTokenizerFast:
 
 def trainer_arguments(settings: SftSettings, directory: Path, has_validation: bool) -> SFTConfig:
     """Every setting said out loud; what is not ours to choose stays the library's."""
-    best: dict[str, Any] = {"eval_strategy": "no"}
-    if has_validation:
-        best = {
-            "eval_strategy": "steps",
-            "eval_steps": settings.save_every,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": METRIC,
-            "greater_is_better": False,
-        }
     return SFTConfig(
         output_dir=str(directory),
         # What TRL does with the data: nothing.
@@ -198,31 +189,45 @@ def trainer_arguments(settings: SftSettings, directory: Path, has_validation: bo
         per_device_eval_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.accumulation_steps,
         average_tokens_across_devices=True,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim=settings.optimizer,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        # Where and in what.
         use_cpu=settings.device == "cpu",
         bf16=settings.dtype == "bf16",
         tf32=None,
         activation_checkpointing=settings.gradient_checkpointing,
         dataloader_num_workers=0,
         ddp_find_unused_parameters=False,
-        # What is written.
-        save_strategy="steps",
-        save_steps=settings.save_every,
-        save_total_limit=None,
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        push_to_hub=False,
-        **best,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim=settings.optimizer,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        **_written(settings, has_validation),
     )
+
+
+def _written(settings: SftSettings, has_validation: bool) -> dict[str, Any]:
+    """What is saved, logged and compared, and when."""
+    best: dict[str, Any] = {"eval_strategy": "no"}
+    if has_validation:
+        best = {
+            "eval_strategy": "steps",
+            "eval_steps": settings.save_every,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": METRIC,
+            "greater_is_better": False,
+        }
+    return {
+        **best,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": None,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "push_to_hub": False,
+    }
 
 
 def _has_ended(checkpoint: Path) -> bool:

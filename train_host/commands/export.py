@@ -68,7 +68,11 @@ def export(options: ExportOptions, terminal: Terminal) -> int:
     embedding = options.token_embedding_type and options.token_embedding_type.upper()
     if embedding and embedding not in TYPE_IDS:
         known = ", ".join(name.lower() for name in TYPE_IDS)
-        raise UsageError(f"there is no tensor type {embedding.lower()!r}", "", f"known are {known}")
+        raise UsageError(
+            f"there is no tensor type {embedding.lower()!r}",
+            "ggml knows none",
+            f"known are {known}",
+        )
     run = read_run(options.run)
     wanted = exporting.Wanted(
         type=(options.type or run.settings.get("qat_type") or "q4_k_m").upper(),

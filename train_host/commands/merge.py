@@ -39,7 +39,11 @@ def merge(options: MergeOptions, terminal: Terminal) -> int:
     from train_host.run_directory import read_run
 
     if options.dtype not in DTYPES:
-        raise UsageError(f"--dtype is {options.dtype!r}", "", f"give one of {', '.join(DTYPES)}")
+        raise UsageError(
+            f"--dtype is {options.dtype!r}",
+            "there is no such one",
+            f"give one of {', '.join(DTYPES)}",
+        )
     run = read_run(options.run)
     with terminal.progress() as progress:
         how = How(options.threads, progress)
