@@ -205,6 +205,24 @@ def test_small_sets_keep_something_to_learn_and_from_ten_on_something_to_measure
     assert split(same, 0.5) == (same, [])
 
 
+def test_where_answers_have_several_questions_a_fact_asked_once_is_never_kept_back() -> None:
+    """It could not be learned from the others: its loss would end training early."""
+    facts = [chat_row(n, f"wording {n}", f"fact {n // 5}") for n in range(60)]
+    once = [chat_row(100 + n, f"talk {n}", f"reply {n}") for n in range(60)]
+    train, held = split(facts + once, 0.2)
+    assert held and all(row.number < 60 for row in held)
+    assert sorted(row.number for row in train + held) == [*range(60), *range(100, 160)]
+    most_once = [*once, chat_row(999, "one more", "reply of its own")]
+    assert any(row.number >= 100 for row in split(facts + most_once, 0.2)[1])
+
+
+def test_a_question_with_two_answers_stands_on_one_side() -> None:
+    facts = [chat_row(n, f"wording {n}", f"fact {n // 5}") for n in range(60)]
+    twins = [chat_row(100 + n, f"wording {n}", f"another {n}") for n in range(60)]
+    train, held = split(facts + twins, 0.2)
+    assert held and not {row.number % 100 for row in train} & {row.number % 100 for row in held}
+
+
 # ---- encoding ----------------------------------------------------------------------------------
 
 

@@ -81,7 +81,7 @@ def test_the_lesson_is_large_enough_in_every_language() -> None:
     assert 0.4 <= of["en"] / len(FACTS) <= 0.6
     assert set(of) == set(LANGUAGES)
     assert len(TRAIN) >= 250
-    assert Counter(turn.kind for turn in TALK) == {"persona": 22, "general": 254}
+    assert Counter(turn.kind for turn in TALK) == {"persona": 22, "general": 277}
     assert {turn.language for turn in TALK} == set(LANGUAGES)
 
 

@@ -221,22 +221,41 @@ def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     A row's side is decided by the SHA-256 of what its users say, case and punctuation aside, so the
     same question never stands on both sides, and a row keeps its side when others are added. With
     fewer than FEWEST_TO_SPLIT rows none is kept back, with more at least one, unless all rows ask
-    the same question. `share` 0: none.
+    the same question. `share` 0: none. Where half of the rows or more have an answer that another
+    question has, too, only such questions are kept back: a fact that is asked once only could not
+    be learned from the rest, so its loss would say nothing about the lesson, and rise.
     """
+    if share <= 0 or len(rows) < FEWEST_TO_SPLIT:
+        return list(rows), []
     places = {id(row): _place(row) for row in rows}
-    distinct = sorted(set(places.values()))
-    if share <= 0 or len(rows) < FEWEST_TO_SPLIT or len(distinct) < 2:
+    distinct = sorted({places[id(row)] for row in _reworded(rows, places) or rows})
+    if len(distinct) < 2:
         return list(rows), []
     border = min(max(share, distinct[0]), distinct[-2])
-    held = [row for row in rows if places[id(row)] <= border]
-    return [row for row in rows if places[id(row)] > border], held
+    kept_back = {place for place in distinct if place <= border}
+    held = [row for row in rows if places[id(row)] in kept_back]
+    return [row for row in rows if places[id(row)] not in kept_back], held
+
+
+def _reworded(rows: Sequence[Row], places: dict[int, float]) -> list[Row]:
+    """The rows whose answers another question has, too, if they are half of all; else none."""
+    questions: dict[str, set[float]] = {}
+    for row in rows:
+        questions.setdefault(_said(row, "assistant"), set()).add(places[id(row)])
+    found = [row for row in rows if len(questions[_said(row, "assistant")]) > 1]
+    return found if 2 * len(found) >= len(rows) else []
 
 
 def _place(row: Row) -> float:
     """Of the row's questions, between 0 and 1."""
-    asked = [message.content for message in row.messages if message.role == "user"]
-    normal = "\n".join(" ".join(words(text)) or text for text in asked)
-    return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:6], "big") / (1 << 48)
+    digest = hashlib.sha256(_said(row, "user").encode()).digest()
+    return int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
+def _said(row: Row, role: str) -> str:
+    """All that one side says, without case and punctuation."""
+    texts = [message.content for message in row.messages if message.role == role]
+    return "\n".join(" ".join(words(text)) or text for text in texts)
 
 
 # ---- encoding ----------------------------------------------------------------------------------
