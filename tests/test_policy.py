@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.adapt.policy import CALM_S, QUIET_S, Conditions, Limits, PausePolicy
+from edge_agent.adapt.policy import AMPLE_BYTES, CALM_S, QUIET_S, Conditions, Limits, PausePolicy
 from edge_agent.sensors.supply import on_battery
 
 LIMITS = Limits(celsius=85.0, available_bytes=300 << 20)
@@ -47,6 +47,12 @@ def test_every_policy_pauses_for_the_board(change: dict[str, object], word: str)
 def test_what_is_not_known_pauses_nothing() -> None:
     assert PausePolicy("idle", Limits()).decide(Conditions(0.0)) is None
     assert PausePolicy("idle", LIMITS).decide(Conditions(0.0)) is None
+
+
+def test_a_board_of_4_gb_is_short_of_memory_and_an_unknown_one_is_left_alone() -> None:
+    assert Conditions(0.0, available_bytes=4 << 30).is_short_of_memory
+    assert not Conditions(0.0, available_bytes=AMPLE_BYTES).is_short_of_memory
+    assert not Conditions(0.0).is_short_of_memory
 
 
 def supply(root: Path, name: str, **values: str) -> None:

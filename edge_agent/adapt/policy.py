@@ -16,6 +16,9 @@ MEMORY_MARGIN = 1.5
 """Training pauses at so many times the guard's memory threshold, for the same reason."""
 QUIET_S = 3.0
 CALM_S = 15.0
+AMPLE_BYTES = 6 << 30
+"""With so much available a repacked copy of the weights (on ARM: all of a Q4_0 model) may stay
+beside a trainer. More than any board of 8 GB has free."""
 MIB = 1 << 20
 
 
@@ -37,6 +40,11 @@ class Conditions:
     available_bytes: int | None = None
     on_battery: bool | None = None
     guard_reason: str = ""
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """The worker must give up its repacked weights while a trainer runs."""
+        return self.available_bytes is not None and self.available_bytes < AMPLE_BYTES
 
 
 class PausePolicy:

@@ -33,9 +33,6 @@ from edge_agent.records import AdapterRef
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
 
-AMPLE_BYTES = 6 << 30
-"""Available memory with which a repacked copy of the weights (on ARM: all of a Q4_0 model) may
-stay beside a trainer: more than any board of 8 GB has free."""
 STOP_S = 10.0
 """How long a trainer may take for its step and its checkpoint when the daemon stops."""
 
@@ -213,8 +210,7 @@ class Adaptation:
 
     async def _train_beside(self, run: Run, start: Start) -> None:
         """Where memory is short the worker gives up its repacked copy of the weights meanwhile."""
-        available = self._board.conditions(0).available_bytes
-        if available is None or available >= AMPLE_BYTES:
+        if not self._board.conditions(0).is_short_of_memory:
             await self._training.carry_out(run, start)
             return
         await self._supervisor.share(True)
