@@ -9,7 +9,6 @@ with the model's own template, their control tokens as ids. Not here: the file (
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from converters.imatrix_file import Imatrix
 from converters.quantizer import How
+from edge_agent.adapt.blas import choose_threads
 from edge_agent.engine.loading import start_backend
 from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.errors import ConversionError
@@ -55,7 +55,7 @@ def compute(path: Path, data: Path, how: How, n_chunks: int | None = None) -> Im
     Raises ConversionError when there is too little of it, ModelFormatError, ModelRefused.
     """
     settings = EngineSettings(
-        n_threads=how.threads or os.cpu_count() or 1, n_batch=N_BATCH, n_gpu_layers=0
+        n_threads=choose_threads(how.threads), n_batch=N_BATCH, n_gpu_layers=0
     )
     log, sums = start_backend(), _Sums()
     model = Model(path, settings, log)

@@ -8,7 +8,6 @@ checkpoint runs. Not here: comparing (divergence.py).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ import numpy as np
 
 from converters.extras import load_extra
 from converters.rows import F32
+from edge_agent.adapt.blas import choose_threads
 from edge_agent.engine.adapters import activate
 from edge_agent.engine.loading import start_backend
 from edge_agent.llama.context import Context
@@ -48,7 +48,7 @@ class LlamaLogits:
         adapters: Sequence[Path] = (),
     ) -> None:
         settings = EngineSettings(
-            n_threads=threads or os.cpu_count() or 1,
+            n_threads=choose_threads(threads),
             n_batch=WINDOW,
             flash_attn="off" if exact else "auto",
             type_k="f32" if exact else "f16",
@@ -83,7 +83,7 @@ class TorchLogits:
         """Raises EdgeAgentError when torch or transformers are not installed."""
         torch = load_extra("torch", f"evaluating the directory {directory.name}")
         transformers = load_extra("transformers", f"evaluating the directory {directory.name}")
-        torch.set_num_threads(threads or os.cpu_count() or 1)
+        torch.set_num_threads(choose_threads(threads))
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(

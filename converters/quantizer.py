@@ -60,7 +60,7 @@ class Quantizer:
 
     def __init__(self, output: OutputFile, how: How) -> None:
         self._output = output
-        self._threads = how.threads or os.cpu_count() or 1
+        self._threads = how.threads or len(os.sched_getaffinity(0))
         self._progress = how.progress
         self._local = threading.local()
 
