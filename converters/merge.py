@@ -72,7 +72,8 @@ def write_hf(merged: Merged, directory: Path, dtype: str, how: How) -> int:
         if place is not None:
             assert isinstance(tensor.rows, PackedRows)
             pair = merged.adapter.get(tensor.name)
-            rows[place.source] = _sum(_as_stored(tensor.rows, place), _as_trained(pair, place))
+            trained = None if pair is None else as_trained(pair, place)
+            rows[place.source] = _sum(_as_stored(tensor.rows, place), trained)
     weights = Weights(rows, tuple(places.values()), dtype)
     return write_directory(directory, weights, _documents(merged, dtype), how)
 
@@ -91,8 +92,9 @@ def _as_stored(rows: PackedRows, place: Placement) -> PackedRows:
     return reordered(rows, place.n_heads, -place.shift, to_gguf=False)
 
 
-def _as_trained(pair: Pair | None, place: Placement) -> Pair | None:
-    if pair is None or not place.n_heads:
+def as_trained(pair: Pair, place: Placement) -> Pair:
+    """The same with the rows of `b` in the order of a checkpoint."""
+    if not place.n_heads:
         return pair
     b: F32 = pair.b[rotary_order(len(pair.b), place.n_heads, to_gguf=False)]
     return Pair(pair.a, np.ascontiguousarray(b), pair.scale)

@@ -43,8 +43,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._board_path, self._board = tensorboard, None
         self._learning_rate = learning_rate
         self._began_s = self._ended_s = 0.0
-        self._n_tokens = 0
-        """That TRL has counted so far in this process, padding left out."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._board_path is not None:
@@ -75,7 +73,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 f"loss {logs['loss']:g}, gradient {logs.get('grad_norm', math.nan):g}",
                 f"take a lower --lr than {self._learning_rate:g}; checkpoints before it are kept",
             )
-        n_tokens, self._n_tokens = int(logs["num_tokens"]) - self._n_tokens, int(logs["num_tokens"])
         joules = self._desk.meter.lap(self._began_s, self._ended_s)
         self._write(
             state,
@@ -84,7 +81,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 "loss": logs["loss"],
                 "grad_norm": logs.get("grad_norm"),
                 "learning_rate": logs["learning_rate"],
-                "tokens": n_tokens,
+                "tokens": int(logs["step_tokens"]),
                 "seconds": self._ended_s - self._began_s,
                 "joules": joules,
             },

@@ -180,7 +180,7 @@ def check_start(files: RunFiles, resume: bool) -> None:
 def check_same(files: RunFiles, document: Mapping[str, Any]) -> None:
     """A resumed run must be the one that began. Raises UsageError, naming what differs."""
     begun = json.loads(files.run.read_bytes())
-    for part in ("settings", "model", "data"):
+    for part in ("settings", "model", "data", "adapter", "order"):
         for key, value in document[part].items():
             was = begun.get(part, {}).get(key)
             if key not in ("origin", "directory", "gguf") and was != value:

@@ -21,6 +21,7 @@ from edge_agent.errors import UsageError
 
 METHODS = ("lora", "qlora", "full", "qat")
 ADAPTER_METHODS = ("lora", "qlora")
+LAYERS, R, LORA_ALPHA = "all", 16, 32.0
 DTYPES = ("auto", "bf16", "fp32")
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5, "qat": 2e-5}
 CHECKPOINTING_PARAMS = 1_000_000_000
@@ -34,9 +35,9 @@ class Wishes:
     """What the command line says. None: to be chosen."""
 
     method: str = "lora"
-    layers: str = "all"
-    r: int = 16
-    lora_alpha: float = 32.0
+    layers: str | None = None
+    r: int | None = None
+    lora_alpha: float | None = None
     lora_dropout: float = 0.0
     qat_type: str = "q4_k_m"
     learning_rate: float | None = None
@@ -73,7 +74,7 @@ class SftSettings:
     """All decided. `layers` None: every one; `qat_type` None: the method is another.
 
     `batch_size` counts rows of one optimizer step over all processes; `save_every` is in steps, a
-    validation goes with each save.
+    validation goes with each save. `sampling`: random (shuffled by the seed), or sequential.
     """
 
     method: str
@@ -96,6 +97,7 @@ class SftSettings:
     n_processes: int
     max_length: int
     packing: bool
+    sampling: str
     dtype: str
     device: str
     attention: str
@@ -127,9 +129,9 @@ def resolve(wishes: Wishes, facts: Facts) -> SftSettings:
     checkpointing = wishes.gradient_checkpointing
     return SftSettings(
         method=wishes.method,
-        layers=_layers(wishes.layers, facts.n_layer),
-        r=wishes.r,
-        lora_alpha=wishes.lora_alpha,
+        layers=_layers(wishes.layers or LAYERS, facts.n_layer),
+        r=wishes.r or R,
+        lora_alpha=wishes.lora_alpha or LORA_ALPHA,
         lora_dropout=wishes.lora_dropout,
         target_modules=list(TARGET_MODULES),
         qat_type=wishes.qat_type if wishes.method == "qat" else None,
@@ -146,6 +148,7 @@ def resolve(wishes: Wishes, facts: Facts) -> SftSettings:
         n_processes=facts.n_processes,
         max_length=wishes.max_length,
         packing=wishes.packing,
+        sampling="random",
         dtype=_dtype(wishes.dtype, facts),
         device=facts.device,
         attention=facts.attention,

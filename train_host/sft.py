@@ -28,8 +28,17 @@ from edge_agent.adapt.dataset import split
 from edge_agent.adapt.run_log import RunLog
 from edge_agent.engine.supervised import vocabulary_only
 from edge_agent.terminal import Progress
-from train_host import checkpoints, curves, distributed, results, run_directory
+from train_host import (
+    checkpoints,
+    curves,
+    distributed,
+    results,
+    row_order,
+    run_directory,
+    start_adapter,
+)
 from train_host.model_source import ModelSource, open_source
+from train_host.row_order import RowOrder
 from train_host.run_directory import RunFiles
 from train_host.samples import (
     Data,
@@ -40,6 +49,7 @@ from train_host.samples import (
     refuse_unlearnable,
 )
 from train_host.settings import Facts, SftSettings, Wishes, resolve, with_rows
+from train_host.start_adapter import StartAdapter
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
 RECORDED = (*PACKAGES, "bitsandbytes", "safetensors", "edge-agent", "llama_cpp_python", "numpy")
@@ -56,6 +66,8 @@ class Job:
     cache: Path
     wishes: Wishes
     environ: Mapping[str, str]
+    adapter: Path | None = None
+    order: Path | None = None
     resume: bool = False
 
 
@@ -76,6 +88,7 @@ class Prepared:
     settings: SftSettings
     train: Samples
     validation: Samples
+    start: StartAdapter | None
     is_first: bool
     """This process writes the run directory."""
 
@@ -113,18 +126,34 @@ def _load_packages(method: str) -> None:
 def _prepare(job: Job, files: RunFiles, is_first: bool) -> Prepared:
     source = open_source(job.model, job.cache)
     settings = resolve(job.wishes, _facts(source, job))
+    start = start_adapter.read_start(job.adapter, source) if job.adapter else None
+    order = row_order.read_order(job.order) if job.order else None
+    if start:
+        settings = start_adapter.settle(settings, job.wishes, start)
+    if order:
+        settings = row_order.settle(settings)
     data = read_data(job.data)
     kept, held = split(data.rows, settings.validation_share)
     with vocabulary_only(source.vocabulary) as prompts:
         train_samples = encode_rows(kept, prompts, settings.max_length)
         validation = encode_rows(held, prompts, settings.max_length)
+    if order:
+        train_samples = row_order.ordered(train_samples, order, {row.number for row in held})
     refuse_unlearnable(train_samples, str(job.data), settings.max_length)
     settings = with_rows(settings, _n_rows(train_samples, settings))
     summary = {"origin": str(job.data), "sha256": data.sha256}
     summary |= results.data_summary(train_samples, validation)
+    document = _document(source, settings, summary)
+    document |= {"adapter": _origin(start), "order": _origin(order)}
     if is_first:
-        _begin(files, data, _document(source, settings, summary), train_samples)
-    return Prepared(files, source, settings, train_samples, validation, is_first)
+        _begin(files, data, document, train_samples)
+    return Prepared(files, source, settings, train_samples, validation, start, is_first)
+
+
+def _origin(given: StartAdapter | RowOrder | None) -> dict[str, str | None]:
+    if given is None:
+        return {"origin": None, "sha256": None}
+    return {"origin": str(given.path), "sha256": given.sha256}
 
 
 def _n_rows(samples: Samples, settings: SftSettings) -> int:
@@ -161,7 +190,7 @@ def _facts(source: ModelSource, job: Job) -> Facts:
 def _document(
     source: ModelSource, settings: SftSettings, data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """run.json. What is compared when a run is resumed: settings, model, data."""
+    """run.json. What is compared when a run is resumed: see check_same."""
     return {
         "method": settings.method,
         "settings": settings.as_json(),
@@ -216,6 +245,8 @@ def _carry_out(job: Job, prepared: Prepared, console: Console) -> dict[str, Any]
         PartialState(cpu=settings.device == "cpu")
     model = load_model(prepared.source.directory, settings, distributed.local_rank(job.environ))
     trainer = new_trainer(model, settings, prepared.train, prepared.validation, files.checkpoints)
+    if prepared.start:
+        start_adapter.put(prepared.start, trainer.model)
     kind = trainer.accelerator.distributed_type.value
     distributed.check(kind, job.environ, settings.method)
     if prepared.is_first:

@@ -182,6 +182,7 @@ def trainer_arguments(settings: SftSettings, directory: Path, has_validation: bo
         max_length=settings.max_length,
         packing=settings.packing,
         packing_strategy="bfd",
+        train_sampling_strategy=settings.sampling,
         # How it learns.
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,

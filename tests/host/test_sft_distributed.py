@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import losses_of, train
+from tiny_run import log_of, losses_of, train
 
 torch = pytest.importorskip("torch")
 
 from edge_agent.adapt.dataset import split  # noqa: E402
 from edge_agent.errors import TrainingFailed  # noqa: E402
-from train_host import distributed  # noqa: E402
+from train_host import checkpoints, distributed  # noqa: E402
 from train_host.samples import read_data  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "recipes" / "fsdp" / "fsdp2.yaml"
-ARGS = ("--max-steps", "6", "--batch-size", "8", "--micro-batch-size", "2", "--threads", "1",
+ARGS = ("--max-steps", "8", "--batch-size", "8", "--micro-batch-size", "2", "--threads", "1",
         "-r", "4", "--lr", "3e-3", "--save-every", "2")  # fmt: skip
 
 
@@ -39,9 +39,20 @@ def launched(
     )
 
 
-def test_two_processes_learn_what_one_does(tiny_llama: Path, pairs: Path, tmp_path: Path) -> None:
-    data = divisible(pairs, tmp_path / "data.jsonl")
-    common = ("--model", tiny_llama, "--data", data, "--cache", tmp_path, *ARGS)
+PACKED = ("--packing", "--max-length", "64", "--batch-size", "2", "--micro-batch-size", "1")
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "more"),
+    [(34, ()), (33, ()), (34, PACKED)],
+    ids=["one-idle", "one-half-idle", "packed"],
+)
+def test_two_processes_learn_what_one_does(
+    n_rows: int, more: tuple[str, ...], tiny_llama: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """The fifth of eight steps, the epoch's last, has only a row or two."""
+    data = rows_to_train(pairs, n_rows, tmp_path / "data.jsonl")
+    common = ("--model", tiny_llama, "--data", data, "--cache", tmp_path, *ARGS, *more)
     alone, both = tmp_path / "alone", tmp_path / "both"
     assert train(*common, "-o", alone).code == 0
     done = launched("-m", "train_host.cli", "sft", *common, "-o", both, "--json")
@@ -51,17 +62,36 @@ def test_two_processes_learn_what_one_does(tiny_llama: Path, pairs: Path, tmp_pa
     assert losses_of(both) == pytest.approx(losses_of(alone), rel=1e-3)
     first = json.loads((alone / "metrics.json").read_text())
     assert metrics["bits_per_byte"] == pytest.approx(first["bits_per_byte"], rel=1e-3)
-    assert metrics["tokens"] == first["tokens"]
+    tokens = [[row["tokens"] for row in log_of(run) if "loss" in row] for run in (alone, both)]
+    assert tokens[0] == tokens[1]
+    if not more:
+        assert sum(tokens[0][: -(-n_rows // 8)]) == first["train_tokens"]
     for name, weights in weights_of(alone).items():
         assert torch.allclose(weights, weights_of(both)[name], rtol=1e-3, atol=1e-5), name
 
 
-def divisible(pairs: Path, path: Path) -> Path:
-    """So many of the rows that those to train on fill every step: accelerate repeats some else."""
+def test_two_processes_go_on_in_their_second_epoch(
+    tiny_llama: Path, pairs: Path, tmp_path: Path
+) -> None:
+    data, run = rows_to_train(pairs, 34, tmp_path / "data.jsonl"), tmp_path / "run"
+    argv = ("-m", "train_host.cli", "sft", "--model", tiny_llama, "--data", data, *ARGS)
+    argv = (*argv, "--cache", tmp_path, "-o", run)
+    assert launched(*argv).returncode == 0
+    whole = losses_of(run)
+    (run / "metrics.json").unlink()
+    (run / "checkpoints" / "checkpoint-8" / checkpoints.MARKER).unlink()
+    done = launched(*argv, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 6" in done.stderr
+    assert losses_of(run) == whole
+
+
+def rows_to_train(pairs: Path, n_rows: int, path: Path) -> Path:
+    """So many rows that `n_rows` of them are trained on."""
     lines = pairs.read_bytes().splitlines(keepends=True)
     for n in range(len(lines), 0, -1):
         path.write_bytes(b"".join(lines[:n]))
-        if len(split(read_data(path).rows, 0.1)[0]) % 8 == 0:
+        if len(split(read_data(path).rows, 0.1)[0]) == n_rows:
             return path
     raise AssertionError("no number of rows fits")
 

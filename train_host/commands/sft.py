@@ -40,13 +40,34 @@ class SftOptions(JsonOptions):
         ),
     ] = "lora"
     layers: Annotated[
-        str, typer.Option(help="Blocks that learn: all, top:K, or numbers: 10,11.", metavar="WHICH")
-    ] = "all"
+        str | None,
+        typer.Option(help="Blocks that learn: all, top:K, or numbers: 10,11.", metavar="WHICH"),
+    ] = None
     r: Annotated[
-        int, typer.Option("--r", "-r", help="Rank of LoRA (torchrun knows -r).", metavar="N", min=1)
-    ] = 16
-    lora_alpha: Annotated[float, typer.Option(help="Scale is lora_alpha / r.", min=0.001)] = 32.0
+        int | None,
+        typer.Option(
+            "--r", "-r", help="Rank of LoRA [16] (torchrun knows -r).", metavar="N", min=1
+        ),
+    ] = None
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="Scale is lora_alpha / r [32].", min=0.001)
+    ] = None
     lora_dropout: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.0
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on from this adapter: a PEFT directory, or a GGUF file (of the device, too)."
+            " It decides r, lora_alpha and layers.",
+            metavar="PATH",
+        ),
+    ] = None
+    order: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rows in this order and no other: a line of --data (from 1) in each line.",
+            metavar="FILE",
+        ),
+    ] = None
     qat_type: Annotated[
         str, typer.Option(help="What `export --type` will be given.", metavar="TYPE")
     ] = "q4_k_m"
@@ -126,6 +147,7 @@ def sft(options: SftOptions, terminal: Terminal) -> int:
       edge-train sft --model ./gemma-3-1b-it --data pairs.jsonl -o my-run
       edge-train sft --model gemma.gguf --data pairs.jsonl -o my-run --layers top:4 --max-steps 200
       edge-train sft --model ./qwen --data pairs.jsonl -o my-run --method qat --qat-type q4_0
+      edge-train sft --model gemma.gguf --data more.jsonl -o more --adapter my-run/adapter
       torchrun --nproc-per-node 8 -m train_host.cli sft --model ./qwen --data d.jsonl -o my-run
     """
     from train_host.sft import Console, Job, train
@@ -133,7 +155,15 @@ def sft(options: SftOptions, terminal: Terminal) -> int:
     wishes = Wishes(**{field.name: getattr(options, field.name) for field in fields(Wishes)})
     cache = options.cache or cache_directory(terminal)
     job = Job(
-        options.model, options.data, options.output, cache, wishes, terminal.environ, options.resume
+        model=options.model,
+        data=options.data,
+        output=options.output,
+        cache=cache,
+        wishes=wishes,
+        environ=terminal.environ,
+        adapter=options.adapter,
+        order=options.order,
+        resume=options.resume,
     )
     with terminal.progress(counts_bytes=False) as progress:
         document = train(job, Console(progress, terminal.note))
