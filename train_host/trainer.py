@@ -1,11 +1,12 @@
-"""TRL's SFTTrainer with four things changed: validation, schedule, what counts as saved, silence.
+"""TRL's SFTTrainer with five things changed: validation, schedule, order, saving, silence.
 
 Why it exists: the Trainer's eval_loss is a mean of batch means and depends on how rows fall into
 batches; bits per byte of the answers is a property of the model, and comparable between
-tokenizers. Its saves are not safe against a kill (checkpoints.py). And TRL reports every run to its
-makers; this one does not. Flows in: ids and labels, which pass TRL untouched. Flows out: a trained
-model, sealed checkpoints. Needs torch and trl. Not here: where the samples come from (samples.py),
-what is written about the run (recorder.py).
+tokenizers. Its order of rows depends on the number of processes (step_rows.py), its saves are not
+safe against a kill (checkpoints.py). And TRL reports every run to its makers; this one does not.
+Flows in: ids and labels, which pass TRL untouched. Flows out: a trained model, sealed checkpoints.
+Needs torch and trl. Not here: where the samples come from (samples.py), what is written about the
+run (recorder.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from train_host import checkpoints
 from train_host.methods import adapter_config, widen_adapter
 from train_host.samples import Samples
 from train_host.settings import SftSettings
+from train_host.step_rows import Epoch, StepRows, n_real_tokens, with_empty_row
 
 METRIC = "eval_bits_per_byte"
 TRAINER_STATE = "trainer_state.json"
@@ -45,6 +47,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     """UTF-8 bytes of all answers in the validation set."""
 
     warmup_ratio: float = 0.0
+    epoch: Epoch
+    n_tokens: int = 0
+    """Of all processes since the last log, padding left out."""
+
     lr_scheduler: Any
     control: Any
 
@@ -63,6 +69,25 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def why_stopped(self) -> str:
         """ "patience" when validation no longer improved, else "steps"."""
         return "patience" if self.state.global_step < self.state.max_steps else "steps"
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> StepRows:
+        shuffles = self.args.train_sampling_strategy != "sequential"
+        return StepRows(self.epoch, lambda: self.state.global_step // self.epoch.n_steps, shuffles)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of a step and the supervised tokens of all processes; tokens are counted."""
+        batches, n_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        n_tokens = torch.tensor(sum(map(n_real_tokens, batches)), device=device)
+        self.n_tokens += int(self.accelerator.reduce(n_tokens))
+        return batches, n_items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, with the tokens of the step: TRL leaves out a process at the end of an epoch."""
+        if "loss" in logs:
+            logs["step_tokens"], self.n_tokens = self.n_tokens, 0
+        super().log(logs, start_time)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The device's own schedule: its first step already learns."""
@@ -138,16 +163,17 @@ def new_trainer(
     model: Any, settings: SftSettings, train: Samples, validation: Samples, directory: Path
 ) -> Trainer:
     """A trainer that saves its checkpoints in `directory`."""
-    has_validation = len(validation) > 0
+    has_validation, rows = len(validation) > 0, train_dataset(train, settings)
     trainer = Trainer(
         model=model,
         args=trainer_arguments(settings, directory, has_validation),
-        train_dataset=train_dataset(train, settings),
+        train_dataset=with_empty_row(rows),
         eval_dataset=Dataset.from_dict(validation.columns()) if has_validation else None,
         processing_class=padding_only(),
         peft_config=adapter_config(settings),
     )
     trainer.warmup_ratio = settings.warmup_ratio
+    trainer.epoch = Epoch(len(rows), settings)
     trainer.validation_bytes = sum(validation.n_bytes)
     trainer.processing_class = None  # or every save would write it as the model's tokenizer
     trainer.remove_callback(PrinterCallback)
