@@ -2,14 +2,18 @@
 
 Why it exists: where the rows do not fill the last step of an epoch, accelerate gives rows of the
 first step to the processes that have none, and those count twice. Here they get an empty row: one
-token, nothing to learn. A resumed run finds its place by itself, for the order depends on the seed
-and on the epoch alone. Flows in: settings, the epoch. Flows out: numbers of rows. Needs torch and
-datasets. Not here: what the rows hold (samples.py), an order that the user gives (row_order.py).
+token, nothing to learn. And rows of unequal length make padding, which costs as much as text: the
+rows of a step are sorted by length before they are cut into micro-batches. That changes no step,
+whose gradient is the mean over all of its tokens (transformers' group_by_length changes them: its
+steps are short or long as a whole, depend on the number of processes, and are others after a
+resume). The order depends on seed and epoch alone, so a resumed run finds its place. Flows in:
+settings, lengths, the epoch. Flows out: numbers of rows. Needs torch and datasets. Not here: what
+the rows hold (samples.py), an order that the user gives (row_order.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +27,14 @@ from train_host.settings import SftSettings
 
 @dataclass(frozen=True)
 class Epoch:
-    """Its size. `n_rows`: of the data set, the empty row left out."""
+    """Its rows. `lengths`: tokens of each one, the empty row left out."""
 
-    n_rows: int
+    lengths: Sequence[int]
     settings: SftSettings
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.lengths)
 
     @property
     def n_steps(self) -> int:
@@ -56,7 +64,11 @@ class StepRows(Sampler[int]):  # type: ignore[misc]
         if self._shuffles:
             generator = torch.Generator().manual_seed(settings.seed + self._number())
             rows = torch.randperm(n_rows, generator=generator).tolist()
-        yield from rows
+        for first in range(0, n_rows, settings.batch_size):
+            step = rows[first : first + settings.batch_size]
+            if not settings.packing:  # then rows are joined, not padded
+                step.sort(key=lambda row: -self._epoch.lengths[row])
+            yield from step
         yield from [n_rows] * self._epoch.n_empty
 
 

@@ -173,7 +173,7 @@ def new_trainer(
         peft_config=adapter_config(settings),
     )
     trainer.warmup_ratio = settings.warmup_ratio
-    trainer.epoch = Epoch(len(rows), settings)
+    trainer.epoch = Epoch([len(ids) for ids in rows["input_ids"]], settings)
     trainer.validation_bytes = sum(validation.n_bytes)
     trainer.processing_class = None  # or every save would write it as the model's tokenizer
     trainer.remove_callback(PrinterCallback)
