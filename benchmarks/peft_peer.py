@@ -126,17 +126,25 @@ class PeftPeer:
         count = sum(sum(learned[1:]) for _, learned in texts)
         return np.concatenate([self._backward(text, count, loss_dtype) for text in texts])
 
+    def losses(self, texts: Sequence[Text]) -> NDArray[Any]:
+        """Those of `backward`, and no gradients."""
+        with self._mode(), torch.no_grad():
+            return np.concatenate([self._losses(text, None).numpy() for text in texts])
+
     def _backward(self, text: Text, count: int, loss_dtype: Any) -> NDArray[Any]:
-        ids = torch.tensor([list(text[0])])
-        places = np.flatnonzero(np.asarray(text[1][1:], bool))
         with self._mode():
-            logits = self._model(input_ids=ids, use_cache=False).logits[0, places]
-            if loss_dtype is not None:
-                logits = logits.to(getattr(torch, np.dtype(loss_dtype).name))
-            losses = torch.nn.functional.cross_entropy(logits, ids[0, places + 1], reduction="none")
+            losses = self._losses(text, loss_dtype)
             (losses.sum() / count).backward()
         found: NDArray[Any] = losses.detach().numpy()
         return found
+
+    def _losses(self, text: Text, loss_dtype: Any) -> Any:
+        ids = torch.tensor([list(text[0])])
+        places = np.flatnonzero(np.asarray(text[1][1:], bool))
+        logits = self._model(input_ids=ids, use_cache=False).logits[0, places]
+        if loss_dtype is not None:
+            logits = logits.to(getattr(torch, np.dtype(loss_dtype).name))
+        return torch.nn.functional.cross_entropy(logits, ids[0, places + 1], reduction="none")
 
     def gradients(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """(name as in lora.parameters, gradient in GGUF order)."""
@@ -154,10 +162,15 @@ class PeftLearner:
     """torch.optim.AdamW over a peer's adapters: what learner.py does, with torch's parts."""
 
     def __init__(
-        self, peer: PeftPeer, settings: RunSettings, schedule: Callable[[int], float]
+        self,
+        peer: PeftPeer,
+        settings: RunSettings,
+        schedule: Callable[[int], float],
+        loss_dtype: Any = None,
     ) -> None:
-        """`schedule`: factor of the learning rate at each step."""
+        """`schedule`: factor of the learning rate at each step; `loss_dtype` as in `backward`."""
         self._peer, self._settings, self._schedule = peer, settings, schedule
+        self._loss_dtype = loss_dtype
         self._optimizer = torch.optim.AdamW(
             peer.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -165,7 +178,7 @@ class PeftLearner:
     def step(self, texts: Sequence[Text], number: int) -> float:
         """The mean loss before step `number`, counted from 0."""
         self._peer.clear()
-        losses = self._peer.backward(texts)
+        losses = self._peer.backward(texts, self._loss_dtype)
         torch.nn.utils.clip_grad_norm_(self._peer.trained, self._settings.max_grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * self._schedule(number)
