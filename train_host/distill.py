@@ -5,8 +5,9 @@
 
 The student's vocabulary is the teacher's (checked token by token); a wider head is cut. Flows in: a
 `Job`. Flows out: a run directory that `export` reads, with the KL to the teacher before and after,
-on rows that were kept back. A run that is killed starts anew. Trains every weight in float32. Not
-here: the loss (TRL's, arXiv 2306.13649; distill_trainer.py), a shallower student (layer_cut.py).
+on rows that were kept back. Trains every weight in float32. Not here: the loss (TRL's, arXiv
+2306.13649; distill_trainer.py), a shallower student (layer_cut.py), how a killed run goes on
+(course.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,16 @@ from converters.extras import load_extra
 from edge_agent import atomic_file
 from edge_agent.adapt.blas import choose_threads
 from edge_agent.adapt.dataset import split
-from edge_agent.adapt.run_log import RunLog
 from edge_agent.engine.supervised import vocabulary_only
 from edge_agent.errors import ConversionError, UsageError
 from train_host import curves, results, run_directory
+from train_host.course import Console, Course, begin, follow, peak_memory
 from train_host.layer_cut import parse_blocks, write_cut
 from train_host.model_source import ModelSource, open_source
 from train_host.run_directory import RunFiles
-from train_host.samples import (
-    Data,
-    Samples,
-    encode_rows,
-    lines_of,
-    read_data,
-    refuse_unlearnable,
-)
-from train_host.sft import PACKAGES, Console, versions
+from train_host.samples import Data, Samples, encode_rows, read_data, refuse_unlearnable
+from train_host.settings import EVALUATIONS
+from train_host.sft import PACKAGES, versions
 
 
 @dataclass(frozen=True)
@@ -61,8 +54,10 @@ class Job:
     max_new_tokens: int = 64
     max_length: int = 512
     validation_share: float = 0.1
+    save_every: int | None = None
     seed: int = 1
     threads: int | None = None
+    resume: bool = False
 
 
 def distill(job: Job, console: Console) -> dict[str, Any]:
@@ -77,7 +72,7 @@ def distill(job: Job, console: Console) -> dict[str, Any]:
     files = RunFiles(job.output)
     descriptor = run_directory.lock(job.output)
     try:
-        run_directory.check_start(files, resume=False)
+        run_directory.check_start(files, job.resume)
         return _carry_out(job, files, console)
     finally:
         os.close(descriptor)
@@ -95,10 +90,8 @@ def _carry_out(job: Job, files: RunFiles, console: Console) -> dict[str, Any]:
         validation = encode_rows(held, prompts, job.max_length)
     refuse_unlearnable(train, str(job.data), job.max_length)
     document = _document(job, teacher, student, data, (train, validation))
-    atomic_file.write(files.data, data.content, 0o644)
-    atomic_file.write(files.train_rows, lines_of(data, train.rows), 0o644)
+    begin(files, data, document, train)
     metrics = _teach(job, (teacher, student), (train, validation), ends, (files, console))
-    run_directory.write_document(files.run, document)
     run_directory.write_document(files.metrics, metrics)
     return metrics
 
@@ -144,10 +137,14 @@ def _settings(job: Job) -> dict[str, Any]:
     import torch
 
     wanted = asdict(job)
-    for key in ("teacher", "model", "data", "output", "cache"):
+    for key in ("teacher", "model", "data", "output", "cache", "resume"):
         del wanted[key]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {**wanted, "threads": job.threads or choose_threads(None), "device": device}
+    return {
+        **wanted,
+        "save_every": job.save_every or max(1, job.max_steps // EVALUATIONS),
+        "threads": job.threads or choose_threads(None),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
 
 
 def _document(
@@ -186,7 +183,7 @@ def _teach(
     """Train the student and write it; metrics.json. `sources`: teacher, student; `ends`: ids."""
     import torch
 
-    from train_host.distill_trainer import divergence
+    from train_host.distill_trainer import divergence, new_distiller, turns_of
     from train_host.qat import write_latent
 
     (files, console), settings = place, _settings(job)
@@ -196,31 +193,31 @@ def _teach(
     measured = samples[1] if len(samples[1]) else samples[0]
     before = divergence(teacher, student, measured)
     console.note(f"KL to the teacher before: {before:.4f} nats a token")
-    began_s = time.monotonic()
-    _train((teacher, student), samples[0], settings, place)
-    train_s = time.monotonic() - began_s
+    turns = turns_of(samples[0])
+    trainer = new_distiller((teacher, student), turns, settings, files.checkpoints)
+    reason = follow(trainer, Course(files, console, settings["device"], job.learning_rate))
     after = divergence(teacher, student, measured)
     console.note(f"KL to the teacher after: {after:.4f} nats a token")
     shutil.rmtree(files.model, ignore_errors=True)
     write_latent(student, sources[1].directory, files.model)
-    found = _metrics(results.read_log(files.log), samples, files)
-    return {**found, "kl_before": before, "kl_after": after, "train_s": train_s}
+    found = _metrics(samples, files, reason)
+    return {**found, "kl_before": before, "kl_after": after, **peak_memory(settings["device"])}
 
 
-def _metrics(
-    rows: list[dict[str, Any]], samples: tuple[Samples, Samples], files: RunFiles
-) -> dict[str, Any]:
-    """What the log says; the picture of it is written."""
-    atomic_file.write(files.curves, curves.picture(rows).encode(), 0o644)
+def _metrics(samples: tuple[Samples, Samples], files: RunFiles, reason: str) -> dict[str, Any]:
+    """What the log says; the picture of it is written. `reason`: why joules are missing."""
+    log = results.read_log(files.log)
+    atomic_file.write(files.curves, curves.picture(log).encode(), 0o644)
+    learned = results.losses(log)
     return {
         "method": "distill",
         "kl_rows": "validation" if len(samples[1]) else "training",
-        "first_loss": rows[0]["loss"] if rows else None,
-        "final_loss": rows[-1]["loss"] if rows else None,
-        "steps": len(rows),
+        "first_loss": learned["first_loss"],
+        "final_loss": learned["final_loss"],
         "stopped": "steps",
+        **results.speed(log),
         **results.data_summary(*samples),
-        "energy": {"joules": None, "reason": "distill-logits does not measure it"},
+        "energy": results.energy(log, reason),
         "result": str(files.model),
     }
 
@@ -235,24 +232,6 @@ def _models(sources: tuple[ModelSource, ModelSource], ends: list[int], device: s
     if student.generation_config.pad_token_id is None:
         student.generation_config.pad_token_id = ends[0]
     return teacher, student
-
-
-def _train(
-    models: Any, samples: Samples, settings: Mapping[str, Any], place: tuple[RunFiles, Console]
-) -> None:
-    from train_host.distill_trainer import new_distiller, turns_of
-
-    files, console = place
-    log = RunLog(files.log)
-
-    def write(row: Mapping[str, Any]) -> None:
-        log.append({"v": 1, **row})
-        console.progress(f"step {row['step']}, loss {row['loss']:.4f}", row["step"], row["of"])
-
-    try:
-        new_distiller(models, turns_of(samples), settings, files.checkpoints, write).train()
-    finally:
-        log.close()
 
 
 def _load(directory: Path, device: str) -> Any:

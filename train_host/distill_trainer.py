@@ -8,25 +8,31 @@ here: the run around it (distill.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+from transformers import PreTrainedTokenizerFast, PrinterCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from train_host.samples import IGNORED, Samples
+from train_host.sealed_trainer import SealedTrainer
+from train_host.step_rows import Epoch, StepRows
 
-Log = Callable[[Mapping[str, Any]], None]
 
-
-class Distiller(DistillationTrainer):  # type: ignore[misc]
+class Distiller(SealedTrainer, DistillationTrainer):  # type: ignore[misc]
     """Make it with `new_distiller`."""
 
     answers: Mapping[tuple[int, ...], list[int]] | None = None
     """By prompt; None: the student answers."""
+
+    epoch: Epoch
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> StepRows:
+        """TRL's own starts again with the first epoch's order after a resume."""
+        return StepRows(self.epoch, lambda: self.state.global_step)
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict]:  # type: ignore[type-arg]
         return prompts, None, {}
@@ -34,30 +40,12 @@ class Distiller(DistillationTrainer):  # type: ignore[misc]
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
     ) -> list[list[int]]:
-        if self.answers is not None:
-            return [self.answers[tuple(prompt)] for prompt in prompt_ids]
-        found: list[list[int]] = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        if self.answers is None:
+            found: list[list[int]] = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        else:
+            found = [self.answers[tuple(prompt)] for prompt in prompt_ids]
+        self.n_tokens += sum(map(len, prompt_ids)) + sum(map(len, found))
         return found
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the card belongs to the export."""
-
-    def _send_telemetry(self) -> None:
-        """Nothing: no run of ours is reported to anybody."""
-
-
-class StepLog(TrainerCallback):  # type: ignore[misc]
-    """Hands every logged step on: {"step", "loss", "learning_rate"}."""
-
-    def __init__(self, write: Log) -> None:
-        self._write = write
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any
-    ) -> None:
-        if "loss" in logs:
-            values = {key: logs.get(key) for key in ("loss", "learning_rate", "grad_norm")}
-            self._write({"step": state.global_step, **values, "of": state.max_steps})
 
 
 def new_distiller(
@@ -65,7 +53,6 @@ def new_distiller(
     turns: Sequence[tuple[list[int], list[int]]],
     settings: Mapping[str, Any],
     directory: Path,
-    write: Log,
 ) -> Distiller:
     """`models`: teacher and student, with heads of one width. `turns`: (prompt ids, answer ids)."""
     teacher, student = models
@@ -75,10 +62,11 @@ def new_distiller(
         args=_arguments(settings, directory),
         train_dataset=Dataset.from_dict({"prompt": [prompt for prompt, _ in turns]}),
         processing_class=_padding(int(student.generation_config.pad_token_id)),
-        callbacks=[StepLog(write)],
     )
     if not settings["on_policy"]:
         trainer.answers = {tuple(prompt): answer for prompt, answer in turns}
+    lengths = [len(prompt) for prompt, _ in turns]
+    trainer.epoch = Epoch(lengths, settings["batch_size"], n_together=1, seed=settings["seed"])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -101,8 +89,12 @@ def _arguments(settings: Mapping[str, Any], directory: Path) -> DistillationConf
         use_cpu=settings["device"] == "cpu",
         bf16=False,
         activation_checkpointing=False,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=settings["save_every"],
+        save_total_limit=None,
+        logging_strategy="steps",
         logging_steps=1,
+        logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
     )

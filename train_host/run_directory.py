@@ -123,14 +123,14 @@ def read_run(path: Path) -> Run:
     )
 
 
-_ANEW = "make the run anew with `edge-train sft`, in another directory"
+_ANEW = "make the run anew, in another directory"
 
 
 def _object(file: Path, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
     except FileNotFoundError:
-        why, hint = f"it has no {file.name}", "finish it with `edge-train sft ... --resume`"
+        why, hint = f"it has no {file.name}", "repeat its command with --resume"
         raise UsageError(f"{path} is not a finished run", why, hint) from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not a finished run", f"{file.name}: {error}", _ANEW) from None
@@ -181,7 +181,7 @@ def check_same(files: RunFiles, document: Mapping[str, Any]) -> None:
     """A resumed run must be the one that began. Raises UsageError, naming what differs."""
     begun = json.loads(files.run.read_bytes())
     for part in ("settings", "model", "data", "adapter", "order"):
-        for key, value in document[part].items():
+        for key, value in document.get(part, {}).items():
             was = begun.get(part, {}).get(key)
             if key not in ("origin", "directory", "gguf") and was != value:
                 raise UsageError(

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,9 +24,7 @@ from converters.merge import COPIED
 from edge_agent import atomic_file
 from edge_agent.adapt.blas import choose_threads
 from edge_agent.adapt.dataset import split
-from edge_agent.adapt.run_log import RunLog
 from edge_agent.engine.supervised import vocabulary_only
-from edge_agent.terminal import Progress
 from train_host import (
     checkpoints,
     curves,
@@ -37,17 +34,11 @@ from train_host import (
     run_directory,
     start_adapter,
 )
+from train_host.course import Console, Course, begin, follow, peak_memory
 from train_host.model_source import ModelSource, open_source
 from train_host.row_order import RowOrder
 from train_host.run_directory import RunFiles
-from train_host.samples import (
-    Data,
-    Samples,
-    encode_rows,
-    lines_of,
-    read_data,
-    refuse_unlearnable,
-)
+from train_host.samples import Samples, encode_rows, read_data, refuse_unlearnable
 from train_host.settings import Facts, SftSettings, Wishes, resolve, with_rows
 from train_host.start_adapter import StartAdapter
 
@@ -69,14 +60,6 @@ class Job:
     adapter: Path | None = None
     order: Path | None = None
     resume: bool = False
-
-
-@dataclass(frozen=True)
-class Console:
-    """Where a run shows itself."""
-
-    progress: Progress
-    note: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -146,7 +129,7 @@ def _prepare(job: Job, files: RunFiles, is_first: bool) -> Prepared:
     document = _document(source, settings, summary)
     document |= {"adapter": _origin(start), "order": _origin(order)}
     if is_first:
-        _begin(files, data, document, train_samples)
+        begin(files, data, document, train_samples)
     return Prepared(files, source, settings, train_samples, validation, start, is_first)
 
 
@@ -216,17 +199,6 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _begin(files: RunFiles, data: Data, document: Mapping[str, Any], samples: Samples) -> None:
-    """The run directory before training, or a check that it is this run's."""
-    files.checkpoints.mkdir(exist_ok=True)
-    if files.run.exists():
-        run_directory.check_same(files, document)
-        return
-    atomic_file.write(files.data, data.content, 0o644)
-    atomic_file.write(files.train_rows, lines_of(data, samples.rows), 0o644)
-    run_directory.write_document(files.run, document)
-
-
 # ---- training ----------------------------------------------------------------------------------
 
 
@@ -234,7 +206,6 @@ def _carry_out(job: Job, prepared: Prepared, console: Console) -> dict[str, Any]
     import torch
     from accelerate import PartialState
 
-    from train_host.energy_meter import EnergyMeter
     from train_host.methods import load_model
     from train_host.trainer import new_trainer
 
@@ -251,15 +222,10 @@ def _carry_out(job: Job, prepared: Prepared, console: Console) -> dict[str, Any]
     distributed.check(kind, job.environ, settings.method)
     if prepared.is_first:
         console.note(_announcement(prepared, trainer, kind))
-    resumed = _resume_point(trainer, prepared, console)
-    meter = EnergyMeter(settings.device)
-    meter.start()
-    try:
-        _train(trainer, prepared, console, resumed, meter)
-    finally:
-        meter.close()
+    rate = settings.learning_rate
+    reason = follow(trainer, Course(files, console, settings.device, rate, prepared.is_first))
     _save_result(trainer, prepared, kind)
-    return _finish(trainer, prepared, kind, meter.reason) if prepared.is_first else {}
+    return _finish(trainer, prepared, kind, reason) if prepared.is_first else {}
 
 
 def _announcement(prepared: Prepared, trainer: Any, kind: str) -> str:
@@ -273,44 +239,6 @@ def _announcement(prepared: Prepared, trainer: Any, kind: str) -> str:
         f" ({summary['supervised_share']:.0%} of {summary['train_tokens']:,} tokens supervised,"
         f" dropped {summary['dropped'] or 'none'})"
     )
-
-
-def _resume_point(trainer: Any, prepared: Prepared, console: Console) -> checkpoints.Sealed | None:
-    """The newest complete checkpoint; what a kill left beside it is removed."""
-    root = prepared.files.checkpoints
-    if prepared.is_first:
-        for name in checkpoints.clear_incomplete(root):
-            console.note(f"{name} was not complete and is removed")
-    trainer.accelerator.wait_for_everyone()
-    found = checkpoints.newest(root)
-    if prepared.is_first:
-        results.cut_log(prepared.files.log, found.step if found else -1)
-        if found:
-            console.note(f"going on from step {found.step}")
-    return found
-
-
-def _train(
-    trainer: Any,
-    prepared: Prepared,
-    console: Console,
-    resumed: checkpoints.Sealed | None,
-    meter: Any,
-) -> None:
-    from train_host.recorder import Desk, Recorder, tensorboard_directory
-
-    trainer.args.eval_on_start = resumed is None and trainer.eval_dataset is not None
-    if not prepared.is_first:
-        trainer.run(resumed)
-        return
-    log = RunLog(prepared.files.log)
-    try:
-        desk = Desk(log, meter, console.progress, console.note)
-        board = tensorboard_directory(prepared.files.tensorboard)
-        trainer.add_callback(Recorder(desk, board, prepared.settings.learning_rate))
-        trainer.run(resumed)
-    finally:
-        log.close()
 
 
 # ---- after the last step -----------------------------------------------------------------------
@@ -359,7 +287,7 @@ def _finish(trainer: Any, prepared: Prepared, kind: str, reason: str) -> dict[st
         **results.speed(log),
         **results.data_summary(prepared.train, prepared.validation),
         "energy": results.energy(log, reason),
-        **_peak_memory(prepared.settings.device),
+        **peak_memory(prepared.settings.device),
         "distributed_type": kind,
         "n_processes": prepared.settings.n_processes,
         "result": str(files.adapter if prepared.settings.trains_adapter else files.model),
@@ -367,12 +295,3 @@ def _finish(trainer: Any, prepared: Prepared, kind: str, reason: str) -> dict[st
     atomic_file.write(files.curves, curves.picture(log).encode(), 0o644)
     run_directory.write_document(files.metrics, document)
     return document
-
-
-def _peak_memory(device: str) -> dict[str, int | None]:
-    """Of this process: resident (mapped files included), and of its GPU where it has one."""
-    import torch
-
-    cuda = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak_memory_bytes": peak, "peak_gpu_memory_bytes": cuda}

@@ -7,8 +7,8 @@ rows of a step are sorted by length before they are cut into micro-batches. That
 whose gradient is the mean over all of its tokens (transformers' group_by_length changes them: its
 steps are short or long as a whole, depend on the number of processes, and are others after a
 resume). The order depends on seed and epoch alone, so a resumed run finds its place. Flows in:
-settings, lengths, the epoch. Flows out: numbers of rows. Needs torch and datasets. Not here: what
-the rows hold (samples.py), an order that the user gives (row_order.py).
+lengths, the steps made. Flows out: numbers of rows. Needs torch and datasets. Not here: what the
+rows hold (samples.py), an order that the user gives (row_order.py).
 """
 
 from __future__ import annotations
@@ -22,54 +22,56 @@ from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
 
 from train_host.samples import IGNORED
-from train_host.settings import SftSettings
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Its rows. `lengths`: tokens of each one, the empty row left out."""
+    """Its rows and how they are dealt out. `lengths`: tokens of each, the empty row left out.
+
+    `batch_size`: rows of a step; `n_together`: of all processes at a time, 1 for a single process;
+    `shuffles`, or takes the rows as they stand; `sorts` the rows of a step by length.
+    """
 
     lengths: Sequence[int]
-    settings: SftSettings
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.lengths)
+    batch_size: int
+    n_together: int
+    seed: int
+    shuffles: bool = True
+    sorts: bool = True
 
     @property
     def n_steps(self) -> int:
-        return -(-self.n_rows // self.settings.batch_size)
+        return -(-len(self.lengths) // self.batch_size)
 
     @property
     def n_empty(self) -> int:
         """Empty rows at its end: then every process has as many micro-batches."""
-        if self.settings.n_processes == 1:
-            return 0
-        return -self.n_rows % (self.settings.micro_batch_size * self.settings.n_processes)
+        return -len(self.lengths) % self.n_together
 
 
 class StepRows(Sampler[int]):  # type: ignore[misc]
     """Shuffles anew in each epoch; every process iterates over all rows and keeps its own."""
 
-    def __init__(self, epoch: Epoch, number: Callable[[], int], shuffles: bool = True) -> None:
-        """`number`: of the epoch, from 0; asked for when one begins or is resumed."""
-        self._epoch, self._number, self._shuffles = epoch, number, shuffles
+    def __init__(self, epoch: Epoch, steps_made: Callable[[], int]) -> None:
+        """`steps_made`: of the whole run; asked for when an epoch begins or is resumed."""
+        self._epoch, self._steps_made = epoch, steps_made
 
     def __len__(self) -> int:
-        return self._epoch.n_rows + self._epoch.n_empty
+        return len(self._epoch.lengths) + self._epoch.n_empty
 
     def __iter__(self) -> Iterator[int]:
-        n_rows, settings = self._epoch.n_rows, self._epoch.settings
+        epoch, n_rows = self._epoch, len(self._epoch.lengths)
         rows = list(range(n_rows))
-        if self._shuffles:
-            generator = torch.Generator().manual_seed(settings.seed + self._number())
+        if epoch.shuffles:
+            number = self._steps_made() // epoch.n_steps
+            generator = torch.Generator().manual_seed(epoch.seed + number)
             rows = torch.randperm(n_rows, generator=generator).tolist()
-        for first in range(0, n_rows, settings.batch_size):
-            step = rows[first : first + settings.batch_size]
-            if not settings.packing:  # then rows are joined, not padded
-                step.sort(key=lambda row: -self._epoch.lengths[row])
+        for first in range(0, n_rows, epoch.batch_size):
+            step = rows[first : first + epoch.batch_size]
+            if epoch.sorts:
+                step.sort(key=lambda row: -epoch.lengths[row])
             yield from step
-        yield from [n_rows] * self._epoch.n_empty
+        yield from [n_rows] * epoch.n_empty
 
 
 def with_empty_row(rows: Dataset) -> Dataset:

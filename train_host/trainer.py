@@ -1,17 +1,15 @@
-"""TRL's SFTTrainer with five things changed: validation, schedule, order, saving, silence.
+"""TRL's SFTTrainer with other validation, schedule and order of rows.
 
 Why it exists: the Trainer's eval_loss is a mean of batch means and depends on how rows fall into
 batches; bits per byte of the answers is a property of the model, and comparable between
-tokenizers. Its order of rows depends on the number of processes (step_rows.py), its saves are not
-safe against a kill (checkpoints.py). And TRL reports every run to its makers; this one does not.
-Flows in: ids and labels, which pass TRL untouched. Flows out: a trained model, sealed checkpoints.
-Needs torch and trl. Not here: where the samples come from (samples.py), what is written about the
-run (recorder.py).
+tokenizers. Its order of rows depends on the number of processes (step_rows.py). Flows in: ids and
+labels, which pass TRL untouched. Flows out: a trained model. Needs torch and trl. Not here: saving
+(sealed_trainer.py), where the samples come from (samples.py), what is written about the run
+(recorder.py).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -25,22 +23,20 @@ from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerFast,
     PrinterCallback,
-    TrainerState,
 )
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from edge_agent.adapt.schedule import factor
-from train_host import checkpoints
 from train_host.methods import adapter_config, widen_adapter
 from train_host.samples import Samples
+from train_host.sealed_trainer import SealedTrainer
 from train_host.settings import SftSettings
 from train_host.step_rows import Epoch, StepRows, n_real_tokens, with_empty_row
 
 METRIC = "eval_bits_per_byte"
-TRAINER_STATE = "trainer_state.json"
 
 
-class Trainer(SFTTrainer):  # type: ignore[misc]
+class Trainer(SealedTrainer, SFTTrainer):  # type: ignore[misc]
     """Validates in bits per byte and seals what it saves. Make it with `new_trainer`."""
 
     validation_bytes: int = 0
@@ -48,31 +44,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     warmup_ratio: float = 0.0
     epoch: Epoch
-    n_tokens: int = 0
-    """Of all processes since the last log, padding left out."""
-
     lr_scheduler: Any
     control: Any
 
-    def run(self, resumed: checkpoints.Sealed | None) -> None:
-        """Train to the end, from a sealed checkpoint if one is given; the best weights are kept."""
-        if resumed is None or not _has_ended(resumed.path):
-            self.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
-            return
-        # Killed between the last save and the result: the Trainer would take one step more.
-        self._load_from_checkpoint(str(resumed.path))
-        self.state = TrainerState.load_from_json(str(resumed.path / TRAINER_STATE))
-        if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).is_dir():
-            self._load_best_model()
-
-    @property
-    def why_stopped(self) -> str:
-        """ "patience" when validation no longer improved, else "steps"."""
-        return "patience" if self.state.global_step < self.state.max_steps else "steps"
-
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> StepRows:
-        shuffles = self.args.train_sampling_strategy != "sequential"
-        return StepRows(self.epoch, lambda: self.state.global_step // self.epoch.n_steps, shuffles)
+        return StepRows(self.epoch, lambda: self.state.global_step)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -82,12 +58,6 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         n_tokens = torch.tensor(sum(map(n_real_tokens, batches)), device=device)
         self.n_tokens += int(self.accelerator.reduce(n_tokens))
         return batches, n_items
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's, with the tokens of the step: TRL leaves out a process at the end of an epoch."""
-        if "loss" in logs:
-            logs["step_tokens"], self.n_tokens = self.n_tokens, 0
-        super().log(logs, start_time)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The device's own schedule: its first step already learns."""
@@ -143,21 +113,6 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             out = self.model(**inputs, fused_lm_head=True, use_cache=False)
         return torch.stack([-out.log_probs.double().sum(), out.label_mask.double().sum()])
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            root = Path(self.args.output_dir)
-            checkpoints.seal(root / f"{checkpoints.PREFIX}{self.state.global_step}")
-            best = self.state.best_model_checkpoint
-            checkpoints.prune(root, Path(best) if best else None)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the card belongs to the export."""
-
-    def _send_telemetry(self) -> None:
-        """Nothing: no run of ours is reported to anybody."""
-
 
 def new_trainer(
     model: Any, settings: SftSettings, train: Samples, validation: Samples, directory: Path
@@ -173,7 +128,7 @@ def new_trainer(
         peft_config=adapter_config(settings),
     )
     trainer.warmup_ratio = settings.warmup_ratio
-    trainer.epoch = Epoch([len(ids) for ids in rows["input_ids"]], settings)
+    trainer.epoch = _epoch(rows, settings)
     trainer.validation_bytes = sum(validation.n_bytes)
     trainer.processing_class = None  # or every save would write it as the model's tokenizer
     trainer.remove_callback(PrinterCallback)
@@ -182,6 +137,18 @@ def new_trainer(
     if has_validation and settings.patience:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     return trainer
+
+
+def _epoch(rows: Dataset, settings: SftSettings) -> Epoch:
+    together = settings.micro_batch_size * settings.n_processes
+    return Epoch(
+        lengths=[len(ids) for ids in rows["input_ids"]],
+        batch_size=settings.batch_size,
+        n_together=together if settings.n_processes > 1 else 1,
+        seed=settings.seed,
+        shuffles=settings.sampling != "sequential",
+        sorts=not settings.packing,  # packed rows are joined, not padded
+    )
 
 
 def train_dataset(samples: Samples, settings: SftSettings) -> Dataset:
@@ -255,13 +222,6 @@ def _written(settings: SftSettings, has_validation: bool) -> dict[str, Any]:
         "disable_tqdm": True,
         "push_to_hub": False,
     }
-
-
-def _has_ended(checkpoint: Path) -> bool:
-    """Whether the run was over when this was saved."""
-    state = json.loads((checkpoint / TRAINER_STATE).read_bytes())
-    control = state["stateful_callbacks"]["TrainerControl"]
-    return bool(control["args"]["should_training_stop"])
 
 
 def _chunks(n: int, size: int) -> list[Sequence[int]]:

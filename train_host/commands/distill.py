@@ -10,7 +10,7 @@ import typer
 
 from converters.commands.options import JsonOptions
 from edge_agent.terminal import Terminal, duration_text
-from train_host.commands.sft import CACHE, cache_directory
+from train_host.commands.sft import CACHE, cache_directory, report_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,17 @@ class DistillOptions(JsonOptions):
     validation_share: Annotated[
         float, typer.Option(help="Part of the rows kept back to measure on.", min=0.0, max=0.5)
     ] = 0.1
+    save_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between checkpoints [a tenth of the run].", metavar="N", min=1),
+    ] = None
     seed: Annotated[int, typer.Option(min=0)] = 1
     threads: Annotated[
         int | None, typer.Option(help="Threads [physical cores].", metavar="N", min=1, max=1024)
     ] = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint, if any.")
+    ] = False
     cache: Annotated[
         Path | None, typer.Option(help=f"Converted models [~/.cache/{CACHE}].", metavar="DIR")
     ] = None
@@ -70,8 +77,8 @@ def distill_logits(options: DistillOptions, terminal: Terminal) -> int:
       edge-train distill-logits --teacher ./qwen-7b --model ./qwen-0.5b --data d.jsonl -o small
       edge-train distill-logits --teacher ./gemma --keep-layers 0-5,12-17 --data d.jsonl -o cut
     """
+    from train_host.course import Console
     from train_host.distill import Job, distill
-    from train_host.sft import Console
 
     given = {field.name: getattr(options, field.name) for field in fields(Job)}
     job = Job(**{**given, "cache": options.cache or cache_directory(terminal)})
@@ -86,4 +93,5 @@ def distill_logits(options: DistillOptions, terminal: Terminal) -> int:
             f" KL to the teacher on {document['kl_rows']} rows"
             f" {document['kl_before']:.4f} to {document['kl_after']:.4f} nats a token"
         )
+        report_cost(document, terminal)
     return 0

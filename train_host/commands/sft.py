@@ -150,7 +150,8 @@ def sft(options: SftOptions, terminal: Terminal) -> int:
       edge-train sft --model gemma.gguf --data more.jsonl -o more --adapter my-run/adapter
       torchrun --nproc-per-node 8 -m train_host.cli sft --model ./qwen --data d.jsonl -o my-run
     """
-    from train_host.sft import Console, Job, train
+    from train_host.course import Console
+    from train_host.sft import Job, train
 
     wishes = Wishes(**{field.name: getattr(options, field.name) for field in fields(Wishes)})
     cache = options.cache or cache_directory(terminal)
@@ -183,7 +184,6 @@ def cache_directory(terminal: Terminal) -> Path:
 
 
 def _report(document: dict[str, Any], terminal: Terminal) -> None:
-    speed = document["tok_s"]
     terminal.line(
         f"{document['result']}: {document['steps']} steps in {duration_text(document['train_s'])},"
         f" loss {document['first_loss']:.4f} to {document['final_loss']:.4f}"
@@ -194,7 +194,12 @@ def _report(document: dict[str, Any], terminal: Terminal) -> None:
             f"validation {before:.4f} to {document['bits_per_byte']:.4f} bits per byte,"
             f" best at step {document['best_step']}, ended by {document['stopped']}"
         )
+    report_cost(document, terminal)
+
+
+def report_cost(document: dict[str, Any], terminal: Terminal) -> None:
+    """Speed, memory and energy of a metrics.json."""
     memory = size_text(document["peak_memory_bytes"])
-    terminal.line(f"{speed:.0f} real tokens/s, peak memory {memory}")
+    terminal.line(f"{document['tok_s']:.0f} real tokens/s, peak memory {memory}")
     joules, reason = document["energy"]["joules"], document["energy"]["reason"]
     terminal.line(f"energy: {reason if joules is None else f'{joules:.0f} J'}")

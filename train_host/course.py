@@ -1,0 +1,106 @@
+"""The course of a run that may be killed: begin, go on where it stood, train, keep what it cost.
+
+Why it exists: sft and distill-logits differ in what they train and not in how a run is kept. Flows
+in: run files, the data, a sealed trainer (sealed_trainer.py). Flows out: a directory that can be
+resumed, a log with tokens, seconds and joules of each step. Imports no torch until it trains. Not
+here: what is decided before the run, and what is saved after it (sft.py, distill.py).
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_agent import atomic_file
+from edge_agent.adapt.run_log import RunLog
+from edge_agent.terminal import Progress
+from train_host import checkpoints, results, run_directory
+from train_host.run_directory import RunFiles
+from train_host.samples import Data, Samples, lines_of
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where a run shows itself."""
+
+    progress: Progress
+    note: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Course:
+    """Of one run. `is_first`: this process writes the run directory."""
+
+    files: RunFiles
+    console: Console
+    device: str
+    learning_rate: float
+    is_first: bool = True
+
+
+def begin(files: RunFiles, data: Data, document: Mapping[str, Any], samples: Samples) -> None:
+    """The run directory before training, or a check that it is this run's. Raises UsageError."""
+    files.checkpoints.mkdir(exist_ok=True)
+    if files.run.exists():
+        run_directory.check_same(files, document)
+        return
+    atomic_file.write(files.data, data.content, 0o644)
+    atomic_file.write(files.train_rows, lines_of(data, samples.rows), 0o644)
+    run_directory.write_document(files.run, document)
+
+
+def follow(trainer: Any, course: Course) -> str:
+    """Train to the end, from the newest complete checkpoint; why joules are missing, "" if none."""
+    from train_host.energy_meter import EnergyMeter
+
+    resumed = _resume_point(trainer, course)
+    meter = EnergyMeter(course.device)
+    meter.start()
+    try:
+        _train(trainer, course, resumed, meter)
+    finally:
+        meter.close()
+    return meter.reason
+
+
+def _resume_point(trainer: Any, course: Course) -> checkpoints.Sealed | None:
+    """The newest complete checkpoint; what a kill left beside it is removed."""
+    root, note = course.files.checkpoints, course.console.note
+    if course.is_first:
+        for name in checkpoints.clear_incomplete(root):
+            note(f"{name} was not complete and is removed")
+    trainer.accelerator.wait_for_everyone()
+    found = checkpoints.newest(root)
+    if course.is_first:
+        results.cut_log(course.files.log, found.step if found else -1)
+        if found:
+            note(f"going on from step {found.step}")
+    return found
+
+
+def _train(trainer: Any, course: Course, resumed: checkpoints.Sealed | None, meter: Any) -> None:
+    from train_host.recorder import Desk, Recorder, tensorboard_directory
+
+    trainer.args.eval_on_start = resumed is None and trainer.eval_dataset is not None
+    if not course.is_first:
+        trainer.run(resumed)
+        return
+    log = RunLog(course.files.log)
+    try:
+        desk = Desk(log, meter, course.console.progress, course.console.note)
+        board = tensorboard_directory(course.files.tensorboard)
+        trainer.add_callback(Recorder(desk, board, course.learning_rate))
+        trainer.run(resumed)
+    finally:
+        log.close()
+
+
+def peak_memory(device: str) -> dict[str, int | None]:
+    """Of this process: resident (mapped files included), and of its GPU where it has one."""
+    import torch
+
+    cuda = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"peak_memory_bytes": peak, "peak_gpu_memory_bytes": cuda}
