@@ -146,6 +146,12 @@ def _existing(path: Path) -> Path:
 
 
 def _carry_out(work: _Work) -> dict[str, Any]:
+    start = work.run.document.get("adapter") or {}
+    if start.get("sha256"):
+        work.notes.append(
+            f"it went on from the adapter `{Path(start['origin']).name}`, SHA-256"
+            f" `{start['sha256']}`: what that had learned, and the terms of it, are not said here"
+        )
     directory = _merge(work)
     exact = _convert(work, directory)
     imatrix = _imatrix(work, exact)
