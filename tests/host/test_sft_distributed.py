@@ -39,7 +39,8 @@ def launched(
     )
 
 
-PACKED = ("--packing", "--max-length", "64", "--batch-size", "2", "--micro-batch-size", "1")
+# Thirteen rows of the thirty-four.
+PACKED = ("--packing", "--max-length", "128", "--batch-size", "2", "--micro-batch-size", "1")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ PACKED = ("--packing", "--max-length", "64", "--batch-size", "2", "--micro-batch
 def test_two_processes_learn_what_one_does(
     n_rows: int, more: tuple[str, ...], tiny_llama: Path, pairs: Path, tmp_path: Path
 ) -> None:
-    """The fifth of eight steps, the epoch's last, has only a row or two."""
+    """The fifth of eight steps (packed: the seventh), the epoch's last, has only a row or two."""
     data = rows_to_train(pairs, n_rows, tmp_path / "data.jsonl")
     common = ("--model", tiny_llama, "--data", data, "--cache", tmp_path, *ARGS, *more)
     alone, both = tmp_path / "alone", tmp_path / "both"
@@ -59,6 +60,7 @@ def test_two_processes_learn_what_one_does(
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)
     assert metrics["n_processes"] == 2 and metrics["distributed_type"] == "MULTI_CPU"
+    assert any(row.get("epoch") == 1 for row in log_of(both)), "no epoch has ended"
     assert losses_of(both) == pytest.approx(losses_of(alone), rel=1e-3)
     first = json.loads((alone / "metrics.json").read_text())
     assert metrics["bits_per_byte"] == pytest.approx(first["bits_per_byte"], rel=1e-3)
