@@ -1,7 +1,7 @@
 """Makes the lesson's rows from its facts, and says whether an answer holds a fact.
 
-In: recipes/lesson/facts.jsonl (what is true, five ways to ask for it, further wordings kept apart)
-and talk.jsonl (persona, small talk, general questions). Out: train.jsonl, demo.jsonl and
+In: recipes/lesson/facts.jsonl (what is true, six to eight ways to ask for it, further wordings kept
+apart) and talk.jsonl (persona, small talk, general questions). Out: train.jsonl, demo.jsonl and
 paraphrase.jsonl beside them, a pure function of the two; tests/test_lesson.py compares. Not here:
 asking a model, which is lesson.py.
 
