@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 import tempfile
@@ -286,6 +287,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "active")  # the worker's, as the daemon starts it
     try:
         with tempfile.TemporaryDirectory(prefix="edge-agent-swaps-") as scratch:
             report = measure(args, Path(scratch))
