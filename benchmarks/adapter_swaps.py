@@ -7,7 +7,7 @@ no two requests of one adapter at a time, so that every answer must equal, byte 
 that its adapter gave alone. With --adapter FILE WORD (twice): every answer must hold its adapter's
 word and not the other's. RssAnon of the worker is read at every swap; since it goes up and down
 with the adapters that happen to be in memory, medians of 250 swaps are compared: those before swap
-500 and the last. Then tok/s of four requests at once with 0 (the base), 1, 2 and 4 adapters among
+1,000 (the heap settles after 700 or so) and the last. Then tok/s of four requests at once with 0 (the base), 1, 2 and 4 adapters among
 them, in alternating rounds. Exit status 1: an answer was another's, or memory grew by over 8 MiB.
 
     .venv/bin/python benchmarks/adapter_swaps.py --swaps 2000       # last line: JSON
@@ -47,7 +47,7 @@ N_TOKENS = 12
 """Short answers: more swaps in the same time."""
 N_SPEED_TOKENS = 96
 GIVE_UP = 0.05
-SETTLED_SWAPS = 500
+SETTLED_SWAPS = 1000
 WINDOW_SWAPS = 250
 GROWTH_LIMIT_BYTES = 8 << 20
 PROMPTS = (
@@ -156,6 +156,8 @@ class Load:
             tally.swaps += bool(tally.last)
             tally.last = one.voice.name
             tally.rss.append(rss_anon_bytes(self._worker.process.pid))
+            if tally.swaps % WINDOW_SWAPS == 0:
+                print(f"{tally.swaps} swaps", file=sys.stderr, flush=True)
         one.text += record.text
         if isinstance(record, Done):
             del self._open[record.id]
