@@ -7,8 +7,9 @@ no two requests of one adapter at a time, so that every answer must equal, byte 
 that its adapter gave alone. With --adapter FILE WORD (twice): every answer must hold its adapter's
 word and not the other's. RssAnon of the worker is read at every swap; since it goes up and down
 with the adapters that happen to be in memory, medians of 250 swaps are compared: those before swap
-1,000 (the heap settles after 700 or so) and the last. Then tok/s of four requests at once with 0 (the base), 1, 2 and 4 adapters among
-them, in alternating rounds. Exit status 1: an answer was another's, or memory grew by over 8 MiB.
+1,000 (the heap settles after 700 or so) and the last. Then tok/s of four requests at once with 0
+(the base), 1, 2 and 4 adapters among them, in alternating rounds. Exit status 1: an answer was
+another's, or memory grew by over 8 MiB.
 
     .venv/bin/python benchmarks/adapter_swaps.py --swaps 2000       # last line: JSON
     .venv/bin/python benchmarks/adapter_swaps.py --model embedded:gemma3-270m \\
