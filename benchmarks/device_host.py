@@ -193,7 +193,7 @@ def write_start(gguf: Path, path: Path) -> Path:
 
 def write(path: Path, loras: Mapping[str, LoraWeight], gguf: Path) -> Path:
     model = read_gguf(gguf)
-    identity = identify_base(model, sha256_of([gguf], None, lambda done, total: None))
+    identity = identify_base(model, sha256_of([gguf]))
     write_adapter(path, loras, AdapterHeader(path.stem, model.architecture, identity))
     return path
 

@@ -47,7 +47,7 @@ class BaseModel:
             stored = open_checkpoint(self.path).tensors.values()
             files = sorted({tensor.path for tensor in stored})
         keys = Metadata()
-        keys.put("string", "edge_agent.base.sha256", sha256_of(files, None, _silent))
+        keys.put("string", "edge_agent.base.sha256", sha256_of(files))
         keys.put("string", "edge_agent.base.quantization", self.quantization)
         keys.put("string", "edge_agent.tokenizer.sha256", tokenizer_sha256(self.metadata))
         keys.put("string", "edge_agent.template.sha256", template_sha256(self.metadata))
@@ -81,7 +81,3 @@ def tokenizer_sha256(metadata: Metadata) -> str:
 def template_sha256(metadata: Metadata) -> str | None:
     template = metadata.get_value("tokenizer.chat_template")
     return None if template is None else hashlib.sha256(template.encode()).hexdigest()
-
-
-def _silent(done: int, total: int | None) -> None:
-    return None

@@ -166,7 +166,7 @@ def documents(model: GgufModel, dtype: str) -> dict[str, Any]:
         )
     origin = {
         "file": model.gguf.path.name,
-        "sha256": sha256_of([model.gguf.path], None, lambda done, total: None),
+        "sha256": sha256_of([model.gguf.path]),
         "type": model.gguf.quantization,
     }
     config = {**model.config, **special_ids(model.metadata), "dtype": TORCH_DTYPES[dtype]}

@@ -204,7 +204,13 @@ def _hash_or_copy(plan: Plan, partial: Path, job: Job) -> str:
         return sha256_of(plan.parts, out, _Throttle(job.report, "copying"))
 
 
-def sha256_of(paths: Sequence[Path], out: BinaryIO | None, progress: hub.Progress) -> str:
+def _silent(done: int, total: int | None) -> None:
+    pass
+
+
+def sha256_of(
+    paths: Sequence[Path], out: BinaryIO | None = None, progress: hub.Progress = _silent
+) -> str:
     """Hash the concatenation of `paths`, copying it into `out` on the way when one is given."""
     total = sum(path.stat().st_size for path in paths)
     digest, done = hashlib.sha256(), 0

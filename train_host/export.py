@@ -281,5 +281,5 @@ def _document(work: _Work, written: Written, files: list[dict[str, Any]]) -> dic
 
 
 def _file(path: Path) -> dict[str, Any]:
-    sha256 = sha256_of([path], None, lambda done, total: None)
+    sha256 = sha256_of([path])
     return {"file": path.name, "sha256": sha256, "bytes": path.stat().st_size}

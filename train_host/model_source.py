@@ -77,7 +77,7 @@ def directory_sha256(directory: Path) -> str:
 
 
 def _file_sha256(path: Path) -> str:
-    return sha256_of([path], None, lambda done, total: None)
+    return sha256_of([path])
 
 
 def _from_gguf(path: Path, origin: str, cache: Path) -> ModelSource:
