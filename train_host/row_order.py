@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_agent.errors import DataRefused, UsageError
-from train_host.samples import Samples
+from train_host.samples import Samples, read_content
 from train_host.settings import SftSettings
 
 _NUMBER = re.compile(rb"[1-9]\d{0,17}")
@@ -36,11 +36,7 @@ class RowOrder:
 
 def read_order(path: Path) -> RowOrder:
     """Blank lines are passed over. Raises DataRefused."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise DataRefused(f"cannot read the order {path}", why, "check --order") from None
+    content = read_content(path, "order", "--order")
     numbers = []
     for place, line in enumerate(content.splitlines(), start=1):
         text = line.strip()
@@ -54,7 +50,9 @@ def read_order(path: Path) -> RowOrder:
         if text:
             numbers.append(int(text))
     if not numbers:
-        raise DataRefused(f"the order {path} is empty", "nothing would be learned", "name rows")
+        raise DataRefused(
+            f"the order {path} is empty", "nothing would be learned", "write one number a line"
+        )
     return RowOrder(path, numbers, hashlib.sha256(content).hexdigest())
 
 

@@ -73,13 +73,18 @@ class Data:
 
 def read_data(path: Path) -> Data:
     """Of any size, unlike on the device. Raises DataRefused, which names the bad lines."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise DataRefused(f"cannot read the training data {path}", why, "check --data") from None
+    content = read_content(path, "training data", "--data")
     rows = dataset.parse_rows(content.removeprefix(BOM).split(b"\n"), str(path))
     return Data(content, rows, hashlib.sha256(content).hexdigest())
+
+
+def read_content(path: Path, what: str, flag: str) -> bytes:
+    """The whole file. Raises DataRefused that names `what` and the `flag` it was given with."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataRefused(f"cannot read the {what} {path}", why, f"check {flag}") from None
 
 
 def lines_of(data: Data, numbers: Sequence[int]) -> bytes:

@@ -23,8 +23,10 @@ from converters.families import family_of_config
 from converters.families.family import Placement
 from converters.hf_to_gguf import n_vocab
 from converters.merge import as_trained
+from edge_agent.adapt.adapter_file import check_base
 from edge_agent.adapt.lora import TARGETS
 from edge_agent.errors import UsageError
+from edge_agent.gguf_cursor import Malformed
 from edge_agent.gguf_header import parse_header
 from edge_agent.models import sha256_of
 from train_host.model_source import ModelSource
@@ -77,7 +79,7 @@ def read_start(path: Path, source: ModelSource) -> StartAdapter:
     _check_base(path, source)
     _check_uniform(path, adapter)
     files = [path / "adapter_config.json", path / WEIGHTS] if path.is_dir() else [path]
-    sha256 = sha256_of(files, None, lambda done, total: None)
+    sha256 = sha256_of(files)
     pairs = _by_slot(path, adapter, placements)
     return StartAdapter(path, sha256, pairs, int(checkpoint.config["num_hidden_layers"]))
 
@@ -137,18 +139,15 @@ def _refuse_other(flag: str, wished: Any, found: Any, start: StartAdapter) -> No
 
 
 def _check_base(path: Path, source: ModelSource) -> None:
-    """What was trained beside a quantized file belongs to that very file, as on the device."""
+    """As on the device."""
     if path.is_dir() or source.gguf is None:
         return
-    with path.open("rb") as stream:
-        metadata = parse_header(stream, path.stat().st_size).metadata
-    named = metadata.get("edge_agent.base.sha256")
-    if "edge_agent.base.quantization" in metadata and named not in (None, source.sha256):
-        raise refusal(
-            path,
-            f"it was made for the file with SHA-256 {named}, not {source.sha256}",
-            "give that file as --model, or the directory of the model",
-        )
+    try:
+        with path.open("rb") as stream:
+            check_base(parse_header(stream, path.stat().st_size), source.sha256)
+    except Malformed as error:
+        what_next = "give that file as --model, or the directory of the model"
+        raise refusal(path, str(error), what_next) from None
 
 
 def _check_uniform(path: Path, adapter: Adapter) -> None:

@@ -211,7 +211,7 @@ def _info(stream: BinaryIO, path: Path, base: GgufFile, base_sha256: str | None)
     stream.seek(0)
     header = parse_header(stream, file_bytes)
     _check_kind(header, base)
-    _check_base(header, base_sha256)
+    check_base(header, base_sha256)
     alpha = _alpha(header)
     pairs = _pairs(header, base)
     _check_all_values(stream, header, pairs)
@@ -265,8 +265,11 @@ def _check_kind(header: Header, base: GgufFile) -> None:
         raise Malformed(f"it has {activated}: an activated LoRA works behind certain tokens only")
 
 
-def _check_base(header: Header, base_sha256: str | None) -> None:
-    """An adapter converted against a checkpoint directory names that, and no quantization."""
+def check_base(header: Header, base_sha256: str | None) -> None:
+    """What was trained beside a quantized file belongs to that very file. Raises Malformed.
+
+    An adapter converted against a checkpoint directory names that, and no quantization.
+    """
     named = _text(header, _BASE_SHA256)
     if named is None or base_sha256 is None or _BASE_QUANTIZATION not in header.metadata:
         return
