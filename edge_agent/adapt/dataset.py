@@ -219,11 +219,13 @@ def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     """(to train on, to validate on), in the order of `rows`; always the same for the same rows.
 
     A row's side is decided by the SHA-256 of what its users say, case and punctuation aside, so the
-    same question never stands on both sides, and a row keeps its side when others are added. With
-    fewer than FEWEST_TO_SPLIT rows none is kept back, with more at least one, unless all rows ask
-    the same question. `share` 0: none. Where half of the rows or more have an answer that another
-    question has, too, only such questions are kept back: a fact that is asked once only could not
-    be learned from the rest, so its loss would say nothing about the lesson, and rise.
+    same question never stands on both sides. With fewer than FEWEST_TO_SPLIT rows none is kept
+    back, with more at least one, unless all rows ask the same question. `share` 0: none.
+
+    Where half of the rows or more have an answer that another question has, too, only such
+    questions are kept back: a fact that is asked once only could not be learned from the rest, so
+    its loss would say nothing about the lesson, and rise. Rows that are added change no row's side
+    unless they change which answers have several questions.
     """
     if share <= 0 or len(rows) < FEWEST_TO_SPLIT:
         return list(rows), []
