@@ -339,10 +339,12 @@ def curves_of(base: Base, n_steps: int) -> Iterator[Curve]:
     ]
     losses: list[list[float]] = [[] for _ in range(1 + len(peers))]
     for number, row in enumerate(rows(material.samples[: len(material.train)], n_steps)):
+        print(f"\rcurves: step {number + 1} of {n_steps}", end="", file=sys.stderr, flush=True)
         losses[0].append(ours.step([row], number).loss)
         texts = [(list(material.samples[n].ids), material.samples[n].learned) for n in row]
         for place, peer_learner in enumerate(theirs, 1):
             losses[place].append(peer_learner.step(texts, number))
+    print(file=sys.stderr)
     name, (plain, exact) = base.gguf.stem, CURVE_LOSSES
     for found in (
         Curve(name, "ours", exact, losses[0], losses[2]),
