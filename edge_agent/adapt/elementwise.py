@@ -151,7 +151,7 @@ class Rotation:
     ) -> None:
         frequencies = rope.base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         if factors is not None and rope.scale == 1.0:
-            frequencies = frequencies / factors
+            frequencies = frequencies / compute.to_host(factors)
         angles = (np.arange(n)[:, None] * rope.scale) * frequencies[None, :]
         self._compute = compute
         self._cos, self._sin = (
