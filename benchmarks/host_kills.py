@@ -147,6 +147,7 @@ def main() -> int:
     given = parser.parse_args()
     sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests" / part)
                     for part in ("", "host")]  # fmt: skip
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # CUDA does not outlive a fork
     from tiny_run import write_tiny
 
     import train_host.trainer  # noqa: F401  before the fork

@@ -34,7 +34,7 @@ class SftOptions(JsonOptions):
     method: Annotated[
         str,
         typer.Option(
-            help="lora; qlora (base in NF4; runs on CPUs, on CUDA not run here); full; or qat"
+            help="lora; qlora (base in NF4, on CUDA or a CPU); full; or qat"
             " (every weight through the quantizer of --qat-type).",
             metavar="METHOD",
         ),
