@@ -17,6 +17,8 @@ from edge_agent.adapt.shape import Rope
 CUBIC = 0.044715
 ROOT = 0.7978845608028654
 """sqrt(2 / pi)."""
+LARGEST_EXPONENT = 80.0
+"""e^80 is far from float32's largest number, and its inverse, 2e-35, as good as zero."""
 
 
 def rms_norm(
@@ -95,8 +97,9 @@ class Gate:
 
         self._compute.split(gate.shape, work)
 
-    # act(x) = x * part(x). For GELU part = (1 + tanh(inner)) / 2; for SiLU it is the sigmoid, in
-    # the form (1 + tanh(x / 2)) / 2, which cannot overflow.
+    # act(x) = x * part(x), part the sigmoid of x for SiLU and of 2 * inner for GELU, since
+    # (1 + tanh(inner)) / 2 is that. NumPy's exp takes half the time of its tanh (measured), and the
+    # sigmoid of a large negative number keeps its digits.
 
     def _half_gelu(self, x: Array, scratch: Scratch) -> Array:
         xp, inner = self._compute.xp, scratch.take(0, *x.shape)
@@ -104,19 +107,22 @@ class Gate:
         inner *= CUBIC
         inner += 1.0
         inner *= x
-        inner *= ROOT
-        xp.tanh(inner, out=inner)
-        inner += 1.0
-        inner *= 0.5
-        return inner
+        inner *= -2 * ROOT
+        return self._sigmoid_of_negative(inner)
 
     def _half_silu(self, x: Array, scratch: Scratch) -> Array:
-        xp, part = self._compute.xp, scratch.take(0, *x.shape)
-        xp.multiply(x, 0.5, out=part)
-        xp.tanh(part, out=part)
-        part += 1.0
-        part *= 0.5
-        return part
+        part = scratch.take(0, *x.shape)
+        self._compute.xp.negative(x, out=part)
+        return self._sigmoid_of_negative(part)
+
+    def _sigmoid_of_negative(self, x: Array) -> Array:
+        """1 / (1 + exp(x)) in place."""
+        xp = self._compute.xp
+        xp.minimum(x, LARGEST_EXPONENT, out=x)
+        xp.exp(x, out=x)
+        x += 1.0
+        xp.divide(1.0, x, out=x)
+        return x
 
     def _slope_of_gelu(self, x: Array, part: Array, scratch: Scratch) -> Array:
         """part + x part', with part' = 2 part (1 - part) inner'."""
