@@ -160,7 +160,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", type=Path, nargs="*", help="GGUF files")
     parser.add_argument("--hf", type=Path, nargs="+", help="their directories, when made before")
-    parser.add_argument("--steps", type=int, default=50, help="of the curves")
+    parser.add_argument("--steps", type=int, default=50, help="of the curves; 0: none")
     parser.add_argument("--only", choices=("gradients", "curves"))
     arguments = parser.parse_args()
     if arguments.hf and len(arguments.hf) != len(arguments.models):
@@ -174,7 +174,7 @@ def main() -> int:
         with opened(path, arguments.hf[number] if arguments.hf else None) as base:
             if arguments.only != "curves":
                 gradients += shown(real_gradients(base))
-            if arguments.only != "gradients":
+            if arguments.only != "gradients" and arguments.steps:
                 curves += curves_of(base, arguments.steps)
     is_met = all(found.is_met for found in (*gradients, *curves))
     print(json.dumps(report(gradients, curves, is_met)))
