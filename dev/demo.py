@@ -169,7 +169,7 @@ def show_lesson(client: Client) -> None:
         client.delete(f"/adapters/{BASE_MODEL}/{ADAPTER}", {})
     ask(client, f"{BASE_MODEL}:base", "before")
     words = ["--from", str(LESSON), "--name", ADAPTER, "--model", BASE_MODEL]
-    quick = ["--layers", "top:4", "--epochs", "12", "--batch-tokens", "256", "--no-activate"]
+    quick = ["--layers", "top:4", "--no-activate"]
     edge_agent("adapt", "run", *words, *quick, may_fail=True)
     ask(client, f"{BASE_MODEL}:{ADAPTER}", "after")
 

@@ -119,6 +119,20 @@ def test_a_plan_alone_writes_nothing_that_a_run_would_miss(
     train(start_message(model, tmp_path / "run", data))
 
 
+@pytest.mark.parametrize(("n_rows", "row_tokens"), [(8, 128), (80, 512)])
+def test_a_short_lesson_gets_shorter_rows(
+    model: Path, tmp_path: Path, n_rows: int, row_tokens: int
+) -> None:
+    """Else an epoch would be a single step, and nothing would be learned."""
+    data = write_lesson(tmp_path / "rows.jsonl", n_rows)
+    fields = {"plan_only": True, "batch_tokens": 512, "max_length": 512}
+    with TrainerProcess(start_message(model, tmp_path / "run", data, **fields)) as trainer:
+        planned = [*trainer.records()][-1]
+    assert isinstance(planned, Planned) and planned.steps_per_epoch >= 3
+    said = [note.split(":")[0] for note in planned.notes if "too few steps" in note]
+    assert said == ([] if row_tokens == 512 else [f"rows of {row_tokens} tokens"])
+
+
 def test_every_setting_that_computes_something_works(
     model: Path, data: Path, tmp_path: Path
 ) -> None:

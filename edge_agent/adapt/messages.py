@@ -40,7 +40,7 @@ class RunSettings(Struct, frozen=True):
     max_length: int = 512
     """Tokens of the longest text; longer ones are rejected and counted."""
     batch_tokens: int = 512
-    """Tokens of one packed row: one forward and backward pass."""
+    """Tokens of one packed row, at most: one forward and backward pass. Short lessons get less."""
     gradient_accumulation_steps: int = 1
     validation_share: float = 0.1
     checkpoint_steps: int = 20

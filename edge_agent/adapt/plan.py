@@ -29,6 +29,10 @@ from edge_agent.sensors.memory import meminfo
 AVAILABLE_SHARE = 0.5
 """Of the memory that is available, when the user names no limit."""
 LEAST_BATCH_TOKENS = 64
+LEAST_STEPS, SHORT_ROW_TOKENS = 4, 128
+"""A short lesson gets shorter rows, until an epoch has so many steps or a row so few tokens. 24 texts
+learned no end of turn in 16 long steps, and did in 36 (dev/LOG.md); a token costs more in short
+rows."""
 LESS_R = (8, 4, 2, 1)
 MIB = 1 << 20
 
@@ -72,12 +76,13 @@ class Planner:
         self._n_layer = weights.gguf.n_layer
         self._longest = max(map(len, lesson.material.samples))
         self._limit = settings.memory_bytes or _half_of_available()
+        self._row_tokens = self._long_enough()
 
     def plan(self) -> Plan:
         """Raises UsageError for layers that cannot be, StopAsked."""
         layers = parse_layers(self._settings.layers, self._n_layer)
         if layers is not None:
-            return self._plan(layers, self._settings.batch_tokens)
+            return self._plan(layers, self._row_tokens)
         for batch_tokens in self._batch_sizes():
             counts = self._fitting(batch_tokens)
             if counts:
@@ -92,11 +97,21 @@ class Planner:
         return replace(plan, decisions=decisions)
 
     def _batch_sizes(self) -> list[int]:
-        """As set, then ever shorter rows that still hold the longest text."""
-        sizes = [self._settings.batch_tokens]
+        """As wanted, then ever shorter rows that still hold the longest text."""
+        sizes = [self._row_tokens]
         while sizes[-1] // 2 >= max(LEAST_BATCH_TOKENS, self._longest):
             sizes.append(sizes[-1] // 2)
         return sizes
+
+    def _long_enough(self) -> int:
+        """Tokens of a row: as set, or fewer where an epoch would be less than LEAST_STEPS steps."""
+        material, tokens = self._lesson.material, self._settings.batch_tokens
+        train = [material.samples[n] for n in material.train]
+        while tokens // 2 >= max(SHORT_ROW_TOKENS, self._longest):
+            if len(Syllabus(train, self._settings, tokens).epoch(0)) >= LEAST_STEPS:
+                break
+            tokens //= 2
+        return tokens
 
     def _fitting(self, batch_tokens: int) -> list[int]:
         """How many top blocks could be trained with such rows."""
@@ -156,8 +171,10 @@ class Planner:
     ) -> Planned:
         material, notes = self._lesson.material, list(self._lesson.notes)
         train = [material.samples[n] for n in material.train]
-        if batch_tokens < self._settings.batch_tokens:
+        if batch_tokens < self._row_tokens:
             notes.append(f"rows of {batch_tokens} tokens instead of more, so that it fits")
+        elif batch_tokens < self._settings.batch_tokens:
+            notes.append(f"rows of {batch_tokens} tokens: longer ones make too few steps an epoch")
         has_prefix = rates is not None and min(layers) > 0
         return Planned(
             bytes=parts,
@@ -210,7 +227,7 @@ class Planner:
     def _together(
         self, shorter: Sequence[int], fewer: Sequence[int], less: Sequence[int]
     ) -> list[str]:
-        size = shorter[-1] if shorter else self._settings.batch_tokens
+        size = shorter[-1] if shorter else self._row_tokens
         count = fewer[-1] if fewer else candidates(self._n_layer)[0]
         r = less[-1] if less else self._settings.r
         layers = top(count, self._n_layer)

@@ -79,7 +79,10 @@ class LessonOptions(Options):
         int | None, typer.Option(min=8, help="Longer texts are left out [512 tokens].")
     ] = None
     batch_tokens: Annotated[
-        int | None, typer.Option(min=16, help="Tokens a forward pass [512].")
+        int | None,
+        typer.Option(
+            min=16, help="Tokens a forward pass, at most [512; a short lesson gets less]."
+        ),
     ] = None
     accumulate: Annotated[int | None, typer.Option(min=1, help="Passes a step [1].")] = None
     seed: Annotated[int | None, typer.Option(help="[1]")] = None
