@@ -29,7 +29,7 @@ from edge_agent.sensors.memory import meminfo
 AVAILABLE_SHARE = 0.5
 """Of the memory that is available, when the user names no limit."""
 LEAST_BATCH_TOKENS = 64
-LEAST_STEPS, SHORT_ROW_TOKENS = 4, 128
+LEAST_STEPS, SHORT_ROW_TOKENS = 3, 128
 """A short lesson gets shorter rows, until an epoch has so many steps or a row so few tokens: 24
 texts learned no end of turn in 16 long steps, and did in 36 (dev/LOG.md). Short rows cost more."""
 LESS_R = (8, 4, 2, 1)

@@ -13,9 +13,13 @@ from tiny_run import SMALL, train
 
 torch = pytest.importorskip("torch")
 
+from converters.gguf_output import write_model  # noqa: E402
+from converters.hf_to_gguf import load  # noqa: E402
 from converters.imatrix_file import read_imatrix  # noqa: E402
+from converters.quantizer import How  # noqa: E402
 from edge_agent.adapt.adapter_file import check_adapter  # noqa: E402
 from edge_agent.gguf_file import read_gguf  # noqa: E402
+from edge_agent.llama.type_plan import TypeRequest  # noqa: E402
 from edge_agent.terminal import Terminal  # noqa: E402
 from train_host import proof  # noqa: E402
 from train_host.cli import main_with  # noqa: E402
@@ -173,6 +177,17 @@ def test_a_whole_model_needs_no_merge(tiny_llama: Path, pairs: Path, tmp_path: P
     assert not list((run / "export").glob("*-lora.gguf"))
     refused = edge_train("merge", run, "-o", tmp_path / "x")
     assert refused.code == 2 and "no adapter to merge" in refused.err
+
+
+def test_a_base_that_was_quantized_is_better_served_with_the_adapter(
+    tiny_llama: Path, pairs: Path, exported: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.gguf"
+    write_model(base, *load(tiny_llama), TypeRequest("Q8_0"), How(threads=1))
+    run = trained(tmp_path / "run", base, pairs)
+    done = edge_train("export", run, "--no-verify", "--imatrix-chunks", "0")
+    assert done.code == 0 and "adapters import run-lora.gguf" in done.err, done.err
+    assert not [note for note in manifest(exported)["notes"] if "rounds" in note]
 
 
 def test_a_qat_run_is_exported_as_what_it_was_trained_for(
