@@ -111,9 +111,11 @@ def test_answer_store_metrics_and_status_agree(tree: str, state: Path, tmp_path:
         sensors = client.get("/status")["sensors"]
     assert (energy["source"], energy["rail"]) == (source, rail)
     assert energy["n_samples"] >= 10 and energy["shared"] is False
-    # The counter is rewritten every 20 ms, so a mean over 40 ms may hold three steps or one.
-    highest_w = (MEAN_W + SWING_W) * (1.6 if source == "rapl" else 1.01)
-    assert MEAN_W - SWING_W <= energy["mean_w"] <= energy["peak_w"] <= highest_w
+    assert MEAN_W - SWING_W <= energy["mean_w"] <= MEAN_W + SWING_W
+    # RAPL's counter is rewritten by a thread of this test: when that is late, the joules of many of
+    # its steps fall between two samples. Only a gauge bounds the peak.
+    highest_w = float("inf") if source == "rapl" else (MEAN_W + SWING_W) * 1.01
+    assert energy["mean_w"] <= energy["peak_w"] <= highest_w
     worked_s = (timings["prompt_ms"] + timings["predicted_ms"]) / 1000
     assert energy["total_j"] == pytest.approx(energy["mean_w"] * worked_s, rel=0.1)
     assert energy["j_per_token"] == pytest.approx(energy["decode_j"] / timings["predicted_n"])
