@@ -32,7 +32,6 @@ from converters.quantize import load as load_gguf
 from converters.quantizer import How
 from edge_agent import atomic_file
 from edge_agent.errors import ConversionError, UsageError
-from edge_agent.gguf_file import read_gguf
 from edge_agent.llama.type_plan import FILE_TYPES, TypeRequest
 from edge_agent.models import name_from_file, sha256_of
 from train_host import proof
@@ -44,7 +43,6 @@ from train_host.run_directory import Run
 MANIFEST = "export.json"
 FORMAT = 1
 SPARE_BYTES = 1 << 30
-WHOLE_TYPES = {"F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
@@ -232,16 +230,12 @@ def _adapter(work: _Work) -> Path | None:
     convert_adapter(run.adapter, base, path)
     made = f"a GGUF adapter for {base.name}"
     work.stage("adapter", made, lambda: proof.same_adapter(run, base, path))
-    if run.base_gguf and _is_quantized(run.base_gguf):
+    if run.base_gguf and open_base(run.base_gguf).is_quantized:
         work.notes.append(
             "the base was quantized already: merging what was learned and quantizing again rounds"
             f" part of it away; `edge-agent adapters import {path.name}` beside that file keeps it"
         )
     return path
-
-
-def _is_quantized(gguf: Path) -> bool:
-    return any(tensor.type not in WHOLE_TYPES for tensor in read_gguf(gguf).tensors)
 
 
 # ---- what is said about it -----------------------------------------------------------------------

@@ -75,7 +75,7 @@ class Planner:
         self._n_layer = weights.gguf.n_layer
         self._longest = max(map(len, lesson.material.samples))
         self._limit = settings.memory_bytes or _half_of_available()
-        self._row_tokens = self._long_enough()
+        self._row_tokens = self._short_enough()
 
     def plan(self) -> Plan:
         """Raises UsageError for layers that cannot be, StopAsked."""
@@ -102,7 +102,7 @@ class Planner:
             sizes.append(sizes[-1] // 2)
         return sizes
 
-    def _long_enough(self) -> int:
+    def _short_enough(self) -> int:
         """Tokens of a row: as set, or fewer where an epoch would be less than LEAST_STEPS steps."""
         material, tokens = self._lesson.material, self._settings.batch_tokens
         train = [material.samples[n] for n in material.train]
