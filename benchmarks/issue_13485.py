@@ -2,11 +2,12 @@
 
 Answers it for off-grid twins (off_grid_twin.py says why) of two small models, and for nothing else:
 train on 16 or 32 bit, merge and quantize; or train on the quantized base, merged into either base
+(into the quantized one in three ways: quantized again to its type, the same off its grid, to Q8_0)
 or served as an adapter; or train all weights through the quantizer (QAT), beside all weights
 without it. Flows in: a twin. Flows out: a line of results for each way, type and seed in
-WORK/results.jsonl, a table, one JSON document. Every job that is in the file is skipped, so it may
-be stopped and started at will; a job takes at most about 2 minutes. The steps are those of
-quantized_arms.py. Not here: a verdict on other models.
+WORK/NAME.jsonl, a table, one JSON document. Every job that is in the file is skipped, so it may
+be stopped and started at will; a job takes 2 to 3 minutes for SmolLM2, 4 to 6 for Gemma. The steps
+are those of quantized_arms.py. Not here: a verdict on other models.
 
 KL is that of the way's answers to those of the same training, never quantized, with the same seed
 (LoRA ways: LoRA on the twin; full and QAT: all weights on the twin). "served": llama.cpp as the
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import off_grid_twin
 import quantized_arms as arms
 import torch
 import transformers
@@ -49,6 +51,8 @@ WAYS = {
     "a-adapter": "LoRA on the twin, served as adapter on the quantized twin",
     "b-twin": "LoRA on the quantized twin, merged into the twin, quantized",
     "b-base": "LoRA on the quantized twin, merged into it, quantized again",
+    "b-off": "LoRA on the quantized twin, merged into it, scaled off its grid, quantized again",
+    "b-q8": "LoRA on the quantized twin, merged into it, quantized to Q8_0",
     "c": "LoRA on the quantized twin, served as its adapter",
     "full-f32": "all weights on the twin, not quantized",
     "full": "all weights on the twin, quantized",
@@ -71,7 +75,7 @@ class Job:
         """(way, type, seed) of the lines it writes."""
         ways = {
             "lora": ("a", "a-adapter"),
-            "lora-base": ("b-twin", "b-base", "c"),
+            "lora-base": ("b-twin", "b-base", "b-off", "b-q8", "c"),
             "full": ("full",),
             "qat": ("d",),
         }[self.training]
@@ -181,6 +185,8 @@ class Run:
         self.trained(arms.train_lora, base, adapter)
         yield self.merged("b-twin", name, self.bench.twin, adapter)
         yield self.merged("b-base", name, base, adapter)
+        yield self.off_grid("b-off", name, base, adapter)
+        yield self.of_file("b-q8", name, self.quantized(arms.merged(base, adapter), "Q8_0"))
         yield self.unmerged("c", name, adapter)
 
     def full(self) -> Iterator[Result]:
@@ -211,6 +217,14 @@ class Run:
     def merged(self, way: str, name: str, directory: Path, adapter: Path) -> Result:
         model = arms.merged(directory, adapter)
         return self.of_file(way, name, self.quantized(model, name))
+
+    def off_grid(self, way: str, name: str, directory: Path, adapter: Path) -> Result:
+        """As merged(), but the sum is rescaled first, its function kept (off_grid_twin.py)."""
+        merged, scaled = self.scratch / "merged", self.scratch / "scaled"
+        qat.write_latent(arms.merged(directory, adapter), self.bench.twin, merged)
+        off_grid_twin.write_twin(merged, scaled, self.job.seed + 100)
+        path = arms.quantize(scaled, self.scratch / f"{way}-{name}.gguf", name)
+        return self.of_file(way, name, path)
 
     def unmerged(self, way: str, name: str, adapter: Path) -> Result:
         base = self.bench.base(name)

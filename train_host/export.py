@@ -34,7 +34,7 @@ from edge_agent import atomic_file
 from edge_agent.errors import ConversionError, UsageError
 from edge_agent.llama.type_plan import FILE_TYPES, TypeRequest
 from edge_agent.models import name_from_file, sha256_of
-from train_host import proof
+from train_host import answer_loss, proof
 from train_host.calibration import CHUNKS, importance_of
 from train_host.merge import merge
 from train_host.model_card import Card, card
@@ -157,6 +157,7 @@ def _carry_out(work: _Work) -> dict[str, Any]:
     imatrix = _imatrix(work, exact)
     written = _quantize(work, exact, imatrix)
     adapter = _adapter(work)
+    _lesson(work, answer_loss.Files(exact, written.path, adapter))
     files = [path for path in (written.path, adapter) if path is not None]
     if imatrix is not None:
         write_imatrix(work.out / "imatrix.gguf", imatrix)
@@ -230,12 +231,24 @@ def _adapter(work: _Work) -> Path | None:
     convert_adapter(run.adapter, base, path)
     made = f"a GGUF adapter for {base.name}"
     work.stage("adapter", made, lambda: proof.same_adapter(run, base, path))
-    if run.base_gguf and open_base(run.base_gguf).is_quantized:
+    return path
+
+
+def _lesson(work: _Work, files: answer_loss.Files) -> None:
+    """What of the lesson is in the file, said to the user and to the card."""
+    made = "nothing: the answers that were learned are asked of each model"
+    work.stage("lesson", made, lambda: answer_loss.kept(work.run, files, work.how))
+    base = work.run.base_gguf
+    is_quantized = base is not None and open_base(base).is_quantized
+    text = answer_loss.note(work.stages[-1].get("figures") or {}, files, is_quantized)
+    if text:
+        work.notes.append(text)
+    elif is_quantized and files.adapter is not None:
         work.notes.append(
             "the base was quantized already: merging what was learned and quantizing again rounds"
-            f" part of it away; `edge-agent adapters import {path.name}` beside that file keeps it"
+            " part of it away, how much was not measured; `edge-agent adapters import"
+            f" {files.adapter.name}` beside that file keeps it"
         )
-    return path
 
 
 # ---- what is said about it -----------------------------------------------------------------------

@@ -27,7 +27,8 @@ SCORES = (
     ("peak_memory_bytes", "peak memory of training, bytes"),
 )
 COMPARED = ("kl_mean", "kl_max", "top1_agreement", "served_kl_mean", "floor_kl_mean",
-            "largest_relative_difference")  # fmt: skip
+            "largest_relative_difference", "answer_loss_base", "answer_loss_trained",
+            "answer_loss_served", "answer_loss_adapter", "kept_share")  # fmt: skip
 
 
 @dataclass(frozen=True)

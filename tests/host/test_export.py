@@ -76,7 +76,7 @@ def test_an_export_holds_the_model_its_adapter_and_every_hash(exported: Path) ->
 
 def test_each_step_was_compared_with_the_one_before(exported: Path) -> None:
     stages = {stage["stage"]: stage for stage in manifest(exported)["stages"]}
-    assert list(stages) == ["merge", "convert", "quantize", "adapter"]
+    assert list(stages) == ["merge", "convert", "quantize", "adapter", "lesson"]
     assert all(stage["passed"] for stage in stages.values())
     assert stages["merge"]["figures"]["kl_mean"] < 1e-8
     assert stages["convert"]["figures"]["kl_mean"] < 1e-8
@@ -173,7 +173,7 @@ def test_a_whole_model_needs_no_merge(tiny_llama: Path, pairs: Path, tmp_path: P
     assert done.code == 0, done.err
     document = json.loads(done.out)
     stages = {stage["stage"]: stage["passed"] for stage in document["stages"]}
-    assert stages == {"merge": None, "convert": True, "quantize": True}
+    assert stages == {"merge": None, "convert": True, "quantize": True, "lesson": True}
     assert not list((run / "export").glob("*-lora.gguf"))
     refused = edge_train("merge", run, "-o", tmp_path / "x")
     assert refused.code == 2 and "no adapter to merge" in refused.err
@@ -183,10 +183,18 @@ def test_a_base_that_was_quantized_is_better_served_with_the_adapter(
     tiny_llama: Path, pairs: Path, exported: Path, tmp_path: Path
 ) -> None:
     base = tmp_path / "base.gguf"
-    write_model(base, *load(tiny_llama), TypeRequest("Q8_0"), How(threads=1))
-    run = trained(tmp_path / "run", base, pairs)
-    done = edge_train("export", run, "--no-verify", "--imatrix-chunks", "0")
-    assert done.code == 0 and "adapters import run-lora.gguf" in done.err, done.err
+    write_model(base, *load(tiny_llama), TypeRequest("Q4_0"), How(threads=1))
+    run = trained(tmp_path / "run", base, pairs, "--lr", "1e-3")
+    flags = ("--imatrix-chunks", "0", "--type", "q4_0")
+    done = edge_train("export", run, *flags)
+    assert done.code == 0, done.err
+    lesson = manifest(run / "export")["stages"][-1]["figures"]
+    assert lesson["answer_loss_adapter"] == pytest.approx(lesson["answer_loss_trained"], abs=0.01)
+    assert lesson["answer_loss_served"] > lesson["answer_loss_trained"] + 0.3
+    assert lesson["kept_share"] < 0.5 and "of what was learned is lost in the file" in done.err
+    assert "import the adapter beside its base" in done.err
+    unchecked = edge_train("export", run, *flags, "--no-verify", "-o", tmp_path / "unchecked")
+    assert "adapters import run-lora.gguf" in unchecked.err, unchecked.err
     assert not [note for note in manifest(exported)["notes"] if "rounds" in note]
 
 
@@ -202,5 +210,6 @@ def test_a_qat_run_is_exported_as_what_it_was_trained_for(
     document = manifest(run / "export")
     assert document["model"]["type"] == "Q4_0"
     assert "no importance matrix" in document["notes"][0]
-    quantize = document["stages"][-1]
-    assert quantize["figures"]["bytes_equal"], quantize
+    stages = {stage["stage"]: stage["figures"] for stage in document["stages"][1:]}
+    assert stages["quantize"]["bytes_equal"]
+    assert stages["lesson"]["kept_share"] > 0.95  # not 1: the server quantizes activations too

@@ -88,7 +88,8 @@ def test_five_commands_make_a_device_that_knows_the_lesson(
     said = given(export, desk, daemon)
     assert "my-run-q4_k_m.gguf" in said
     document = json.loads((desk / "my-run" / "export" / "export.json").read_text())
-    assert [stage["passed"] for stage in document["stages"]] == [True] * 4
+    assert [stage["passed"] for stage in document["stages"]] == [True] * 5
+    assert document["stages"][-1]["figures"]["kept_share"] > 0.9
 
     copy = scp.replace("scp", "cp", 1).replace("jetson:", "./")
     subprocess.run(shlex.split(copy), cwd=desk, check=True)

@@ -1,0 +1,134 @@
+"""How much of what was learned is in the file that the device gets.
+
+Why it exists: quantizing can round a lesson away, nearly all of it where the base was quantized
+already (dev/LOG.md, llama.cpp's #13485), and a comparison on general texts does not show that.
+Flows in: a run and the files of its export. Flows out: a `Stage` with the loss of some learned
+answers, in nats a token: `_base` before training, `_trained` in float32, `_served` from the file as
+the daemon runs it, `_adapter` from the quantized base with the adapter beside it; and the share of
+the difference that the file kept. Nothing is judged. Not here: answers to other questions.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.divergence import log_softmax
+from converters.logits import WINDOW, LlamaLogits, LogitSource, TorchLogits
+from converters.quantizer import How
+from edge_agent.engine.supervised import encode_turns, vocabulary_only
+from train_host.proof import Stage
+from train_host.run_directory import Run
+from train_host.samples import read_data
+
+N_TOKENS = 2048
+"""Enough rows for so many tokens are asked, drawn at random: half a minute a model for 0.3 B."""
+BLOCK = 32
+LEAST_LEARNED = 0.05
+"""Nats a token: a share of less says nothing."""
+NOTED_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Token ids of one sequence; `places`: positions whose next token was learned."""
+
+    ids: list[int]
+    places: list[int]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What an export made: the model in float32 and as it is served, the adapter."""
+
+    exact: Path
+    served: Path
+    adapter: Path | None
+
+
+def kept(run: Run, files: Files, how: How) -> Stage:
+    """Raises DataRefused, RequestError, ModelFormatError."""
+    rows = taught_rows(run.data, files.served)
+    if not rows:
+        return Stage(True, {}, {}, f"no answer begins in the first {WINDOW} tokens of its row")
+    losses = {}
+    for name, source in _sources(run, files, how):
+        how.progress(f"asking what was learned ({name})", None, None)
+        try:
+            losses[name] = answer_loss(source, rows)
+        finally:
+            source.close()
+    figures: dict[str, Any] = {f"answer_loss_{name}": loss for name, loss in losses.items()}
+    learned = losses["base"] - losses["trained"]
+    if learned >= LEAST_LEARNED:
+        figures["kept_share"] = (losses["base"] - losses["served"]) / learned
+    figures["rows"] = len(rows)
+    passed = all(map(math.isfinite, losses.values()))
+    return Stage(passed, figures, {}, None if passed else "a loss is not finite")
+
+
+def taught_rows(path: Path, gguf: Path) -> list[Taught]:
+    """Some rows of a file, as the device spells them, cut at WINDOW tokens."""
+    rows, found = read_data(path).rows, list[Taught]()
+    random.Random(0).shuffle(rows)
+    with vocabulary_only(gguf) as prompts:
+        for row in rows:
+            for encoded in encode_turns(prompts, row.messages):
+                ids = encoded.ids[:WINDOW]
+                places = [n - 1 for n in range(1, len(ids)) if encoded.learned[n]]
+                if places:
+                    found.append(Taught(ids, places))
+            if sum(len(one.ids) for one in found) >= N_TOKENS:
+                break
+    return found
+
+
+def answer_loss(source: LogitSource, rows: Sequence[Taught]) -> float:
+    """Mean over all learned tokens, in nats."""
+    nats = 0.0
+    for row in rows:
+        logits = source.logits(row.ids)
+        for start in range(0, len(row.places), BLOCK):
+            places = row.places[start : start + BLOCK]
+            found = log_softmax(logits[places])
+            nats -= float(found[np.arange(len(places)), [row.ids[n + 1] for n in places]].sum())
+    return nats / sum(len(row.places) for row in rows)
+
+
+def _sources(run: Run, files: Files, how: How) -> Iterator[tuple[str, LogitSource]]:
+    """One model at a time is in memory."""
+    base, threads = run.base_gguf, how.threads
+    if base is None:
+        yield "base", TorchLogits(run.base_directory, threads)
+    else:
+        yield "base", LlamaLogits(base, exact=False, threads=threads)
+    yield "trained", LlamaLogits(files.exact, exact=True, threads=threads)
+    yield "served", LlamaLogits(files.served, exact=False, threads=threads)
+    if base is not None and files.adapter is not None:
+        yield "adapter", LlamaLogits(base, exact=False, threads=threads, adapters=[files.adapter])
+
+
+def note(figures: Mapping[str, Any], files: Files, is_base_quantized: bool) -> str | None:
+    """For the user: the losses, and what to do where much was lost. None: nothing was measured."""
+    if not figures:
+        return None
+    words = [f"{figures['answer_loss_base']:.2f} before", f"{figures['answer_loss_trained']:.2f}"
+             f" trained, {figures['answer_loss_served']:.2f} in {files.served.name}"]  # fmt: skip
+    adapter, share = figures.get("answer_loss_adapter"), figures.get("kept_share")
+    if adapter is not None and files.adapter is not None:
+        words.append(f"{adapter:.2f} with {files.adapter.name} beside its base")
+    text = f"loss of learned answers, nats a token: {', '.join(words)}"
+    if share is None or share >= NOTED_SHARE:
+        return text
+    has_exact_adapter = is_base_quantized and files.adapter is not None
+    remedy = "import the adapter beside its base" if has_exact_adapter else "use --method qat"
+    return (
+        f"{text}; {1 - share:.0%} of what was learned is lost in the file: {remedy}, or export with"
+        " --type q8_0"
+    )
