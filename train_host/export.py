@@ -91,6 +91,18 @@ class _Work:
             )
 
 
+def default_type(run: Run) -> str:
+    """What a QAT run was trained for; Q8_0 from a quantized base, where a coarser type would round
+    the lesson away (benchmarks/issue_13485.py); else Q4_K_M. Raises ModelFormatError.
+    """
+    trained_for = run.settings.get("qat_type")
+    return str(trained_for).upper() if trained_for else "Q8_0" if _is_quantized(run) else "Q4_K_M"
+
+
+def _is_quantized(run: Run) -> bool:
+    return run.base_gguf is not None and open_base(run.base_gguf).is_quantized
+
+
 def export(run: Run, out: Path, wanted: Wanted, how: How) -> dict[str, Any]:
     """Make `out`, which must not exist, and return its export.json.
 
@@ -238,8 +250,7 @@ def _lesson(work: _Work, files: answer_loss.Files) -> None:
     """What of the lesson is in the file, said to the user and to the card."""
     made = "nothing: the answers that were learned are asked of each model"
     work.stage("lesson", made, lambda: answer_loss.kept(work.run, files, work.how))
-    base = work.run.base_gguf
-    is_quantized = base is not None and open_base(base).is_quantized
+    is_quantized = _is_quantized(work.run)
     text = answer_loss.note(work.stages[-1].get("figures") or {}, files, is_quantized)
     if text:
         work.notes.append(text)

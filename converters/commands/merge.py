@@ -49,9 +49,12 @@ def merge(options: MergeOptions, terminal: Terminal) -> int:
     if options.dtype not in DTYPES:
         raise UsageError(f"--dtype is {options.dtype!r}", "", f"give one of {', '.join(DTYPES)}")
     merged = open_merged(options.base, options.adapter)
+    is_file = options.output.suffix == ".gguf"
     if merged.base.is_quantized:
-        terminal.note(f"the base is {merged.base.quantization}: its loss stays in the result")
-    if options.output.suffix == ".gguf":
+        is_coarse = is_file and options.type.upper() not in ("Q8_0", "F16", "BF16", "F32")
+        more = f"; {options.type} may round the adapter away, q8_0 keeps it" if is_coarse else ""
+        terminal.note(f"the base is {merged.base.quantization}: its loss stays in the result{more}")
+    if is_file:
         return write(options.output, merged.metadata(), merged.tensors(), options, terminal)
     with terminal.progress() as progress:
         how = How(options.threads, progress)

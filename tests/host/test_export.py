@@ -23,6 +23,8 @@ from edge_agent.llama.type_plan import TypeRequest  # noqa: E402
 from edge_agent.terminal import Terminal  # noqa: E402
 from train_host import proof  # noqa: E402
 from train_host.cli import main_with  # noqa: E402
+from train_host.export import default_type  # noqa: E402
+from train_host.run_directory import read_run  # noqa: E402
 
 
 def edge_train(*argv: str | Path) -> Outcome:
@@ -155,8 +157,6 @@ def test_merge_writes_the_sum_that_peft_makes(lora_run: Path, tmp_path: Path) ->
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from train_host.run_directory import read_run
-
     run = read_run(lora_run)
     base = AutoModelForCausalLM.from_pretrained(run.base_directory, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(base, str(run.adapter)).merge_and_unload().state_dict()
@@ -185,6 +185,7 @@ def test_a_base_that_was_quantized_is_better_served_with_the_adapter(
     base = tmp_path / "base.gguf"
     write_model(base, *load(tiny_llama), TypeRequest("Q4_0"), How(threads=1))
     run = trained(tmp_path / "run", base, pairs, "--lr", "1e-3")
+    assert default_type(read_run(run)) == "Q8_0"  # which keeps what q4_0 rounds away:
     flags = ("--imatrix-chunks", "0", "--type", "q4_0")
     done = edge_train("export", run, *flags)
     assert done.code == 0, done.err
@@ -193,6 +194,9 @@ def test_a_base_that_was_quantized_is_better_served_with_the_adapter(
     assert lesson["answer_loss_served"] > lesson["answer_loss_trained"] + 0.3
     assert lesson["kept_share"] < 0.5 and "of what was learned is lost in the file" in done.err
     assert "import the adapter beside its base" in done.err
+    assert edge_train("export", run, "--imatrix-chunks", "0", "-o", tmp_path / "fine").code == 0
+    lesson = manifest(tmp_path / "fine")["stages"][-1]["figures"]
+    assert manifest(tmp_path / "fine")["model"]["type"] == "Q8_0" and lesson["kept_share"] > 0.95
     unchecked = edge_train("export", run, *flags, "--no-verify", "-o", tmp_path / "unchecked")
     assert "adapters import run-lora.gguf" in unchecked.err, unchecked.err
     assert not [note for note in manifest(exported)["notes"] if "rounds" in note]

@@ -23,8 +23,8 @@ class ExportOptions(ThreadOptions):
     type: Annotated[
         str | None,
         typer.Option(
-            help="As llama-quantize has them: q8_0, q5_k_m, q4_k_m, q4_0, ... [q4_k_m; of a qat run"
-            " the type it was trained for].",
+            help="As llama-quantize has them: q8_0, q5_k_m, q4_k_m, q4_0, ... [q4_k_m; q8_0 when"
+            " the base was quantized; of a qat run the type it was trained for].",
             metavar="TYPE",
         ),
     ] = None
@@ -75,7 +75,7 @@ def export(options: ExportOptions, terminal: Terminal) -> int:
         )
     run = read_run(options.run)
     wanted = exporting.Wanted(
-        type=(options.type or run.settings.get("qat_type") or "q4_k_m").upper(),
+        type=options.type.upper() if options.type else exporting.default_type(run),
         token_embedding_type=embedding,
         name=options.name,
         chunks=options.imatrix_chunks,
