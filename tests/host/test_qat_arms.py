@@ -31,7 +31,7 @@ def test_every_way_is_written_by_exactly_one_job() -> None:
     assert len(written) == len(set(written))
     assert {way for way, _, _ in written} == set(WAYS) - {"base"}
     quantized = [key for key in written if key[1] != "F32"]
-    assert len(quantized) == 2 * len(TYPES) * 7
+    assert len(quantized) == 2 * len(TYPES) * 9
     assert [job.seed for job in jobs(2)] == [1] * 6 + [2] * 6
 
 
