@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 from converters.divergence import log_softmax
 from converters.logits import WINDOW, LlamaLogits, LogitSource, TorchLogits
 from converters.quantizer import How
+from converters.verify import BLOCK
 from edge_agent.engine.supervised import encode_turns, vocabulary_only
 from train_host.proof import Stage
 from train_host.run_directory import Run
@@ -29,10 +31,10 @@ from train_host.samples import read_data
 
 N_TOKENS = 2048
 """Enough rows for so many tokens are asked, drawn at random: half a minute a model for 0.3 B."""
-BLOCK = 32
 LEAST_LEARNED = 0.05
 """Nats a token: a share of less says nothing."""
 NOTED_SHARE = 0.9
+"""A file that kept less of what was learned gets advice with its note."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,19 @@ class Files:
 
 
 def kept(run: Run, files: Files, how: How) -> Stage:
-    """Raises DataRefused, RequestError, ModelFormatError."""
+    """Ask every model, one after the other; losses in nats a token.
+
+    Raises DataRefused, RequestError, ModelFormatError, and EdgeAgentError without torch when the
+    base is a directory.
+    """
     rows = taught_rows(run.data, files.served)
     if not rows:
-        return Stage(True, {}, {}, f"no answer begins in the first {WINDOW} tokens of its row")
+        return Stage(None, {}, {}, f"no answer begins in the first {WINDOW} tokens of its row")
     losses = {}
     for name, source in _sources(run, files, how):
         how.progress(f"asking what was learned ({name})", None, None)
-        try:
+        with closing(source):
             losses[name] = answer_loss(source, rows)
-        finally:
-            source.close()
     figures: dict[str, Any] = {f"answer_loss_{name}": loss for name, loss in losses.items()}
     learned = losses["base"] - losses["trained"]
     if learned >= LEAST_LEARNED:
@@ -74,7 +78,10 @@ def kept(run: Run, files: Files, how: How) -> Stage:
 
 
 def taught_rows(path: Path, gguf: Path) -> list[Taught]:
-    """Some rows of a file, as the device spells them, cut at WINDOW tokens."""
+    """Some rows of a file, as the device spells them, cut at WINDOW tokens.
+
+    `gguf` gives tokenizer and template. Raises DataRefused, RequestError, ModelFormatError.
+    """
     rows, found = read_data(path).rows, list[Taught]()
     random.Random(0).shuffle(rows)
     with vocabulary_only(gguf) as prompts:
@@ -126,8 +133,10 @@ def note(figures: Mapping[str, Any], files: Files, is_base_quantized: bool) -> s
     text = f"loss of learned answers, nats a token: {', '.join(words)}"
     if share is None or share >= NOTED_SHARE:
         return text
-    has_exact_adapter = is_base_quantized and files.adapter is not None
-    remedy = "import the adapter beside its base" if has_exact_adapter else "use --method qat"
+    remedy = "use --method qat"
+    if is_base_quantized and files.adapter is not None:
+        command = f"edge-agent adapters import {files.adapter.name}"
+        remedy = f"import the adapter beside its base (`{command}`)"
     return (
         f"{text}; {1 - share:.0%} of what was learned is lost in the file: {remedy}, or export with"
         " --type q8_0"

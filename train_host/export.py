@@ -83,7 +83,7 @@ class _Work:
         found = check()
         seconds = round(time.monotonic() - started_s, 2)
         self.stages.append({"stage": name, "made": made, **asdict(found), "check_s": seconds})
-        if not found.passed:
+        if found.passed is False:
             raise ConversionError(
                 f"the export of {self.run.path} failed its check after {name}",
                 found.reason or str(found.figures),

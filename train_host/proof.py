@@ -34,9 +34,9 @@ ADAPTER_GATE = 1e-6
 
 @dataclass(frozen=True)
 class Stage:
-    """`figures` of one comparison; `reason` says what failed."""
+    """`figures` of one comparison; `reason` says what failed, or why `passed` is None: nothing to compare."""
 
-    passed: bool
+    passed: bool | None
     figures: dict[str, Any]
     thresholds: dict[str, float]
     reason: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from converters.hf_to_gguf import load  # noqa: E402
 from converters.logits import WINDOW, LlamaLogits, TorchLogits  # noqa: E402
 from converters.quantizer import How  # noqa: E402
 from edge_agent.llama.type_plan import TypeRequest  # noqa: E402
-from train_host.answer_loss import N_TOKENS, Files, answer_loss, note, taught_rows  # noqa: E402
+from train_host.answer_loss import N_TOKENS, Files, answer_loss, kept, note, taught_rows  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,10 @@ def test_a_row_is_cut_and_a_prompt_without_its_answer_is_left_out(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (found,) = taught_rows(path, gguf)
     assert len(found.ids) == WINDOW and found.places[-1] == WINDOW - 2
+    path.write_text(json.dumps(rows[1]) + "\n")
+    assert taught_rows(path, gguf) == []
+    stage = kept(SimpleNamespace(data=path), Files(gguf, gguf, None), How(threads=1))
+    assert stage.passed is None and stage.reason is not None and "no answer begins" in stage.reason
 
 
 def test_of_many_rows_some_are_asked_and_not_the_first_ones(gguf: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import issue_13485
-from issue_13485 import TYPES, WAYS, Bench, Result, jobs, recovery, summary
+from issue_13485 import Bench, jobs
 from quantized_arms import mean_kl
+from quantized_results import TYPES, WAYS, Result, recovery, summary
 
 
 def result(way: str, name: str, seed: int, loss: float, served: float | None = None) -> Result:
