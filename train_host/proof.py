@@ -34,7 +34,9 @@ ADAPTER_GATE = 1e-6
 
 @dataclass(frozen=True)
 class Stage:
-    """`figures` of one comparison; `reason` says what failed, or why `passed` is None: nothing to compare."""
+    """`figures` of one comparison; `reason` says what failed, or why `passed` is None: there was
+    nothing to compare.
+    """
 
     passed: bool | None
     figures: dict[str, Any]
