@@ -6,8 +6,7 @@ adapt_peft.py); rows of 2 x 256 tokens, r 8, every linear layer. Parts: `270m-al
 ceil(L/4) blocks, the states below them stored, against the same peer, all blocks: >= 2.5 x),
 `1b-top` and `1b-all` (random weights of Gemma 3 1B's shape, Q8_0, a quarter supervised: the first
 >= 4 x, the second has no target), `270m-same` and `1b-same` (the peer too trains the top blocks
-only: no target), `curve` (validation loss for the top 2, 4, 8 and all blocks on
-recipes/lesson, through the trainer process; no target).
+only: no target).
 Show 3, without a peer: one text of 512 tokens, half supervised, all blocks, r 8, on random weights
 of three models: RssAnon <= 400 MB, all GEMM work of a step over its seconds >= 60 % of the best
 large sgemm of the same process; `limit`: the largest under a hard limit of 2.0 GB. The limit is
@@ -39,14 +38,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from adapt_curve import curve
-from measured_child import NOT_OURS, ChildFailed, Measured, environment, run, wait_for_quiet
+from measured_child import ChildFailed, Measured, environment, run, wait_for_quiet
 from random_models import SIZES, Size, write_random_model
 
 from edge_agent.adapt.blas import choose_threads
 
 HERE = Path(__file__).resolve().parent
-LESSON = HERE.parent / "recipes" / "lesson" / "train.jsonl"
 R = 8
 MB = 1_000_000
 DISTURBED_CORES = 0.1
@@ -94,7 +91,6 @@ ALONE = (
     Alone("0.5b-q8_0", "qwen2.5-0.5b", "Q8_0"),
     Alone("limit", "gemma3-1b", "Q8_0", LIMIT_BYTES),
 )
-CURVE = "curve"
 PAIR_LENGTHS, ALONE_LENGTHS = (256, 256), (512,)
 
 
@@ -299,8 +295,6 @@ def parts(bench: Bench, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for pair in PAIRS:
         if not wanted or pair.name in wanted:
             yield compare(bench, pair, args)
-    if not wanted or CURVE in wanted:
-        yield curve(args.gguf, LESSON, args.threads, args.epochs)
 
 
 @contextmanager
@@ -326,7 +320,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory", type=int, default=0, help="MB that ours may take [the least]")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="timed steps a run")
-    parser.add_argument("--epochs", type=int, default=6, help="of the curve")
     parser.add_argument(
         "--wait", type=float, default=60, help="seconds for the machine to be quiet"
     )
@@ -335,7 +328,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="once, one step: does it run?")
     args = parser.parse_args()
     if args.quick:
-        args.pairs, args.steps, args.epochs, args.retries, args.wait = 1, 1, 1, 0, 0
+        args.pairs, args.steps, args.retries, args.wait = 1, 1, 0, 0
     if args.show == 2 and None in (args.gguf, args.python, args.hf):
         parser.error("show 2 needs --gguf, --python and --hf")
     return args
@@ -343,8 +336,6 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    for name in NOT_OURS:
-        os.environ.pop(name, None)  # the curve's trainer inherits ours
     print(f"{args.threads} threads, load {os.getloadavg()}, * = others ran beside it")
     try:
         with scratch_directory(args.scratch) as scratch:

@@ -19,12 +19,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import quantized_arms as arms
 import torch
 import transformers
 
+from converters import hf_to_gguf
+from converters.gguf_output import write_model
 from converters.quantizer import How
 from converters.verify import verify
+from edge_agent.llama.type_plan import TypeRequest
 from train_host import qat
 
 NOISE = 0.01
@@ -51,14 +53,14 @@ def main() -> int:
 
 
 def identity(directory: Path, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    model = arms.load(directory)
+    model = load(directory)
     plan = qat.type_plan(directory, name)
     names = qat.attach(model, plan, threads=arguments.threads)
     seconds = [quantize_seconds(model, step) for step in range(2)]
     with tempfile.TemporaryDirectory() as scratch:
         latent, gguf = Path(scratch) / "latent", Path(scratch) / "model.gguf"
         qat.write_latent(model, directory, latent)
-        arms.quantize(latent, gguf, name.upper())
+        write_model(gguf, *hf_to_gguf.load(latent), TypeRequest(name.upper()), How())
         found: dict[str, Any] = {
             "type": name,
             "weights": sum(w.size for w in qat.quantized_weights(model).values()),
@@ -74,6 +76,12 @@ def identity(directory: Path, name: str, arguments: argparse.Namespace) -> dict[
             found["kl_served"] = verdict.served_kl_mean
             found["kl_floor"] = verdict.floor_kl_mean
     return found
+
+
+def load(directory: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True
+    )
 
 
 def quantize_seconds(model: Any, step: int) -> float:

@@ -93,7 +93,7 @@ class _Work:
 
 def default_type(run: Run) -> str:
     """What a QAT run was trained for; Q8_0 from a quantized base, where a coarser type would round
-    the lesson away (benchmarks/issue_13485.py); else Q4_K_M. Raises ModelFormatError.
+    the lesson away (dev/log/2026-11.md); else Q4_K_M. Raises ModelFormatError.
     """
     trained_for = run.settings.get("qat_type")
     return str(trained_for).upper() if trained_for else "Q8_0" if _is_quantized(run) else "Q4_K_M"
