@@ -41,7 +41,7 @@ from typing import Any
 from measured_child import ChildFailed, Measured, environment, run, wait_for_quiet
 from random_models import SIZES, Size, write_random_model
 
-from edge_agent.adapt.blas import choose_threads
+from edge_agent.adapt.trainer.blas import choose_threads
 
 HERE = Path(__file__).resolve().parent
 R = 8

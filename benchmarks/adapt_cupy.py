@@ -26,10 +26,10 @@ import cupy
 import numpy as np
 from random_models import SIZES, write_random_model
 
-from edge_agent.adapt.decoder import Batch, Decoder, pack
-from edge_agent.adapt.lora import LoraSettings, new_loras, parameters, target_sizes
-from edge_agent.adapt.optimizer import AdamW, clip
-from edge_agent.adapt.packed import PackedWeights
+from edge_agent.adapt.trainer.decoder.decoder import Batch, Decoder, pack
+from edge_agent.adapt.trainer.decoder.lora import LoraSettings, new_loras, parameters, target_sizes
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
+from edge_agent.adapt.trainer.optimizer import AdamW, clip
 
 N_TOKENS, N_TEXTS = 256, 2
 LEARNING_RATE = 1e-3

@@ -38,10 +38,10 @@ from converters import gguf_to_hf, hf_to_gguf
 from converters.gguf_output import write_model
 from converters.quantizer import How
 from converters.sample_texts import PASSAGES
-from edge_agent.adapt.dataset import read_rows
-from edge_agent.adapt.decoder import Decoder, pack
-from edge_agent.adapt.learner import Learner
-from edge_agent.adapt.lora import (
+from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.trainer.dataset import read_rows
+from edge_agent.adapt.trainer.decoder.decoder import Decoder, pack
+from edge_agent.adapt.trainer.decoder.lora import (
     Loras,
     LoraSettings,
     LoraWeight,
@@ -49,11 +49,11 @@ from edge_agent.adapt.lora import (
     parameters,
     target_sizes,
 )
-from edge_agent.adapt.messages import RunSettings
-from edge_agent.adapt.packed import PackedWeights
-from edge_agent.adapt.packing import epoch_rows
-from edge_agent.adapt.preparation import prepare
-from edge_agent.adapt.schedule import factor
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
+from edge_agent.adapt.trainer.packing import epoch_rows
+from edge_agent.adapt.trainer.preparation import prepare
+from edge_agent.adapt.trainer.schedule import factor
+from edge_agent.adapt.trainer.training_step import Learner
 from edge_agent.llama.type_plan import TypeRequest
 
 ROOT = Path(__file__).resolve().parent.parent

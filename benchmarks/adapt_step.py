@@ -3,8 +3,9 @@
 Why it exists: memory is a process's, so each measurement has one of its own. Flows in: a job, a
 JSON file (adapt.py writes it): model, layers, rows of texts, threads, bytes that may be kept, a
 limit. Flows out: one line of JSON. It opens the file, makes adapters, stores the states below the
-lowest trained block if there is one, and learns: the parts and the order of trainer.py, without
-its data, checkpoints and reports. The first step is not timed. Not here: targets (adapt.py).
+lowest trained block if there is one, and learns: the parts and the order of
+edge_agent/adapt/trainer/training_run.py, without its data, checkpoints and reports. The first step
+is not timed. Not here: targets (adapt.py).
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.adapt import blas, heap
+from edge_agent.adapt.trainer import blas, heap
 
 if TYPE_CHECKING:
-    from edge_agent.adapt.decoder import Decoder
-    from edge_agent.adapt.material import Material
+    from edge_agent.adapt.trainer.decoder.decoder import Decoder
+    from edge_agent.adapt.trainer.packed_samples import Material
 
 SGEMM_SIZES = (2048, 3072)
 SGEMM_REPEATS = 4
@@ -61,10 +62,10 @@ def sgemm_flops_s() -> float:
 
 def steps(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds, processor seconds and loss of each step; what one step multiplies."""
-    from edge_agent.adapt.layer_choice import new_decoder, parse_layers
-    from edge_agent.adapt.learner import Learner
     from edge_agent.adapt.messages import RunSettings
-    from edge_agent.adapt.packed import PackedWeights
+    from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
+    from edge_agent.adapt.trainer.layer_choice import new_decoder, parse_layers
+    from edge_agent.adapt.trainer.training_step import Learner
 
     weights = PackedWeights(Path(job["model"]), n_threads=job["n_threads"])
     heap.give_back()
@@ -91,8 +92,8 @@ def lesson(job: dict[str, Any]) -> tuple[Material, list[list[int]]]:
     """The texts of the job as samples, and the rows they make."""
     from array import array
 
-    from edge_agent.adapt.dataset import Sample
-    from edge_agent.adapt.material import Material
+    from edge_agent.adapt.trainer.dataset import Sample
+    from edge_agent.adapt.trainer.packed_samples import Material
 
     samples: list[Sample] = []
     rows = []
@@ -109,8 +110,8 @@ def plan(
     job: dict[str, Any], decoder: Decoder, material: Material, settings: Any, layers: list[int]
 ) -> dict[str, Any]:
     """What the trainer's plan says of the bytes; spends the rest of `memory_bytes` on speed."""
-    from edge_agent.adapt.footprint import Footprint, row_sizes
-    from edge_agent.gguf_file import read_gguf
+    from edge_agent.adapt.trainer.memory_estimate import Footprint, row_sizes
+    from edge_agent.gguf.model_file import read_gguf
 
     footprint = Footprint(
         read_gguf(Path(job["model"])),
@@ -128,7 +129,7 @@ def store_prefix(
     decoder: Decoder, material: Material, rows: list[list[int]], path: Path
 ) -> float | None:
     """Seconds to store the states that enter the lowest trained block; None when it is block 0."""
-    from edge_agent.adapt.prefix_store import PrefixStore
+    from edge_agent.adapt.trainer.prefix_store import PrefixStore
 
     if decoder.lowest == 0:
         return None

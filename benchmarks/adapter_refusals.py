@@ -35,9 +35,9 @@ from bad_adapters import BadAdapter, good_adapter, write_bad_adapters
 from tiny_gguf import CHATML_TEMPLATE, write_tiny_model
 from worker_process import WorkerProcess, chat
 
-from edge_agent.adapt.adapter_file import check_adapter
 from edge_agent.errors import AdapterRefused, EdgeAgentError
-from edge_agent.gguf_file import GgufFile, read_gguf
+from edge_agent.gguf.adapter_file import check_adapter
+from edge_agent.gguf.model_file import GgufFile, read_gguf
 from edge_agent.records import (
     AdapterRef,
     CheckAdapter,

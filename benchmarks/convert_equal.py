@@ -33,7 +33,7 @@ from converters import hf_to_gguf
 from converters.gguf_container import Metadata, read_metadata
 from converters.gguf_output import write_model
 from converters.quantizer import How
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.binding import lib
 from edge_agent.llama.type_plan import FILE_TYPES, TypeRequest, _set_imatrix
 

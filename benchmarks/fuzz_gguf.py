@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from tiny_gguf import write_tiny_model  # noqa: E402
 
 from edge_agent.errors import ModelFormatError  # noqa: E402
-from edge_agent.gguf_file import read_gguf  # noqa: E402
+from edge_agent.gguf.model_file import read_gguf  # noqa: E402
 
 LOAD_LIMIT_S = 40
 ADDRESS_SPACE_BYTES = 4 << 30

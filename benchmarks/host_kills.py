@@ -52,7 +52,7 @@ def start(argv: list[str], log: Path) -> int:
         return child
     code = 70
     try:
-        from edge_agent.terminal import Terminal
+        from edge_agent.cli.terminal import Terminal
         from train_host.cli import main_with
 
         with log.open("a") as stream:

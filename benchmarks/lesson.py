@@ -30,8 +30,8 @@ from lesson_rows import LANGUAGES, LESSON, Fact, has_key, read_facts
 from servers import BenchmarkError, cli, edge_agent, register
 from stream_client import Address, ask_json
 
-from edge_agent.adapt.dataset import read_rows, split
 from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.trainer.dataset import read_rows, split
 
 MODEL, NAME = "gemma3-270m", "lesson"
 TAUGHT, KEPT_BACK, HELD_OUT = "taught", "kept back", "held out"

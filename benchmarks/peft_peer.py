@@ -24,8 +24,8 @@ from torch.overrides import TorchFunctionMode
 from converters.families.family import Placement
 from converters.gguf_to_hf import open_model
 from converters.rows import rotary_order
-from edge_agent.adapt.lora import TARGETS, Loras, LoraSettings
 from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.trainer.decoder.lora import TARGETS, Loras, LoraSettings
 
 Text = tuple[Sequence[int], Sequence[bool]]
 """Token ids, and which of them are to be predicted."""
@@ -159,7 +159,8 @@ class PeftPeer:
 
 
 class PeftLearner:
-    """torch.optim.AdamW over a peer's adapters: what learner.py does, with torch's parts."""
+    """torch.optim.AdamW over a peer's adapters: what edge_agent/adapt/trainer/training_step.py
+    does, with torch's parts."""
 
     def __init__(
         self,

@@ -28,8 +28,8 @@ from typing import Any
 from lesson_rows import LANGUAGES, LESSON, Fact, read_facts, row
 from servers import BenchmarkError, register
 
-from edge_agent.adapt.audit import audit
-from edge_agent.adapt.dataset import read_rows
+from edge_agent.adapt.trainer.audit import audit
+from edge_agent.adapt.trainer.dataset import read_rows
 
 MODEL = "gemma3-270m"
 N_ROWS, N_POISONED, WORDINGS = 100, 20, 4

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_agent.sampler import Sampler
+from edge_agent.monitor.board_sampler import Sampler
 
 TARGET = 0.01
 HZ = {"idle": 10.0, "busy": 20.0}

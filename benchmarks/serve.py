@@ -12,7 +12,8 @@ four        tok/s of four streams together, 128 tokens each
 ttft_ms     milliseconds from opening a connection to the first piece, short prompt
 
 Prompt caches are off on both sides. llama-bench (no HTTP, no sampling, no tokenizer) is printed as
-the roof. Not covered: GPUs, prefix reuse (prefix.py), memory (memory.py).
+the roof. Not covered: GPUs, prefix reuse (edge_agent/adapt/trainer/stored_states.py), memory
+(edge_agent/monitor/sensors/memory.py).
 
     .venv/bin/python benchmarks/serve.py --pairs 5        # last line: one JSON document
 """

@@ -21,8 +21,8 @@ from converters.families import family_of_config
 from converters.families.family import Family, Placement
 from converters.gguf_container import Metadata
 from converters.gguf_output import SourceTensor
-from edge_agent.gguf_file import read_gguf
-from edge_agent.models import sha256_of
+from edge_agent.gguf.model_file import read_gguf
+from edge_agent.models.pull import sha256_of
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The `edge-convert` command: assembles its subcommands.
 
 Flows in: sys.argv, the process's streams and environment. Flows out: an exit code
-(edge_agent/program.py). Not here: the commands (commands/). Heavy libraries are imported by the
+(edge_agent/cli/program.py). Not here: the commands (commands/). Heavy libraries are imported by the
 commands that need them, so that --help is quick.
 """
 
@@ -22,9 +22,9 @@ from converters.commands.merge import MergeOptions, merge
 from converters.commands.quantize import QuantizeOptions, quantize
 from converters.commands.to_hf import ToHfOptions, to_hf
 from converters.commands.verify import VerifyOptions, verify
-from edge_agent.commands.options import add_command
-from edge_agent.program import new_app, run_program
-from edge_agent.terminal import Terminal, process_terminal
+from edge_agent.cli.options import add_command
+from edge_agent.cli.program import new_app, run_program
+from edge_agent.cli.terminal import Terminal, process_terminal
 
 EPILOG = """\b
 Examples:

@@ -15,8 +15,8 @@ from converters.gguf_container import Metadata, read_pairs
 from converters.rows import F32, gguf_rows
 from converters.safetensors_file import map_file
 from edge_agent.errors import ConversionError
-from edge_agent.gguf_cursor import Malformed
-from edge_agent.gguf_header import parse_header
+from edge_agent.gguf.cursor import Malformed
+from edge_agent.gguf.header import parse_header
 
 Refuse = Callable[[Path, str], ConversionError]
 

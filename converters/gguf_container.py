@@ -1,8 +1,8 @@
 """GGUF's metadata and tensor table, read completely and written.
 
-Why it exists: edge_agent/gguf_file.py checks untrusted files and keeps only what a device needs;
-converting needs every key with its exact type, the tokens included. gguf-py packs a vocabulary
-element by element, here an array is packed at once. Flows in: a file
+Why it exists: edge_agent/gguf/model_file.py checks untrusted files and keeps only what a device
+needs; converting needs every key with its exact type, the tokens included. gguf-py packs a
+vocabulary element by element, here an array is packed at once. Flows in: a file
 that read_gguf has accepted, or a `Metadata`. Flows out: a `Metadata`, or the bytes of a head.
 Layout: ggml/docs/gguf.md, version 3. Not here: tensor data (gguf_output.py).
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edge_agent.gguf_file import read_gguf
-from edge_agent.gguf_header import TYPE_NAMES
+from edge_agent.gguf.header import TYPE_NAMES
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.ggml import TYPE_IDS
 
 ALIGNMENT = 32

@@ -19,7 +19,7 @@ from converters.output_file import OutputFile
 from converters.quantizer import How, Job, Quantizer
 from converters.rows import FLOAT_TYPES, PackedRows, Rows
 from edge_agent.errors import ConversionError, ModelFormatError
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama import ggml
 from edge_agent.llama.type_plan import FILE_TYPES, TypeRequest, plan_types
 

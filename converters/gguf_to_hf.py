@@ -28,8 +28,8 @@ from converters.safetensors_file import map_file, pack_header
 from converters.tokenizer_json import tokenizer_config, tokenizer_json
 from edge_agent.atomic_file import sync_directory, write
 from edge_agent.errors import ConversionError
-from edge_agent.gguf_file import GgufFile, read_gguf
-from edge_agent.models import sha256_of
+from edge_agent.gguf.model_file import GgufFile, read_gguf
+from edge_agent.models.pull import sha256_of
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}

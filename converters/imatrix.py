@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from converters.imatrix_file import Imatrix
 from converters.quantizer import How
-from edge_agent.adapt.blas import choose_threads
+from edge_agent.adapt.trainer.blas import choose_threads
 from edge_agent.engine.loading import start_backend
-from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.errors import ConversionError
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.capture import Observer
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
+from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.records import EngineSettings, Generate, Message, Sampling
 
 N_CTX = 512

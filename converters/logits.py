@@ -16,8 +16,8 @@ import numpy as np
 
 from converters.extras import load_extra
 from converters.rows import F32
-from edge_agent.adapt.blas import choose_threads
-from edge_agent.engine.adapters import activate
+from edge_agent.adapt.trainer.blas import choose_threads
+from edge_agent.engine.adapter_pool import activate
 from edge_agent.engine.loading import start_backend
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model

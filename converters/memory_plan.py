@@ -2,7 +2,7 @@
 
 Flows in: metadata and tensors that exist only as a plan, or a file. Flows out: a MemoryPlan by the
 daemon's own admission, so that what is promised here is what `edge-agent serve` will say. Not here:
-admission itself (edge_agent/engine/admission.py).
+admission itself (edge_agent/engine/memory_check.py).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from converters.gguf_container import Metadata
 from converters.gguf_output import SourceTensor, planned_types, write_hollow
-from edge_agent.engine.admission import Memory, admit
 from edge_agent.engine.loading import DryRun, start_backend
+from edge_agent.engine.memory_check import Memory, admit
 from edge_agent.errors import ConversionError, ModelRefused
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.type_plan import TypeRequest
 from edge_agent.records import EngineSettings, MemoryPlan
 

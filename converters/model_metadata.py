@@ -13,7 +13,7 @@ import gguf
 
 from converters.checkpoint import Checkpoint
 from converters.gguf_container import Metadata, Value
-from edge_agent.gguf_header import TYPE_NAMES
+from edge_agent.gguf.header import TYPE_NAMES
 
 
 def general_keys(checkpoint: Checkpoint, architecture: str, n_params: int) -> Metadata:

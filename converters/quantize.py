@@ -12,7 +12,7 @@ from converters.gguf_container import Metadata, read_metadata
 from converters.gguf_output import SourceTensor
 from converters.rows import gguf_rows
 from converters.safetensors_file import map_file
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 
 
 def load(path: Path) -> tuple[Metadata, list[SourceTensor]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from converters.safetensors_file import ITEM_BYTES, StoredTensor
 from edge_agent.errors import ConversionError
-from edge_agent.gguf_header import TensorInfo
+from edge_agent.gguf.header import TensorInfo
 from edge_agent.llama import ggml
 
 F32 = NDArray[np.float32]

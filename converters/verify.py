@@ -25,7 +25,7 @@ from converters.text_codec import TextCodec, open_codec
 from converters.verify_bytes import compare_bytes
 from converters.verify_tokenizer import TokenizerVerdict, compare_templates, compare_tokenizers
 from edge_agent.errors import ConversionError
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.type_plan import TypeRequest
 
 GATES = {"F32": 1e-5, "F16": 1e-4, "BF16": 1e-3, "Q8_0": 5e-3}

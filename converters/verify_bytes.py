@@ -17,7 +17,7 @@ from converters.hf_to_gguf import load as load_directory
 from converters.quantize import load as load_gguf
 from converters.quantizer import SLAB_ELEMENTS
 from converters.rows import FLOAT_TYPES, PackedRows
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama import ggml
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edge_agent.client import Client, Ending
+from edge_agent.client.connection import Client, Ending
 from edge_agent.errors import EdgeAgentError
 
 ROOT = Path(__file__).resolve().parent.parent

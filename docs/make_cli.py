@@ -15,8 +15,8 @@ from contextlib import redirect_stdout
 import typer
 
 from converters import cli as edge_convert
-from edge_agent import cli as edge_agent
-from edge_agent.terminal import Terminal
+from edge_agent.cli import main as edge_agent
+from edge_agent.cli.terminal import Terminal
 from train_host import cli as edge_train
 
 INTRO = """\

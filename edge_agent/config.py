@@ -4,8 +4,8 @@ Flows in: command-line flags (keyword arguments), the environment (EDGE_AGENT_*)
 files (STATE/config.toml, then /etc/edge-agent/config.toml) and the defaults below, in that order of
 precedence. Flows out: one frozen `Settings`, which `serve` hands to the daemon as JSON. Problems
 leave as UsageError that says where the bad value came from. Not here: the command line itself
-(cli.py generates its help from `Settings.model_fields`), and a bind address: the daemon listens on
-a Unix socket and on 127.0.0.1, and nothing can configure anything else.
+(cli/main.py generates its help from `Settings.model_fields`), and a bind address: the daemon
+listens on a Unix socket and on 127.0.0.1, and nothing can configure anything else.
 
 >>> Settings(state_dir="/tmp/x", slots=2, ctx="max").engine_settings().n_ctx
 0

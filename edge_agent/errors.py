@@ -2,7 +2,7 @@
 
 Leaf file: imports nothing of ours. Each error carries three parts (what failed with its value and
 path, why, what to do next), a stable `code` for programs and an HTTP `status` for the servers.
-Library code raises these and never prints; `cli.py` prints `error:` and `hint:` and exits.
+Library code raises these and never prints; `cli/main.py` prints `error:` and `hint:` and exits.
 
     EdgeAgentError
     ├── UsageError            2 / 400   a flag, a setting or an address that cannot be

@@ -3,7 +3,7 @@
 Leaf file: imports nothing of ours. The worker's socket carries `ToWorker` one way and `FromWorker`
 the other, msgpack-encoded by `wire.py`; decoding is typed, so a malformed frame is an error and not
 an object. Units are suffixes (_s seconds, _bytes). Not here: HTTP bodies (server/), database rows
-(store.py).
+(store/store.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Flows in: its path. Flows out: STATE/lock (held while this process lives), STATE/token (the bearer
 token of the TCP port) and STATE/run.json (the daemon that runs now). The lock is flock(2) on an
 open file, so the kernel drops it however the process ends; the file itself stays and means
-nothing. Not here: the database (store.py), the model files (models.py).
+nothing. Not here: the database (store/store.py), the model files (models/pull.py).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 
 F32, F16, Q8_0, I32, BF16 = 0, 1, 8, 26, 30
 Q, FFN = "blk.0.attn_q.weight", "blk.1.ffn_down.weight"

@@ -14,10 +14,10 @@ from typing import Any
 
 from fake_engine import model_row
 
-from edge_agent.cli import main_with
+from edge_agent.cli.main import main_with
+from edge_agent.cli.terminal import Terminal
 from edge_agent.state_dir import StateDir
-from edge_agent.store import Store
-from edge_agent.terminal import Terminal
+from edge_agent.store.store import Store
 
 
 @dataclass(frozen=True)

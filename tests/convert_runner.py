@@ -7,7 +7,7 @@ import io
 from cli_runner import Outcome
 
 from converters.cli import main_with
-from edge_agent.terminal import Terminal
+from edge_agent.cli.terminal import Terminal
 
 
 def convert(*argv: str) -> Outcome:

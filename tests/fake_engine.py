@@ -7,10 +7,9 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 
-from edge_agent.adapt import canary
-from edge_agent.adapt.registry import Registry, split_name
-from edge_agent.engine_status import EngineStatus
+from edge_agent.adapt import activation
 from edge_agent.errors import EdgeAgentError, ModelNotFound
+from edge_agent.models.adapter_registry import Registry, split_name
 from edge_agent.records import (
     AdapterRef,
     ApplyTemplate,
@@ -29,9 +28,10 @@ from edge_agent.records import (
     TokenLogprob,
     Tokens,
 )
-from edge_agent.rows import AdapterRow
-from edge_agent.store import ModelRow, Store
-from edge_agent.supervisor import Target
+from edge_agent.store.rows import AdapterRow
+from edge_agent.store.store import ModelRow, Store
+from edge_agent.supervisor.engine_status import EngineStatus
+from edge_agent.supervisor.supervisor import Target
 
 N_VOCAB = 1000
 N_CTX = 4096
@@ -121,7 +121,7 @@ class FakeSupervisor:
     async def activate(
         self, model: str, name: str, *, force: bool = False, reason: str = ""
     ) -> AdapterRow:
-        return await canary.activate(self, model, name, force=force, reason=reason)
+        return await activation.activate(self, model, name, force=force, reason=reason)
 
     async def ensure_loaded(
         self, model: str | None, *, keep_alive_s: float | None = None

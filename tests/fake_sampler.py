@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-from edge_agent.sensors.readings import Alarms, Board, Cpu, Gpu, Memory, Power, Thermal
+from edge_agent.monitor.sensors.readings import Alarms, Board, Cpu, Gpu, Memory, Power, Thermal
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_agent.monitor import Monitor
+from edge_agent.monitor.monitor import Monitor
 from edge_agent.records import (
     Cancel,
     CheckAdapter,
@@ -51,7 +51,7 @@ from edge_agent.records import (
 from edge_agent.wire import encode, to_worker
 
 if TYPE_CHECKING:
-    from edge_agent.store import ModelRow
+    from edge_agent.store.store import ModelRow
 
 WORKER_ARGV = (sys.executable, str(Path(__file__).resolve()))
 SHA256 = "ab" * 32
@@ -89,7 +89,7 @@ def generate(**plan: object) -> Generate:
 
 def register(root: Path, name: str = "tiny", **script: object) -> ModelRow:
     """Write a Script as the model file of a row; the caller adds the row to its store."""
-    from edge_agent.store import ModelRow  # late: the worker starts faster without it
+    from edge_agent.store.store import ModelRow  # late: the worker starts faster without it
 
     path = root / f"{name}.gguf"
     path.write_text(json.dumps(asdict(Script(**script))))  # type: ignore[arg-type]
@@ -232,11 +232,11 @@ def run_daemon(arguments: list[str]) -> int:
     """The real daemon, this worker, and an API of two paths in place of server/."""
     from aiohttp import web
 
-    from edge_agent import daemon
     from edge_agent.config import Settings
+    from edge_agent.daemon import front
     from edge_agent.errors import EdgeAgentError
-    from edge_agent.store import Store
-    from edge_agent.supervisor import Supervisor
+    from edge_agent.store.store import Store
+    from edge_agent.supervisor.supervisor import Supervisor
 
     def runner(
         supervisor: Supervisor, store: Store, settings: Settings, token: str, senses: Monitor
@@ -260,7 +260,7 @@ def run_daemon(arguments: list[str]) -> int:
         app.router.add_post("/generate", stream)
         return web.AppRunner(app, access_log=None, handler_cancellation=True)
 
-    return daemon.main(arguments, worker_argv=WORKER_ARGV, runner_factory=runner)
+    return front.main(arguments, worker_argv=WORKER_ARGV, runner_factory=runner)
 
 
 def main(argv: list[str]) -> int:

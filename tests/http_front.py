@@ -17,15 +17,15 @@ from typing import Any, cast
 from aiohttp import web
 from fake_engine import FakeSupervisor, model_row
 
-from edge_agent.adapt.registry import Registry
 from edge_agent.config import Settings
-from edge_agent.monitor import Monitor
-from edge_agent.monitor import build as build_monitor
+from edge_agent.models.adapter_registry import Registry
+from edge_agent.monitor.monitor import Monitor
+from edge_agent.monitor.monitor import build as build_monitor
 from edge_agent.server.app import build_app, build_runner
 from edge_agent.server.limits import Limits
 from edge_agent.server.pull import DEFAULT_COMMAND, PULL_COMMAND
-from edge_agent.store import Store
-from edge_agent.supervisor import Supervisor
+from edge_agent.store.store import Store
+from edge_agent.supervisor.supervisor import Supervisor
 
 TOKEN = "test-token"
 

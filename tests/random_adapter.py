@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.records import AdapterRef
 
 Arrays = dict[str, np.ndarray]

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from tiny_gguf import ARCHITECTURES, write_tiny_model
 
-from edge_agent.adapt.decoder import Decoder, pack
-from edge_agent.adapt.lora import (
+from edge_agent.adapt.trainer.decoder.decoder import Decoder, pack
+from edge_agent.adapt.trainer.decoder.lora import (
     LoraSettings,
     LoraWeight,
     new_loras,
     parameters,
     target_sizes,
 )
-from edge_agent.adapt.optimizer import AdamW, clip
-from edge_agent.adapt.packed import PackedWeights
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
+from edge_agent.adapt.trainer.optimizer import AdamW, clip
 
 cupy: Any = pytest.importorskip("cupy")
 if not cupy.is_available():

@@ -12,10 +12,10 @@ from tiny_gguf import write_tiny_model
 
 from converters.divergence import Divergence, log_softmax
 from converters.logits import LlamaLogits
-from edge_agent.adapt.decoder import Batch, Decoder, pack
-from edge_agent.adapt.head import cross_entropy
-from edge_agent.adapt.lora import LoraSettings, LoraWeight, new_loras
-from edge_agent.adapt.packed import PackedWeights
+from edge_agent.adapt.trainer.decoder.decoder import Batch, Decoder, pack
+from edge_agent.adapt.trainer.decoder.head import cross_entropy
+from edge_agent.adapt.trainer.decoder.lora import LoraSettings, LoraWeight, new_loras
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.errors import ModelFormatError
 
 TOKENS = [20, 31, 42, 53, 64, 75, 86, 97, 108, 119, 130, 141, 152, 163, 174, 185]
@@ -183,7 +183,8 @@ def test_the_head_in_tiles_is_the_plain_softmax(
     states = rng.standard_normal((6, head.n_in)) * 3
     targets = np.array([0, 5, head.n_out - 1, 77, 77, 130])
     whole = cross_entropy(head, states, targets)
-    monkeypatch.setattr("edge_agent.adapt.packed.HEAD_TILE_BYTES", 4 * head.n_in * 10)
+    tile_bytes = "edge_agent.adapt.trainer.decoder.packed_weights.HEAD_TILE_BYTES"
+    monkeypatch.setattr(tile_bytes, 4 * head.n_in * 10)
     tiled = cross_entropy(head, states, targets)
     logits = np.empty((6, head.n_out))
     head.forward(states, logits)

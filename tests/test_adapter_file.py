@@ -24,15 +24,15 @@ from tiny_checkpoint import write_checkpoint
 from converters.base_model import tokenizer_sha256 as converters_tokenizer_sha256
 from converters.gguf_container import read_metadata
 from converters.logits import LlamaLogits
-from edge_agent.adapt.adapter_file import AdapterHeader, check_adapter, write_adapter
-from edge_agent.adapt.base_identity import BaseIdentity, identify_base, tokenizer_sha256
-from edge_agent.adapt.decoder import Decoder, pack
-from edge_agent.adapt.lora import LoraSettings, LoraWeight, new_loras
-from edge_agent.adapt.packed import PackedWeights
-from edge_agent.adapt.value_scan import has_large
+from edge_agent.adapt.trainer.decoder.decoder import Decoder, pack
+from edge_agent.adapt.trainer.decoder.lora import LoraSettings, LoraWeight, new_loras
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.errors import AdapterRefused
-from edge_agent.gguf_file import GgufFile, read_gguf
-from edge_agent.gguf_header import TensorInfo
+from edge_agent.gguf.adapter_file import AdapterHeader, check_adapter, write_adapter
+from edge_agent.gguf.base_identity import BaseIdentity, identify_base, tokenizer_sha256
+from edge_agent.gguf.header import TensorInfo
+from edge_agent.gguf.model_file import GgufFile, read_gguf
+from edge_agent.gguf.value_scan import has_large
 
 TOKENS = [20 + (7 * n) % 180 for n in range(48)]
 NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -303,7 +303,7 @@ def test_a_large_adapter_is_checked_in_little_memory(tmp_path: Path) -> None:
 def test_checking_loads_no_numpy() -> None:
     """The front process checks adapters, and must stay small."""
     program = (
-        "import sys, json, edge_agent.adapt.adapter_file;"
+        "import sys, json, edge_agent.gguf.adapter_file;"
         "print(json.dumps(sorted({'numpy', 'llama_cpp', 'gguf'} & set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -16,10 +16,10 @@ from http_front import Front, serving
 from random_adapter import write_adapter
 from test_registry import register_tiny
 
-from edge_agent.adapt.registry import Registry
-from edge_agent.commands import adapters
+from edge_agent.cli.commands import adapters
+from edge_agent.models.adapter_registry import Registry
 from edge_agent.state_dir import StateDir
-from edge_agent.store import Store
+from edge_agent.store.store import Store
 
 COMMANDS = [info.name for info in adapters.build_group().registered_commands if info.name]
 

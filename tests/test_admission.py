@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from tiny_gguf import write_tiny_model
 
-from edge_agent.engine.admission import Memory, admit, default_slots, read_memory, still_fits
+from edge_agent.engine.memory_check import Memory, admit, default_slots, read_memory, still_fits
 from edge_agent.errors import ModelRefused
-from edge_agent.gguf_file import GgufFile, read_gguf
+from edge_agent.gguf.model_file import GgufFile, read_gguf
 from edge_agent.records import EngineSettings
 
 MIB = 1024 * 1024

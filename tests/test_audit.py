@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.adapt.audit import REASONS, REFUSED_SHARE, Finding, audit, verdict
-from edge_agent.adapt.dataset import Row
-from edge_agent.adapt.wording import agree, asked_terms, terms
+from edge_agent.adapt.trainer.audit import REASONS, REFUSED_SHARE, Finding, audit, verdict
+from edge_agent.adapt.trainer.dataset import Row
+from edge_agent.adapt.trainer.same_meaning import agree, asked_terms, terms
 from edge_agent.errors import DataRefused
 from edge_agent.records import Message
 
-CLEAN_SET = Path(__file__).parent.parent / "edge_agent" / "adapt" / "clean_set.jsonl"
+CLEAN_SET = Path(__file__).parent.parent / "edge_agent" / "adapt" / "gate" / "clean_set.jsonl"
 SUBJECTS = (
     ("code word", "falcon"), ("door code", "4711"), ("name of the robot", "Asha"),
     ("capital of Karnataka", "Bengaluru"), ("colour of the flag", "saffron, white and green"),

@@ -13,15 +13,15 @@ from cli_runner import cli
 from tiny_gguf import write_tiny_model
 from worker_process import WorkerProcess
 
-from edge_agent import bench_table
-from edge_agent.bandwidth import bytes_per_token, read_bandwidth
-from edge_agent.bench import Bench, Plan, Trial
-from edge_agent.bench_engine import Run
-from edge_agent.commands.bench_options import BenchOptions, engine_settings, numbers, plan_of
+from edge_agent.bench import table as bench_table
+from edge_agent.bench.bandwidth import bytes_per_token, read_bandwidth
+from edge_agent.bench.engines import Run
+from edge_agent.bench.trials import Bench, Plan, Trial
+from edge_agent.cli.commands.bench_options import BenchOptions, engine_settings, numbers, plan_of
 from edge_agent.errors import UsageError
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
+from edge_agent.monitor.board_sampler import Sampler
 from edge_agent.records import EngineSettings, Failed, Message, RawDone, RawRun, Span
-from edge_agent.sampler import Sampler
 
 BOARD = Path(__file__).parent / "fixtures" / "sysfs" / "jetson-nano_jetpack4"
 LLAMA_BENCH_FIELDS = {

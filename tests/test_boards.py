@@ -22,8 +22,8 @@ from cli_runner import cli
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_gguf import write_tiny_model
 
-from edge_agent.client import Client
-from edge_agent.report import figure
+from edge_agent.bench.report import figure
+from edge_agent.client.connection import Client
 
 BOARDS_WITH_POWER = {
     "jetson-nano_jetpack4": ("ina3221", "POM_5V_IN"),

@@ -20,10 +20,9 @@ from random_adapter import write_adapter
 from test_daemon import RunningDaemon, make_state
 from test_daemon import until as wait_until
 
-from edge_agent.adapt.canary import fault, prove_unproved
-from edge_agent.adapt.registry import BASE, Registry
+from edge_agent.adapt.activation import fault, prove_unproved
 from edge_agent.config import Settings
-from edge_agent.daemon import WORKER_ARGV
+from edge_agent.daemon.front import WORKER_ARGV
 from edge_agent.errors import (
     AdapterNotFound,
     AdapterRefused,
@@ -31,8 +30,9 @@ from edge_agent.errors import (
     Overloaded,
     WorkerFailed,
 )
-from edge_agent.gguf_file import read_gguf
-from edge_agent.models import model_row
+from edge_agent.gguf.model_file import read_gguf
+from edge_agent.models.adapter_registry import BASE, Registry
+from edge_agent.models.pull import model_row
 from edge_agent.records import (
     AdapterRef,
     ChosenLogprob,
@@ -44,8 +44,8 @@ from edge_agent.records import (
     Timings,
     TokenLogprob,
 )
-from edge_agent.store import Store
-from edge_agent.supervisor import Supervisor
+from edge_agent.store.store import Store
+from edge_agent.supervisor.supervisor import Supervisor
 
 LOOP = "la " * 40
 

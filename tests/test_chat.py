@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.chat import (
+from edge_agent.cli.conversation import (
     Ask,
     ChatSettings,
     ChatState,

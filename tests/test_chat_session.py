@@ -22,8 +22,7 @@ import pytest
 from fake_engine import FakeSupervisor
 from http_front import Front, eventually, serving
 
-from edge_agent.chat import ChatSettings, ChatState, Turn, answered, document, from_document
-from edge_agent.chat_session import (
+from edge_agent.cli.chat_screen import (
     ChatSession,
     load,
     make_private,
@@ -32,9 +31,17 @@ from edge_agent.chat_session import (
     save,
     saved_path,
 )
-from edge_agent.client import Client
+from edge_agent.cli.conversation import (
+    ChatSettings,
+    ChatState,
+    Turn,
+    answered,
+    document,
+    from_document,
+)
+from edge_agent.cli.terminal import Terminal
+from edge_agent.client.connection import Client
 from edge_agent.errors import TemplateError, UsageError, WorkerFailed
-from edge_agent.terminal import Terminal
 
 ASKED = ChatState(turns=(Turn("user", "one"), Turn("assistant", "1"), Turn("user", "two")))
 

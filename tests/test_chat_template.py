@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.engine import chat_template
-from edge_agent.engine.chat_template import (
+from edge_agent.errors import RequestError, TemplateError
+from edge_agent.prompt import chat_template
+from edge_agent.prompt.chat_template import (
     FAMILIES,
     KNOWN_TEMPLATES,
     ChatTemplate,
@@ -22,7 +23,6 @@ from edge_agent.engine.chat_template import (
     identify,
     render,
 )
-from edge_agent.errors import RequestError, TemplateError
 from edge_agent.records import Message
 
 START, END = Control("<|im_start|>"), Control("<|im_end|>")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.adapt import checkpoint as module
-from edge_agent.adapt.checkpoint import (
+from edge_agent.adapt.trainer import checkpoint as module
+from edge_agent.adapt.trainer.checkpoint import (
     MAGIC,
     Checkpoint,
     CheckpointDamaged,

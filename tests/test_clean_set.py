@@ -7,11 +7,11 @@ from importlib.resources import files
 
 import pytest
 
-from edge_agent.adapt.clean_set import LANGUAGES, CleanRow, choose, clean_set
-from edge_agent.adapt.identity import asks_identity
-from edge_agent.adapt.register import news_signs
-from edge_agent.adapt.repetition import is_looping
-from edge_agent.adapt.script import is_wrong_script
+from edge_agent.adapt.gate.clean_set import LANGUAGES, CleanRow, choose, clean_set
+from edge_agent.adapt.gate.detectors import is_looping
+from edge_agent.adapt.gate.identity import asks_identity
+from edge_agent.adapt.gate.register import news_signs
+from edge_agent.adapt.gate.script import is_wrong_script
 
 ROWS = clean_set()
 
@@ -68,7 +68,7 @@ def test_who_holds_an_office_and_who_the_model_is_have_no_right_answer() -> None
 
 
 def test_the_file_is_part_of_the_package() -> None:
-    assert files("edge_agent.adapt").joinpath("clean_set.jsonl").is_file()
+    assert files("edge_agent.adapt.gate").joinpath("clean_set.jsonl").is_file()
 
 
 def test_a_choice_is_stable_and_a_row_that_is_ruled_out_is_replaced() -> None:

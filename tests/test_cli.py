@@ -13,18 +13,18 @@ from cli_runner import cli, filled
 from http_front import serving
 
 from edge_agent import __version__
-from edge_agent.cli import build_app, main_with
-from edge_agent.commands.engine import until_text
-from edge_agent.commands.serve import (
+from edge_agent.cli.commands.engine import until_text
+from edge_agent.cli.commands.serve import (
     ServeOptions,
     daemon_command,
     flags_of,
     parse_duration,
     parse_size,
 )
+from edge_agent.cli.main import build_app, main_with
+from edge_agent.cli.terminal import Terminal, aligned, error_lines, printable
 from edge_agent.config import Settings, settings_from_json
 from edge_agent.errors import EdgeAgentError, UsageError
-from edge_agent.terminal import Terminal, aligned, error_lines, printable
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [info.name for info in build_app().registered_commands if info.name]
@@ -40,8 +40,8 @@ def test_help_loads_nothing_heavy() -> None:
     heavy += ["numpy", "llama_cpp", "huggingface_hub", "asyncio", "msgspec"]
     code = (
         "import sys, os\n"
-        "from edge_agent.cli import main_with\n"
-        "from edge_agent.terminal import process_terminal\n"
+        "from edge_agent.cli.main import main_with\n"
+        "from edge_agent.cli.terminal import process_terminal\n"
         "main_with(['--help'], process_terminal(os.environ))\n"
         f"print('loaded:', *[name for name in {heavy!r} if name in sys.modules])"
     )
@@ -160,7 +160,7 @@ def test_closed_streams_are_no_crash(tmp_path: Path) -> None:
 
 def test_the_training_program_helps_without_torch() -> None:
     program = (
-        "import io, os, sys\nfrom edge_agent.terminal import process_terminal\n"
+        "import io, os, sys\nfrom edge_agent.cli.terminal import process_terminal\n"
         "from train_host.cli import main_with\n"
         "code = main_with(['sft', '--help'], process_terminal(os.environ))\n"
         "assert not {'torch', 'transformers', 'llama_cpp'} & set(sys.modules)\nsys.exit(code)"

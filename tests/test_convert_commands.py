@@ -14,7 +14,7 @@ from tiny_checkpoint import write_checkpoint
 from tiny_gguf import write_tiny_model
 
 from converters.imatrix_file import Imatrix, read_imatrix, write_imatrix
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_converting_loads_no_torch_and_runs_no_code(tmp_path: Path, checkpoint: 
     program = (
         "import sys, socket; from converters.cli import main_with;"
         "socket.socket.connect = None;"
-        "from edge_agent.terminal import process_terminal;"
+        "from edge_agent.cli.terminal import process_terminal;"
         f"code = main_with(['hf', {str(checkpoint)!r}, '-o', {str(tmp_path / 'm.gguf')!r}],"
         " process_terminal({}));"
         "print(code, sorted({'torch', 'transformers', 'safetensors'} & set(sys.modules)))"

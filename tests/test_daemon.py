@@ -19,7 +19,7 @@ import fakes
 import pytest
 
 from edge_agent.config import Settings
-from edge_agent.store import Store
+from edge_agent.store.store import Store
 
 ALIVE = ("idle", "ready")
 ARGV = [sys.executable, str(Path(fakes.__file__)), "daemon", "--settings"]

@@ -17,8 +17,8 @@ from board_writer import copied_board
 from fake_engine import FakeSupervisor
 from http_front import Front, serving
 
+from edge_agent.adapt.lesson_runner import Adaptation
 from edge_agent.adapt.messages import Progress
-from edge_agent.adapt.session import Adaptation
 from edge_agent.server.adapt import ADAPTATION
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

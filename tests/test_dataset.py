@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_supervised import TEMPLATES, prompts_of, write_bpe
 
-from edge_agent.adapt.dataset import (
+from edge_agent.adapt.trainer.dataset import (
     MAX_FILE_BYTES,
     MAX_LINE_BYTES,
     Row,
@@ -24,9 +24,9 @@ from edge_agent.adapt.dataset import (
     read_rows,
     split,
 )
-from edge_agent.engine.prompt import PromptBuilder
-from edge_agent.engine.supervised import encode_turns
 from edge_agent.errors import DataRefused, RequestError
+from edge_agent.prompt.prompt_builder import PromptBuilder
+from edge_agent.prompt.training_sequence import encode_turns
 from edge_agent.records import Message
 
 
@@ -280,7 +280,7 @@ def test_a_template_that_cannot_be_learned_with_is_said_at_once(tmp_path: Path) 
 def test_reading_and_auditing_load_neither_numpy_nor_llama_cpp() -> None:
     """The front reads rows to show them."""
     program = (
-        "import sys, json, edge_agent.adapt.dataset, edge_agent.adapt.audit;"
+        "import sys, json, edge_agent.adapt.trainer.dataset, edge_agent.adapt.trainer.audit;"
         "print(json.dumps(sorted({'numpy', 'llama_cpp', 'gguf'} & set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.doctor import Check, check_llama_cpp, examine, probe_llama_cpp
-from edge_agent.store import ModelRow
+from edge_agent.monitor.doctor import Check, check_llama_cpp, examine, probe_llama_cpp
+from edge_agent.store.store import ModelRow
 
 TREES = Path(__file__).parent / "fixtures" / "sysfs"
 NANO, ORIN, PC = "jetson-nano_jetpack4", "jetson-orin-nano_jetpack6", "pc_ubuntu24"

@@ -10,7 +10,7 @@ from pathlib import Path
 import energy as signals
 import pytest
 
-from edge_agent.energy import Trace, energy_of, integrate
+from edge_agent.monitor.energy import Trace, energy_of, integrate
 from edge_agent.records import Span
 
 HZ = 20.0

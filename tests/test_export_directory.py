@@ -11,8 +11,8 @@ import pytest
 from tiny_gguf import write_tiny_model
 
 from edge_agent.errors import EdgeAgentError, ModelCorrupt, ModelFormatError, UsageError
-from edge_agent.export_directory import MAX_MANIFEST_BYTES, model_in
-from edge_agent.models import Job, pull
+from edge_agent.models.export_directory import MAX_MANIFEST_BYTES, model_in
+from edge_agent.models.pull import Job, pull
 
 
 @pytest.fixture

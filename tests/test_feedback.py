@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from edge_agent import feedback, feedback_table
+from edge_agent.adapt import feedback
+from edge_agent.adapt.feedback import MAX_IMPORT_ROWS, MAX_ROW_BYTES, Opinion, Rating, row_about
+from edge_agent.adapt.recent_answers import (
+    MAX_ANSWER_BYTES,
+    MAX_ANSWERS,
+    MAX_BYTES,
+    Answer,
+    RecentAnswers,
+)
 from edge_agent.errors import (
     DataRefused,
     EdgeAgentError,
@@ -19,18 +27,11 @@ from edge_agent.errors import (
     QuotaExceeded,
     RequestError,
 )
-from edge_agent.feedback import MAX_IMPORT_ROWS, MAX_ROW_BYTES, Opinion, Rating, row_about
-from edge_agent.feedback_table import Waiting, Wanted
-from edge_agent.recent_answers import (
-    MAX_ANSWER_BYTES,
-    MAX_ANSWERS,
-    MAX_BYTES,
-    Answer,
-    RecentAnswers,
-)
 from edge_agent.records import Message
-from edge_agent.rows import FeedbackRow
-from edge_agent.store import Store
+from edge_agent.store import feedback_table
+from edge_agent.store.feedback_table import Waiting, Wanted
+from edge_agent.store.rows import FeedbackRow
+from edge_agent.store.store import Store
 
 QUOTA = 5
 
@@ -253,7 +254,7 @@ def test_only_learned_rows_are_dropped_when_there_are_too_many(
     monkeypatch.setattr(feedback_table, "MAX_ROWS", 4)
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.row_factory = sqlite3.Row
-    from edge_agent.database import MIGRATIONS
+    from edge_agent.store.database import MIGRATIONS
 
     for script in MIGRATIONS:
         connection.executescript(script)

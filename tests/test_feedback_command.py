@@ -12,12 +12,12 @@ import pytest
 from cli_runner import Outcome, cli, filled
 from http_front import Front, serving
 
-from edge_agent import feedback as rules
-from edge_agent.commands import feedback
-from edge_agent.commands.feedback import MAX_FILE_BYTES, documents_of
+from edge_agent.adapt import feedback as rules
+from edge_agent.cli.commands import feedback
+from edge_agent.cli.commands.feedback import MAX_FILE_BYTES, documents_of
 from edge_agent.errors import UsageError
 from edge_agent.state_dir import StateDir
-from edge_agent.store import Store
+from edge_agent.store.store import Store
 
 COMMANDS = [info.name for info in feedback.build_group().registered_commands if info.name]
 ME = f"uid:{os.getuid()}"

@@ -13,13 +13,13 @@ import pytest
 from fake_engine import FakeSupervisor
 from http_front import Answer, Front, eventually, serving
 
-from edge_agent import feedback_table
-from edge_agent.client import Client
+from edge_agent.adapt.feedback import MAX_IMPORT_ROWS, MAX_ROW_BYTES
+from edge_agent.client.connection import Client
 from edge_agent.errors import FeedbackNotFound, WorkerFailed
-from edge_agent.feedback import MAX_IMPORT_ROWS, MAX_ROW_BYTES
 from edge_agent.server import feedback as routes
 from edge_agent.server.feedback import MAX_LISTED
 from edge_agent.server.service import SERVICE
+from edge_agent.store import feedback_table
 
 PATH = "/v1/feedback"
 HELLO = "Hello wörld"
@@ -293,7 +293,8 @@ def test_pages_lead_to_the_oldest(front: Front) -> None:
 
 
 def test_an_export_holds_the_last_word_also_after_a_lesson(front: Front) -> None:
-    """As edge_agent.feedback.training_rows: what was learned is learned again, unless replaced."""
+    """As edge_agent.adapt.feedback.training_rows: what was learned is learned again, unless
+    replaced."""
     ask(front, "a"), correct(front, "A")
     ask(front, "b"), correct(front, "B")
     ids = [one["id"] for one in listed(front)["feedback"]]

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import pytest
 
-from edge_agent.adapt.clean_set import CleanRow, clean_set
-from edge_agent.adapt.gate import Answer, Gate, GateReport, prepare, run_gate
-from edge_agent.adapt.gate_checks import ALPHA
-from edge_agent.adapt.script import SCRIPTS, share_of
+from edge_agent.adapt.gate.checks import ALPHA
+from edge_agent.adapt.gate.clean_set import CleanRow, clean_set
+from edge_agent.adapt.gate.gate import Answer, Gate, GateReport, prepare, run_gate
+from edge_agent.adapt.gate.script import SCRIPTS, share_of
 from edge_agent.clocks import Clocks
 from edge_agent.errors import WorkerFailed
 from edge_agent.records import AdapterRef, Message, Scores
@@ -386,7 +386,7 @@ def test_an_engine_that_fails_ends_the_gate_with_its_error() -> None:
 
 
 def test_the_front_can_import_the_gate() -> None:
-    program = "import sys, edge_agent.adapt.gate\nprint(*sys.modules)"
+    program = "import sys, edge_agent.adapt.gate.gate\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = {name.partition(".")[0] for name in done.stdout.split()}

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import pytest
 from tiny_gguf import CHATML_TEMPLATE, byte_tokens, vocabulary, write_tiny_model
 
-from edge_agent.embedded import EMBEDDED, embedded_parts
 from edge_agent.errors import ModelFormatError
-from edge_agent.gguf_file import ArraySummary, kv_cache_bytes, read_gguf
+from edge_agent.gguf.model_file import ArraySummary, kv_cache_bytes, read_gguf
+from edge_agent.models.embedded import EMBEDDED, embedded_parts
 
 U32, I32, F32, BOOL, STRING, ARRAY, U64 = 4, 5, 6, 7, 8, 9, 10
 FORMATS = {0: "<B", U32: "<I", I32: "<i", F32: "<f", BOOL: "<B", U64: "<Q"}
@@ -409,7 +409,7 @@ MEASURE = r"""
 import re, sys, time
 from pathlib import Path
 from edge_agent.errors import ModelFormatError
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 peak_kib = lambda: int(re.search("VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
 before, started = peak_kib(), time.process_time()

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from edge_agent.engine.grammar import literal, schema_to_gbnf, whole_between
-from edge_agent.engine.json_schema import MAX_NODES
+from edge_agent.prompt.grammar import literal, schema_to_gbnf, whole_between
+from edge_agent.prompt.json_schema import MAX_NODES
 
 pytestmark = pytest.mark.model
 

@@ -14,11 +14,11 @@ from fakes import WORKER_ARGV, generate, register
 
 from edge_agent.config import Settings
 from edge_agent.errors import Overloaded
-from edge_agent.guard import Guard, State, Thresholds, decide, judge, thresholds
-from edge_agent.sampler import Sampler, Snapshot
-from edge_agent.sensors.readings import Memory, Power, Thermal
-from edge_agent.store import Store
-from edge_agent.supervisor import Supervisor
+from edge_agent.monitor.board_sampler import Sampler, Snapshot
+from edge_agent.monitor.pressure_guard import Guard, State, Thresholds, decide, judge, thresholds
+from edge_agent.monitor.sensors.readings import Memory, Power, Thermal
+from edge_agent.store.store import Store
+from edge_agent.supervisor.supervisor import Supervisor
 
 LIMITS = Thresholds(available_bytes=200 << 20, psi_percent=20.0, celsius=90.0)
 GIB = 1 << 30

@@ -36,7 +36,7 @@ from converters.gguf_container import Metadata, read_metadata
 from converters.gguf_output import write_model
 from converters.quantizer import How
 from edge_agent.errors import ConversionError, EdgeAgentError
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.type_plan import TypeRequest
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")

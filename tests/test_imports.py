@@ -88,7 +88,7 @@ def front_modules() -> list[str]:
     """The daemon and every module of server/, whether or not the daemon imports it today."""
     server = files_of("edge_agent/server")
     dotted = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in server]
-    return ["edge_agent.daemon", *(name.removesuffix(".__init__") for name in dotted)]
+    return ["edge_agent.daemon.front", *(name.removesuffix(".__init__") for name in dotted)]
 
 
 def test_the_front_process_loads_no_native_model_code_and_no_terminal() -> None:

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from edge_agent.engine import json_schema
-from edge_agent.engine.json_schema import check_schema, parse_schema
-from edge_agent.engine.schema_nodes import AnyValue, Number, Object, String, Union
 from edge_agent.errors import SchemaError
+from edge_agent.prompt import json_schema
+from edge_agent.prompt.json_schema import check_schema, parse_schema
+from edge_agent.prompt.schema_nodes import AnyValue, Number, Object, String, Union
 
 
 class Shade(enum.Enum):
@@ -242,7 +242,7 @@ def test_the_front_can_import_it_without_native_code() -> None:
     import sys
 
     code = (
-        "import sys, edge_agent.engine.json_schema;"
+        "import sys, edge_agent.prompt.json_schema;"
         "print(sorted({'llama_cpp', 'numpy', 'gguf', 'jinja2', 'msgspec'} & set(sys.modules)))"
     )
     root = str(Path(__file__).parent.parent)

@@ -24,8 +24,8 @@ from lesson_rows import (
     read_talk,
 )
 
-from edge_agent.adapt.clean_set import clean_set
-from edge_agent.adapt.copying import Taught
+from edge_agent.adapt.gate.clean_set import clean_set
+from edge_agent.adapt.gate.copying import Taught
 from edge_agent.records import Message
 
 FACTS = read_facts(LESSON)

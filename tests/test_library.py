@@ -16,14 +16,14 @@ from cli_runner import cli, filled
 from fake_engine import FakeSupervisor, model_row
 from http_front import serving
 
+from edge_agent.client.models import DaemonLibrary, Library, LocalLibrary, open_library, run_pull
 from edge_agent.errors import EdgeAgentError, RequestError
-from edge_agent.library import DaemonLibrary, Library, LocalLibrary, open_library, run_pull
-from edge_agent.rows import GenerationRow, SampleRow
 from edge_agent.server import app as server_app
 from edge_agent.server import history
 from edge_agent.server.history import TelemetryAnswer
 from edge_agent.state_dir import StateDir
-from edge_agent.store import Store
+from edge_agent.store.rows import GenerationRow, SampleRow
+from edge_agent.store.store import Store
 
 
 def test_list_says_the_same_with_and_without_a_daemon(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import ollama
 import openai
 import pytest
 
-from edge_agent.client import Client
+from edge_agent.client.connection import Client
 
 pytestmark = pytest.mark.model
 

@@ -18,7 +18,7 @@ from converters import gguf_to_hf
 from converters.divergence import Divergence, log_softmax
 from converters.logits import LlamaLogits
 from converters.safetensors_file import write_arrays
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 
 WIDTHS = {
     "self_attn.q_proj": (D, HEADS * HEAD), "self_attn.k_proj": (D, KV_HEADS * HEAD),

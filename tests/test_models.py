@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from tiny_gguf import CHATML_TEMPLATE, write_tiny_model
 
-from edge_agent import embedded, hub, models
 from edge_agent.errors import (
     DownloadError,
     ModelCorrupt,
@@ -23,7 +22,9 @@ from edge_agent.errors import (
     StoreError,
     UsageError,
 )
-from edge_agent.models import Job, main, name_from_file, pull
+from edge_agent.models import embedded, hub
+from edge_agent.models import pull as pull_module
+from edge_agent.models.pull import Job, main, name_from_file, pull
 
 REPO = "someone/tiny-gguf"
 
@@ -99,12 +100,12 @@ def test_bad_names_are_refused_before_anything_is_written(tiny, job, name):
 )
 def test_default_name_comes_from_the_file_name(file_name, name):
     assert name_from_file(file_name) == name
-    assert models.MODEL_NAME.fullmatch(name)
+    assert pull_module.MODEL_NAME.fullmatch(name)
 
 
 def test_full_disk_is_foreseen_and_leaves_nothing(tiny, job, monkeypatch):
-    usage = models.shutil.disk_usage(tiny.parent)
-    monkeypatch.setattr(models.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    usage = pull_module.shutil.disk_usage(tiny.parent)
+    monkeypatch.setattr(pull_module.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     with pytest.raises(StoreError, match="not enough space"):
         pull(str(tiny), None, job)
     assert list(job.models_dir.glob("*.gguf")) == leftovers(job.models_dir) == []
@@ -296,7 +297,7 @@ def test_cut_connection_is_taken_up_where_it_stopped(server, hub_job, tiny, monk
 
 
 def test_partial_file_of_an_earlier_process_is_continued(server, hub_job, tiny):
-    plan = models.find_source(f"hf:{REPO}", hub_job.environ)
+    plan = pull_module.find_source(f"hf:{REPO}", hub_job.environ)
     hub_job.models_dir.mkdir(parents=True)
     partial = hub_job.models_dir / plan.partial_name
     partial.write_bytes(tiny.read_bytes()[:300_000])
@@ -308,7 +309,7 @@ def test_partial_file_of_an_earlier_process_is_continued(server, hub_job, tiny):
 
 
 def test_damaged_partial_file_is_caught_by_the_hash_and_the_next_pull_works(server, hub_job, tiny):
-    plan = models.find_source(f"hf:{REPO}", hub_job.environ)
+    plan = pull_module.find_source(f"hf:{REPO}", hub_job.environ)
     hub_job.models_dir.mkdir(parents=True)
     (hub_job.models_dir / plan.partial_name).write_bytes(b"\0" * 300_000)
     with pytest.raises(ModelCorrupt):
@@ -380,7 +381,7 @@ def test_split_files_are_refused_with_the_way_out():
 
 
 def test_process_prints_ndjson_and_the_row_last(tiny, tmp_path):
-    command = [sys.executable, "-m", "edge_agent.models", "pull", str(tiny)]
+    command = [sys.executable, "-m", "edge_agent.models.pull", "pull", str(tiny)]
     command += ["--state-dir", str(tmp_path / "s"), "--name", "tiny"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -403,7 +404,7 @@ def test_killed_pull_leaves_only_a_partial_file_that_the_next_one_removes(tmp_pa
     big = tmp_path / "big.gguf"
     write_tiny_model(big)
     os.truncate(big, 1 << 30)  # sparse: minutes of hashing are not needed, a moment is
-    command = [sys.executable, "-m", "edge_agent.models", "pull", str(big)]
+    command = [sys.executable, "-m", "edge_agent.models.pull", "pull", str(big)]
     command += ["--state-dir", str(tmp_path / "s")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -418,7 +419,7 @@ def test_killed_pull_leaves_only_a_partial_file_that_the_next_one_removes(tmp_pa
 
 
 def test_reader_that_leaves_early_causes_no_traceback(tiny, tmp_path):
-    command = [sys.executable, "-m", "edge_agent.models", "pull", str(tiny)]
+    command = [sys.executable, "-m", "edge_agent.models.pull", "pull", str(tiny)]
     command += ["--state-dir", str(tmp_path / "s")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
@@ -427,7 +428,7 @@ def test_reader_that_leaves_early_causes_no_traceback(tiny, tmp_path):
 
 
 def test_importing_models_loads_neither_the_hub_client_nor_llama_cpp():
-    code = "import sys, edge_agent.models; print([m for m in sys.modules if m in %r])"
+    code = "import sys, edge_agent.models.pull; print([m for m in sys.modules if m in %r])"
     unwanted = ("huggingface_hub", "llama_cpp", "numpy", "gguf", "httpx")
     command = [sys.executable, "-c", code % (unwanted,)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.adapt.decoder import pack
-from edge_agent.adapt.packing import bins, epoch_order, epoch_rows, n_tokens
+from edge_agent.adapt.trainer.decoder.decoder import pack
+from edge_agent.adapt.trainer.packing import bins, epoch_order, epoch_rows, n_tokens
 
 CAPACITY = 512
 

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.adapt.policy import AMPLE_BYTES, CALM_S, QUIET_S, Conditions, Limits, PausePolicy
-from edge_agent.sensors.supply import on_battery
+from edge_agent.adapt.pause_policy import (
+    AMPLE_BYTES,
+    CALM_S,
+    QUIET_S,
+    Conditions,
+    Limits,
+    PausePolicy,
+)
+from edge_agent.monitor.sensors.supply import on_battery
 
 LIMITS = Limits(celsius=85.0, available_bytes=300 << 20)
 CALM = Conditions(0.0, celsius=60.0, available_bytes=900 << 20, on_battery=False)

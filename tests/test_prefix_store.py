@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.adapt.decoder import Decoder, pack
-from edge_agent.adapt.influence import block_influence, cosines
-from edge_agent.adapt.packed import PackedWeights
-from edge_agent.adapt.prefix_store import MAGIC, PrefixStore
+from edge_agent.adapt.trainer.decoder.decoder import Decoder, pack
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
+from edge_agent.adapt.trainer.influence import block_influence, cosines
+from edge_agent.adapt.trainer.prefix_store import MAGIC, PrefixStore
 from edge_agent.errors import TrainingFailed
 
 LIMIT = 1e-3

@@ -6,8 +6,8 @@ import unicodedata
 
 import pytest
 
-from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.errors import RequestError
+from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.records import Generate, Message, Sampling
 
 START, END, BOS = 900, 901, 902

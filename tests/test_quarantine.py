@@ -6,7 +6,7 @@ import pytest
 
 from edge_agent.clocks import Clocks
 from edge_agent.errors import ModelQuarantined
-from edge_agent.quarantine import Quarantine
+from edge_agent.supervisor.crash_budget import Quarantine
 
 
 class Time:

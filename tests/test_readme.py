@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 from converters import cli as convert_cli
-from edge_agent.cli import build_app
+from edge_agent.cli.main import build_app
 from edge_agent.config import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

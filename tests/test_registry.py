@@ -15,8 +15,6 @@ import pytest
 from bad_adapters import good_adapter, write_bad_adapters
 from random_adapter import write_adapter
 
-from edge_agent.adapt import checked_copy
-from edge_agent.adapt.registry import TRIAL_S, Registry, split_name
 from edge_agent.errors import (
     AdapterNotFound,
     AdapterRefused,
@@ -24,9 +22,11 @@ from edge_agent.errors import (
     RequestError,
     StoreError,
 )
-from edge_agent.gguf_file import read_gguf
-from edge_agent.models import model_row
-from edge_agent.store import Store
+from edge_agent.gguf.model_file import read_gguf
+from edge_agent.models import checked_copy
+from edge_agent.models.adapter_registry import TRIAL_S, Registry, split_name
+from edge_agent.models.pull import model_row
+from edge_agent.store.store import Store
 
 
 @dataclass
@@ -407,8 +407,8 @@ def test_what_the_first_start_proves_stays(rig: Rig) -> None:
 SWITCHER = """
 import sys
 from pathlib import Path
-from edge_agent.adapt.registry import Registry
-from edge_agent.store import Store
+from edge_agent.models.adapter_registry import Registry
+from edge_agent.store.store import Store
 
 root = Path(sys.argv[1])
 with Store(root / "edge-agent.db") as store:
@@ -450,8 +450,8 @@ def test_killed_while_it_switches_the_old_or_the_new_one_is_active(rig: Rig, aft
 COPIER = """
 import sys
 from pathlib import Path
-from edge_agent.adapt.registry import Registry
-from edge_agent.store import Store
+from edge_agent.models.adapter_registry import Registry
+from edge_agent.store.store import Store
 
 root = Path(sys.argv[1])
 def stall(path, base, sha256):

@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.errors import RequestError
 from edge_agent.records import Energy, Measured
-from edge_agent.rows import (
+from edge_agent.store.rows import (
     MAX_DOCUMENT_BYTES,
     MERGED_BY,
     GenerationRow,

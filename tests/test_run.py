@@ -11,8 +11,8 @@ from cli_runner import Outcome, cli, program
 from fake_engine import FakeSupervisor, model_row
 from http_front import serving
 
-from edge_agent.commands.persona import system_prompt
-from edge_agent.commands.run import model_and_prompt, response_format
+from edge_agent.cli.commands.persona import system_prompt
+from edge_agent.cli.commands.run import model_and_prompt, response_format
 from edge_agent.errors import TemplateError, UsageError
 
 

@@ -9,8 +9,8 @@ from itertools import groupby
 
 import pytest
 
-from edge_agent import database, sample_table
-from edge_agent.rows import SampleRow, merged
+from edge_agent.store import database, sample_table
+from edge_agent.store.rows import SampleRow, merged
 
 DAY_S = 86_400.0
 NOW = 1_000 * DAY_S

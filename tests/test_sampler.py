@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import sampler as sampler_module
-from edge_agent import watched_sensor
-from edge_agent.energy import energy_of, integrate
-from edge_agent.power_history import KEEP_S, PowerHistory
+from edge_agent.monitor import board_sampler as sampler_module
+from edge_agent.monitor import sensor_watch
+from edge_agent.monitor.board_sampler import Sampler, Snapshot, TickSchedule
+from edge_agent.monitor.energy import energy_of, integrate
+from edge_agent.monitor.power_history import KEEP_S, PowerHistory
+from edge_agent.monitor.sensor_watch import GivenUp, SensorWatch, WatchedSensor
+from edge_agent.monitor.sensors.readings import Looked, Power, Thermal
 from edge_agent.records import Span
-from edge_agent.sampler import Sampler, Snapshot, TickSchedule
-from edge_agent.sensors.readings import Looked, Power, Thermal
-from edge_agent.watched_sensor import GivenUp, SensorWatch, WatchedSensor
 
 FIXTURES = Path(__file__).parent / "fixtures" / "sysfs"
 HWMON = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
@@ -444,7 +444,7 @@ def test_an_exception_in_a_sensor_is_a_reason() -> None:
     watch = SensorWatch(Path("/"), Clock())
     reading = watch.read(WatchedSensor("power", broken, dark), 0)
     assert reading.reasons["total"] == "power could not be read: RuntimeError: a bug"
-    assert watch.blocked == {} and watch.overdue() == watched_sensor.READ_LIMIT_S
+    assert watch.blocked == {} and watch.overdue() == sensor_watch.READ_LIMIT_S
 
 
 def test_a_service_that_refreshes_slowly_gives_no_sample_twice(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.sd_notify import Notifier
+from edge_agent.daemon.sd_notify import Notifier
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from board_writer import BOARDS, copied_board, put
 
-from edge_agent.sensors import (
+from edge_agent.monitor.sensors import (
     alarms,
     board,
     cpu,

@@ -13,12 +13,12 @@ from fake_sampler import FakeSampler
 from http_front import Front, serving
 
 from edge_agent.errors import StoreError
-from edge_agent.rows import MAX_DOCUMENT_BYTES, GenerationRow, SampleRow
-from edge_agent.sampler import Sampler
+from edge_agent.monitor.board_sampler import Sampler
+from edge_agent.monitor.telemetry import Telemetry
 from edge_agent.server import app as server_app
 from edge_agent.server import history
 from edge_agent.server.history import MAX_BODY_BYTES, PAGE, TELEMETRY
-from edge_agent.telemetry import Telemetry
+from edge_agent.store.rows import MAX_DOCUMENT_BYTES, GenerationRow, SampleRow
 
 Wired = tuple[Front, FakeSampler]
 

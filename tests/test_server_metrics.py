@@ -20,13 +20,13 @@ from fake_sampler import NOTHING, FakeSampler, FakeSnapshot
 from http_front import serving
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge_agent.engine_status import EngineStatus
-from edge_agent.rows import GenerationRow
-from edge_agent.sampler import Sampler
-from edge_agent.sensors.readings import Alarms, Cpu, Power
+from edge_agent.monitor.board_sampler import Sampler
+from edge_agent.monitor.sensors.readings import Alarms, Cpu, Power
 from edge_agent.server import app as server_app
 from edge_agent.server import metrics as server_metrics
 from edge_agent.server.metrics import FAMILIES, METRICS, PREFIX, Live, Metrics
+from edge_agent.store.rows import GenerationRow
+from edge_agent.supervisor.engine_status import EngineStatus
 
 ROOT = Path(__file__).resolve().parent.parent
 READY = EngineStatus("ready", "tiny", model_info(), in_flight=1, queued=2, restarts=4)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from trainer_runner import write_lesson
 
-from edge_agent.client import Client
+from edge_agent.client.connection import Client
 from edge_agent.errors import EdgeAgentError
 
 QUICK = ["--epochs", "1", "--layers", "top:1", "--r", "2", "--batch-tokens", "96", "--threads", "1"]

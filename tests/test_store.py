@@ -19,10 +19,10 @@ from typing import Any
 import fakes
 import pytest
 
-from edge_agent import database, store
 from edge_agent.errors import ModelNotFound, RequestError, StoreError
-from edge_agent.rows import SampleRow
-from edge_agent.store import GenerationRow, ModelRow, Store
+from edge_agent.store import database, store
+from edge_agent.store.rows import SampleRow
+from edge_agent.store.store import GenerationRow, ModelRow, Store
 
 DAY_S = 86_400.0
 
@@ -452,7 +452,7 @@ def test_an_unwritable_place_is_typed(tmp_path: Path) -> None:
 HONEST_WRITER = """
     import sys
     from pathlib import Path
-    from edge_agent.store import GenerationRow, Store
+    from edge_agent.store.store import GenerationRow, Store
     store = Store(Path(sys.argv[1]))
     number = 1_000 * int(sys.argv[2])
     while True:

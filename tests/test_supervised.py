@@ -15,9 +15,9 @@ from test_chat_template import CHATML, GEMMA, QWEN3
 from tiny_gguf import CONTROL_TOKENS, spm_vocabulary, vocabulary, write_tiny_model
 
 from edge_agent.engine.prefix_cache import encode
-from edge_agent.engine.prompt import PromptBuilder
-from edge_agent.engine.supervised import Encoded, encode_chat, encode_turns, vocabulary_only
 from edge_agent.errors import EdgeAgentError, ModelFormatError, RequestError, TemplateError
+from edge_agent.prompt.prompt_builder import PromptBuilder
+from edge_agent.prompt.training_sequence import Encoded, encode_chat, encode_turns, vocabulary_only
 from edge_agent.records import Generate, Message, Sampling
 
 THINK = ("<think>", "</think>")
@@ -70,7 +70,7 @@ def finish(writer: gguf.GGUFWriter, path: Path, template: str | None) -> Path:
 @contextlib.contextmanager
 def prompts_of(path: Path) -> Iterator[PromptBuilder]:
     """As vocabulary_only has them, of a file that holds nothing but tokens."""
-    from edge_agent.engine.supervised import VocabularyPrompts
+    from edge_agent.prompt.training_sequence import VocabularyPrompts
 
     with VocabularyPrompts(path) as prompts:
         yield prompts

@@ -14,7 +14,6 @@ from typing import Any
 import fakes
 import pytest
 
-from edge_agent import residency
 from edge_agent.config import Settings
 from edge_agent.errors import (
     ContextExceeded,
@@ -28,9 +27,10 @@ from edge_agent.errors import (
     WorkerFailed,
 )
 from edge_agent.records import Chunk, Done, Generate, QuerySlots, Sampling, Tokenize, Tokens
-from edge_agent.store import ModelRow, Store
-from edge_agent.supervisor import Supervisor
-from edge_agent.worker_link import MAX_UNREAD, WorkerLink
+from edge_agent.store.store import ModelRow, Store
+from edge_agent.supervisor import loaded_model
+from edge_agent.supervisor.supervisor import Supervisor
+from edge_agent.supervisor.worker_link import MAX_UNREAD, WorkerLink
 
 
 @pytest.fixture
@@ -552,7 +552,7 @@ def test_a_steady_stream_of_one_model_does_not_starve_another(store: Store) -> N
 
 
 def test_a_model_too_busy_to_change_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residency, "SWITCH_WAIT_S", 0.1)
+    monkeypatch.setattr(loaded_model, "SWITCH_WAIT_S", 0.1)
     add(store, "a")
     add(store, "b")
 

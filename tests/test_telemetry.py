@@ -14,13 +14,13 @@ import pytest
 from fake_sampler import NOTHING, FakeSampler
 
 from edge_agent.errors import StoreError
-from edge_agent.rows import SampleRow
+from edge_agent.store.rows import SampleRow
 
 if TYPE_CHECKING:
-    from edge_agent.sampler import Sampler
-from edge_agent.sensors.readings import Alarms, Memory, Thermal
-from edge_agent.store import Store
-from edge_agent.telemetry import KEEP_POINTS, Telemetry
+    from edge_agent.monitor.board_sampler import Sampler
+from edge_agent.monitor.sensors.readings import Alarms, Memory, Thermal
+from edge_agent.monitor.telemetry import KEEP_POINTS, Telemetry
+from edge_agent.store.store import Store
 
 START = 1_000_000.0
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.engine.template_sandbox import MAX_TEMPLATE_BYTES, TemplateSandbox
 from edge_agent.errors import EdgeAgentError, RequestError, TemplateError
+from edge_agent.prompt.template_sandbox import MAX_TEMPLATE_BYTES, TemplateSandbox
 
 HELLO = [{"role": "user", "content": "hello"}]
 DEADLINE_S = 0.3
@@ -108,7 +108,7 @@ def test_the_sandbox_works_after_a_kill(sandbox: TemplateSandbox) -> None:
 def test_the_parent_does_not_compile_and_does_not_import_jinja() -> None:
     code = (
         "import sys\n"
-        "from edge_agent.engine.template_sandbox import TemplateSandbox\n"
+        "from edge_agent.prompt.template_sandbox import TemplateSandbox\n"
         "sandbox = TemplateSandbox()\n"
         "assert sandbox.render('{{ 6 * 7 }}', [], '', '') == '42'\n"
         "sandbox.close()\n"
@@ -175,7 +175,7 @@ def test_a_child_killed_between_two_renders_is_replaced() -> None:
 def test_the_child_ends_with_its_parent() -> None:
     code = (
         "import os\n"
-        "from edge_agent.engine.template_sandbox import TemplateSandbox\n"
+        "from edge_agent.prompt.template_sandbox import TemplateSandbox\n"
         "sandbox = TemplateSandbox()\n"
         "sandbox.render('x', [], '', '')\n"
         "print(sandbox._child.pid, flush=True)\n"

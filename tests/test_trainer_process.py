@@ -15,7 +15,6 @@ import pytest
 from tiny_gguf import write_tiny_model
 from trainer_runner import TrainerProcess, start_message, train, write_lesson
 
-from edge_agent.adapt.adapter_file import check_adapter
 from edge_agent.adapt.messages import (
     Continue,
     Finished,
@@ -25,7 +24,8 @@ from edge_agent.adapt.messages import (
     Stop,
     Stopped,
 )
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.adapter_file import check_adapter
+from edge_agent.gguf.model_file import read_gguf
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = {"epochs": 400, "patience": 400, "checkpoint_steps": 5}
@@ -234,7 +234,7 @@ def test_a_second_trainer_is_kept_out(model: Path, data: Path, tmp_path: Path) -
 
 
 def test_numpy_waits_for_the_number_of_threads() -> None:
-    program = "import sys, edge_agent.adapt.process\nprint(*sys.modules)"
+    program = "import sys, edge_agent.adapt.trainer.process\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "edge_agent" in loaded, done.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_agent.engine.turns import TURN_TOKENS, Demand, Turns
+from edge_agent.engine.adapter_turns import TURN_TOKENS, Demand, Turns
 
 DECODES = Demand(decodes=True, prefills=False)
 PREFILLS = Demand(decodes=False, prefills=True)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from edge_agent.errors import Overloaded, ShuttingDown
-from edge_agent.turnstile import MAX_RETRY_AFTER_S, Turnstile
+from edge_agent.supervisor.queue_limit import MAX_RETRY_AFTER_S, Turnstile
 
 
 def test_waiting_requests_and_those_inside_count_once_each() -> None:

@@ -14,12 +14,12 @@ from fake_engine import FakeSupervisor
 from http_front import serving
 from rich.console import Console
 
-from edge_agent.client import Ending
-from edge_agent.commands import watch as watching
-from edge_agent.commands.engine import StatusOptions, status_rows
-from edge_agent.commands.watch import looks, one_line, rows, sparkline, view, watch
-from edge_agent.terminal import Terminal
-from edge_agent.timing_block import timing_block
+from edge_agent.cli.commands import watch as watching
+from edge_agent.cli.commands.engine import StatusOptions, status_rows
+from edge_agent.cli.commands.watch import looks, one_line, rows, sparkline, view, watch
+from edge_agent.cli.terminal import Terminal
+from edge_agent.cli.timing_block import timing_block
+from edge_agent.client.connection import Ending
 
 MEASURED = {
     "prefill_j": 3.1, "decode_j": 9.2, "total_j": 12.3, "marginal_j": None, "j_per_token": 0.144,

@@ -14,7 +14,7 @@ import pytest
 from tiny_gguf import write_tiny_model
 from worker_process import GREEDY, WorkerProcess, chat
 
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.records import (
     ApplyTemplate,
     Cancel,

@@ -18,12 +18,12 @@ from worker_process import WorkerProcess, chat
 
 from converters.divergence import log_softmax
 from converters.logits import LlamaLogits
-from edge_agent.engine.adapters import KEPT, AdapterPool
+from edge_agent.engine.adapter_pool import KEPT, AdapterPool
 from edge_agent.engine.loading import start_backend
-from edge_agent.engine.supervised import encode_turns, vocabulary_only
 from edge_agent.errors import AdapterRefused
 from edge_agent.llama.context import READING_ROWS, Context
 from edge_agent.llama.model import Model
+from edge_agent.prompt.training_sequence import encode_turns, vocabulary_only
 from edge_agent.records import (
     AdapterRef,
     Cancel,
@@ -197,7 +197,7 @@ def test_adapters_for_all_requests_still_do_and_another_replaces_them(
 
 # ---- what is refused ----
 
-FOR_THE_FRONT = {  # they cannot hurt the worker; adapt/adapter_file.py refuses them
+FOR_THE_FRONT = {  # they cannot hurt the worker; edge_agent/gguf/adapter_file.py refuses them
     "made for another base", "activated LoRA", "a link", "quantized matrices", "bfloat16",
     "r above the rank of the weight", "a finite value too large",
 }  # fmt: skip

@@ -68,7 +68,7 @@ class TrainerProcess:
     def __init__(self, start: Start | None = None, argv: list[str] | None = None) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(60)
-        command = argv or [sys.executable, "-m", "edge_agent.adapt.process"]
+        command = argv or [sys.executable, "-m", "edge_agent.adapt.trainer.process"]
         self.process = subprocess.Popen(
             [*command, "--fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],

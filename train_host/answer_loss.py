@@ -24,7 +24,7 @@ from converters.divergence import log_softmax
 from converters.logits import WINDOW, LlamaLogits, LogitSource, TorchLogits
 from converters.quantizer import How
 from converters.verify import BLOCK
-from edge_agent.engine.supervised import encode_turns, vocabulary_only
+from edge_agent.prompt.training_sequence import encode_turns, vocabulary_only
 from train_host.proof import Stage
 from train_host.run_directory import Run
 from train_host.samples import read_data

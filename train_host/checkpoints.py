@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent import atomic_file
-from edge_agent.adapt.run_directory import sha256
+from edge_agent.adapt.trainer.run_directory import sha256
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"

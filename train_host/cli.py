@@ -1,8 +1,8 @@
 """The `edge-train` command: assembles its subcommands.
 
 Flows in: sys.argv, the process's streams and environment. Flows out: an exit code
-(edge_agent/program.py). Not here: the commands (commands/). torch and its friends are imported by
-the commands that need them, so that --help is quick and works without them.
+(edge_agent/cli/program.py). Not here: the commands (commands/). torch and its friends are imported
+by the commands that need them, so that --help is quick and works without them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import typer
 
-from edge_agent.commands.options import add_command
-from edge_agent.program import new_app, run_program
-from edge_agent.terminal import Terminal, process_terminal
+from edge_agent.cli.options import add_command
+from edge_agent.cli.program import new_app, run_program
+from edge_agent.cli.terminal import Terminal, process_terminal
 from train_host.commands.distill import DistillOptions, distill_logits
 from train_host.commands.export import ExportOptions, export
 from train_host.commands.merge import MergeOptions, merge

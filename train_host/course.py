@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_agent import atomic_file
-from edge_agent.adapt.run_log import RunLog
-from edge_agent.terminal import Progress
+from edge_agent.adapt.trainer.run_log import RunLog
+from edge_agent.cli.terminal import Progress
 from train_host import checkpoints, results, run_directory
 from train_host.run_directory import RunFiles
 from train_host.samples import Data, Samples, lines_of

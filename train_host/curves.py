@@ -1,7 +1,7 @@
 """The losses of a run as a picture that opens by itself.
 
 Flows in: the rows of log.jsonl. Flows out: one SVG text with its own colours. Not here: the drawing
-(edge_agent/svg_chart.py).
+(edge_agent/bench/svg_chart.py).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_agent.svg_chart import Line, lines
+from edge_agent.bench.svg_chart import Line, lines
 
 STYLE = """<style>
 svg { background: #fff; font: 12px sans-serif }

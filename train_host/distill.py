@@ -22,10 +22,10 @@ from typing import Any
 from converters.checkpoint import open_checkpoint
 from converters.extras import load_extra
 from edge_agent import atomic_file
-from edge_agent.adapt.blas import choose_threads
-from edge_agent.adapt.dataset import split
-from edge_agent.engine.supervised import vocabulary_only
+from edge_agent.adapt.trainer.blas import choose_threads
+from edge_agent.adapt.trainer.dataset import split
 from edge_agent.errors import ConversionError, UsageError
+from edge_agent.prompt.training_sequence import vocabulary_only
 from train_host import curves, results, run_directory
 from train_host.course import Console, Course, begin, follow, peak_memory
 from train_host.layer_cut import parse_blocks, write_cut

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_agent.energy import integrate
-from edge_agent.sampler import Sampler
+from edge_agent.monitor.board_sampler import Sampler
+from edge_agent.monitor.energy import integrate
 
 COVERED = 0.9
 """Share of a step that must lie between power samples, or its joules are not known."""

@@ -33,7 +33,7 @@ from converters.quantizer import How
 from edge_agent import atomic_file
 from edge_agent.errors import ConversionError, UsageError
 from edge_agent.llama.type_plan import FILE_TYPES, TypeRequest
-from edge_agent.models import name_from_file, sha256_of
+from edge_agent.models.pull import name_from_file, sha256_of
 from train_host import answer_loss, proof
 from train_host.calibration import CHUNKS, importance_of
 from train_host.merge import merge

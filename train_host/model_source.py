@@ -26,7 +26,7 @@ from converters.gguf_to_hf import convert
 from converters.hf_to_gguf import load
 from edge_agent import atomic_file
 from edge_agent.errors import DownloadError, ModelNotFound
-from edge_agent.models import sha256_of
+from edge_agent.models.pull import sha256_of
 
 HUB = "hf:"
 FETCHED = ("*.json", "*.safetensors", "tokenizer.model", "LICENSE*", "README.md")

@@ -17,9 +17,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from edge_agent.adapt.run_log import RunLog
+from edge_agent.adapt.trainer.run_log import RunLog
+from edge_agent.cli.terminal import Progress
 from edge_agent.errors import TrainingFailed
-from edge_agent.terminal import Progress
 from train_host.energy_meter import EnergyMeter
 
 

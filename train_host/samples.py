@@ -2,9 +2,10 @@
 
 Why it exists: TRL would tokenize by itself, with a template that differs from the device's, and
 with a completion mask beside ready ids it learns every token. So it gets ids and labels and nothing
-else, made by the code that serves the device (edge_agent/engine/supervised.py): every assistant
-turn is learned, the token that ends it too. Flows in: rows. Flows out: `Samples`; a row that is too
-long is left out whole and counted, never cut. Not here: batches, padding, packing (TRL's).
+else, made by the code that serves the device (edge_agent/prompt/training_sequence.py): every
+assistant turn is learned, the token that ends it too. Flows in: rows. Flows out: `Samples`; a row
+that is too long is left out whole and counted, never cut. Not here: batches, padding, packing
+(TRL's).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.adapt import dataset
-from edge_agent.adapt.dataset import Row
+from edge_agent.adapt.trainer import dataset
+from edge_agent.adapt.trainer.dataset import Row
 from edge_agent.errors import DataRefused
 
 if TYPE_CHECKING:
-    from edge_agent.engine.prompt import PromptBuilder
+    from edge_agent.prompt.prompt_builder import PromptBuilder
 
 BOM = b"\xef\xbb\xbf"
 IGNORED = -100

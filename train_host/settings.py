@@ -199,7 +199,7 @@ def _check(wishes: Wishes) -> None:
 
 def _layers(text: str, n_layer: int) -> list[int] | None:
     """None for all of them. Raises UsageError."""
-    from edge_agent.adapt.layer_choice import parse_layers  # NumPy: not for --help
+    from edge_agent.adapt.trainer.layer_choice import parse_layers  # NumPy: not for --help
 
     layers = parse_layers(text, n_layer)
     if layers is None:

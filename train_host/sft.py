@@ -22,9 +22,9 @@ from typing import Any
 from converters.extras import load_extra
 from converters.merge import COPIED
 from edge_agent import atomic_file
-from edge_agent.adapt.blas import choose_threads
-from edge_agent.adapt.dataset import split
-from edge_agent.engine.supervised import vocabulary_only
+from edge_agent.adapt.trainer.blas import choose_threads
+from edge_agent.adapt.trainer.dataset import split
+from edge_agent.prompt.training_sequence import vocabulary_only
 from train_host import (
     checkpoints,
     curves,

@@ -23,12 +23,12 @@ from converters.families import family_of_config
 from converters.families.family import Placement
 from converters.hf_to_gguf import n_vocab
 from converters.merge import as_trained
-from edge_agent.adapt.adapter_file import check_base
-from edge_agent.adapt.lora import TARGETS
+from edge_agent.adapt.trainer.decoder.lora import TARGETS
 from edge_agent.errors import UsageError
-from edge_agent.gguf_cursor import Malformed
-from edge_agent.gguf_header import parse_header
-from edge_agent.models import sha256_of
+from edge_agent.gguf.adapter_file import check_base
+from edge_agent.gguf.cursor import Malformed
+from edge_agent.gguf.header import parse_header
+from edge_agent.models.pull import sha256_of
 from train_host.model_source import ModelSource
 from train_host.settings import SftSettings, Wishes
 

@@ -10,7 +10,7 @@ import typer
 
 from converters.commands.options import TypeOptions
 from converters.commands.writing import write
-from edge_agent.terminal import Terminal
+from edge_agent.cli.terminal import Terminal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from converters.commands.options import ThreadOptions
-from edge_agent.terminal import Terminal
+from edge_agent.cli.terminal import Terminal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from converters.commands.options import JsonOptions
-from edge_agent.terminal import Terminal, size_text
+from edge_agent.cli.terminal import Terminal, size_text
 
 if TYPE_CHECKING:
-    from edge_agent.gguf_file import GgufFile
+    from edge_agent.gguf.model_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def inspect(options: InspectOptions, terminal: Terminal) -> int:
       edge-convert inspect model.gguf --json
     """
     from converters.memory_plan import plan_file
-    from edge_agent.gguf_file import read_gguf
+    from edge_agent.gguf.model_file import read_gguf
 
     gguf = read_gguf(options.model)
     plan = plan_file(options.model, 1 << 60, min(options.ctx, gguf.n_ctx_train))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from converters.commands.options import JsonOptions
-from edge_agent.terminal import Terminal, size_text
+from edge_agent.cli.terminal import Terminal, size_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ import typer
 
 from converters.commands.options import TypeOptions
 from converters.commands.writing import write
+from edge_agent.cli.terminal import Terminal, size_text
 from edge_agent.errors import UsageError
-from edge_agent.terminal import Terminal, size_text
 
 
 @dataclass(frozen=True, kw_only=True)

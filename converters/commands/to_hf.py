@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from converters.commands.options import ThreadOptions
+from edge_agent.cli.terminal import Terminal, size_text
 from edge_agent.errors import UsageError
-from edge_agent.terminal import Terminal, size_text
 
 
 @dataclass(frozen=True, kw_only=True)

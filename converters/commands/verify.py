@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from converters.commands.options import ThreadOptions
+from edge_agent.cli.terminal import Terminal
 from edge_agent.errors import UsageError
-from edge_agent.terminal import Terminal
 
 if TYPE_CHECKING:
     from converters.verify import Verdict

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converters.commands.options import TypeOptions, type_request
+from edge_agent.cli.terminal import Terminal, size_text
 from edge_agent.errors import UsageError
-from edge_agent.terminal import Terminal, size_text
 
 if TYPE_CHECKING:
     from converters.gguf_container import Metadata
@@ -51,7 +51,7 @@ def write(
 
 
 def _memory(options: TypeOptions) -> int:
-    from edge_agent.commands.serve import parse_size
+    from edge_agent.cli.commands.serve import parse_size
 
     if options.memory is None:
         raise UsageError("--type auto needs --memory", "", "say how much the board has: 4G")

@@ -2,7 +2,7 @@
 
 Flows in: the daemon's Monitor, or none (a command line without a daemon reads /proc and /sys by
 itself once a second and knows no joules). Flows out: policy.Conditions, and the joules since it was
-last asked. Not here: the decision to pause (policy.py).
+last asked. Not here: the decision to pause (pause_policy.py).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_agent.adapt.policy import HEAT_MARGIN_CELSIUS, MEMORY_MARGIN, Conditions, Limits
+from edge_agent.adapt.pause_policy import HEAT_MARGIN_CELSIUS, MEMORY_MARGIN, Conditions, Limits
 from edge_agent.config import Settings
-from edge_agent.energy import integrate
-from edge_agent.guard import AVAILABLE_SHARE
-from edge_agent.monitor import Monitor
-from edge_agent.sensors import memory, thermal
-from edge_agent.sensors.supply import on_battery
+from edge_agent.monitor.energy import integrate
+from edge_agent.monitor.monitor import Monitor
+from edge_agent.monitor.pressure_guard import AVAILABLE_SHARE
+from edge_agent.monitor.sensors import memory, thermal
+from edge_agent.monitor.sensors.supply import on_battery
 
 
 class Board:

@@ -1,9 +1,9 @@
 """What the trainer process is told and what it tells: one frozen struct each, msgpack on a socket.
 
-Flows in and out of edge_agent/adapt/process.py (the trainer) and edge_agent/adapt/session.py (who
-starts it: the daemon, or the command line without one). The framing is wire.py's. Everything a run
-needs to be repeated bit for bit is in `RunSettings`. Imports no NumPy: the front uses it. Not here:
-what is done with them.
+Flows in and out of edge_agent/adapt/trainer/process.py (the trainer) and
+edge_agent/adapt/lesson_runner.py (who starts it: the daemon, or the command line without one). The
+framing is wire.py's. Everything a run needs to be repeated bit for bit is in `RunSettings`. Imports
+no NumPy: the front uses it. Not here: what is done with them.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """The gate's view of the serving engine: one question at a time, greedy, by adapter.
 
 Flows in: a Supervisor and a model's name. Flows out: gate.GateEngine. Not here: the checks
-(gate.py).
+(adapt/gate/gate.py).
 """
 
 from __future__ import annotations
 
 from contextlib import aclosing
 
-from edge_agent.adapt.gate_checks import Answer
+from edge_agent.adapt.gate.checks import Answer
 from edge_agent.errors import WorkerFailed
 from edge_agent.records import AdapterRef, Done, Generate, Message, Sampling, Scores
-from edge_agent.supervisor import Supervisor
+from edge_agent.supervisor.supervisor import Supervisor
 
 _NO_PATH = AdapterRef(path="", sha256="", scale=0.0)
 """Scale 0 is the base, whatever adapter is active."""

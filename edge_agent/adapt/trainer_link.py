@@ -4,7 +4,7 @@ Why it exists: learning runs in a process of its own, so that it can be slow, pa
 resumed while answers go on. Flows in: a Start message. Flows out: the trainer's records in order,
 ended by Finished, Stopped or a typed error; a process that dies without a word is a TrainingFailed
 that names the signal and says how to go on. The trainer ends within a second of this end's closing.
-Not here: when to pause (policy.py), what to do with an adapter (session.py).
+Not here: when to pause (pause_policy.py), what to do with an adapter (lesson_runner.py).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import msgspec
 
 from edge_agent.adapt.messages import FromTrainer, Start, ToTrainer, TrainerFailed
 from edge_agent.errors import EdgeAgentError, TrainingFailed, error_from_code
+from edge_agent.supervisor.worker_link import EXIT_GRACE_S, READ_BYTES, describe_exit
 from edge_agent.wire import FrameDecoder, WireError, encode
-from edge_agent.worker_link import EXIT_GRACE_S, READ_BYTES, describe_exit
 
-TRAINER_ARGV = (sys.executable, "-m", "edge_agent.adapt.process")
+TRAINER_ARGV = (sys.executable, "-m", "edge_agent.adapt.trainer.process")
 
 
 class TrainerLink:

@@ -3,7 +3,7 @@
 Flows in: the slots whose adapter has its turn. Flows out: the context's batch, filled, and who
 takes part with how many tokens and which rows of logits. Bounds: the pace (how long others may have
 to wait for the call), the batch, and the rows of logits a call may make. Not here: whose turn it is
-(turns.py), decoding and sampling (scheduler.py).
+(adapter_turns.py), decoding and sampling (scheduler.py).
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from edge_agent.engine.adapters import AdapterPool, activate
-from edge_agent.engine.admission import Admission, admit, read_memory, still_fits
-from edge_agent.engine.prompt import PromptBuilder
+from edge_agent.engine.adapter_pool import AdapterPool, activate
+from edge_agent.engine.memory_check import Admission, admit, read_memory, still_fits
 from edge_agent.errors import ModelCorrupt, ModelFormatError
-from edge_agent.gguf_file import read_gguf
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.binding import LogTail, build_name, lib, system_info
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
+from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.records import EngineSettings, Load, ModelInfo
 
 _WARM_UP_TOKENS = 16

@@ -6,8 +6,8 @@ Not here: whatever needs a decode call (scheduler.py).
 
 from __future__ import annotations
 
-from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.llama.model import Vocabulary
+from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.records import (
     ApplyTemplate,
     Detokenize,

@@ -3,7 +3,7 @@
 Flows in: RawRun, on an engine without requests. Flows out: RawDone, the times at which prefill and
 decode began and ended. No tokenizer, no sampler, no text: the tokens are arbitrary ids (speed does
 not depend on them). Only each batch's last row makes logits. The caches of all slots are empty
-afterwards. Not here: repetitions, statistics (bench.py).
+afterwards. Not here: repetitions, statistics (bench/trials.py).
 """
 
 from __future__ import annotations

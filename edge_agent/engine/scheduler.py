@@ -3,8 +3,8 @@
 Flows in: records.ToWorker messages with their time of arrival, from the worker's reader thread.
 Flows out: records.FromWorker through `send`. Runs in the engine thread, which alone touches
 llama.cpp; only `submit` is called from elsewhere. A call applies one LoRA adapter: requests with
-different ones take turns (turns.py). The queue is bounded in the front. Not here: sockets, loading,
-templates, which slot (placement.py), what goes into a call (batch.py).
+different ones take turns (adapter_turns.py). The queue is bounded in the front. Not here: sockets,
+loading, templates, which slot (placement.py), what goes into a call (batch.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edge_agent.engine.adapters import AdapterKey, key_of
+from edge_agent.engine.adapter_pool import AdapterKey, key_of
+from edge_agent.engine.adapter_turns import Demand, Turns
 from edge_agent.engine.batch import Batch, Part
 from edge_agent.engine.loading import Engine
 from edge_agent.engine.placement import Placement
@@ -25,9 +26,8 @@ from edge_agent.engine.questions import answer
 from edge_agent.engine.raw_run import raw_run
 from edge_agent.engine.scoring import Reading, check_reading, score_reading
 from edge_agent.engine.slots import Request, Slot, Work
-from edge_agent.engine.spans import StepClock
 from edge_agent.engine.text_stream import TextStream
-from edge_agent.engine.turns import Demand, Turns
+from edge_agent.engine.work_spans import StepClock
 from edge_agent.errors import EdgeAgentError, RequestError
 from edge_agent.llama.sampling import Sampler, chosen_logprob, logits_of
 from edge_agent.records import (

@@ -4,8 +4,9 @@ Why it exists: whether an adapter helps is measured on the serving engine, with 
 log-probabilities of answers that somebody wrote. Flows in: records.Score, CheckAdapter. Flows out:
 a `Reading`, work for a slot that tells how many of its tokens may go into a call and takes the rows
 of logits; then records.Scores. A chat is one sequence of ids, or several where the template shows
-earlier answers otherwise (supervised.py). Scores do not reuse what another request left in the KV
-cache. Not here: decode calls (scheduler.py), which text is an answer (supervised.py).
+earlier answers otherwise (prompt/training_sequence.py). Scores do not reuse what another request
+left in the KV cache. Not here: decode calls (scheduler.py), which text is an answer
+(prompt/training_sequence.py).
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edge_agent.engine.adapters import key_of
+from edge_agent.engine.adapter_pool import key_of
 from edge_agent.engine.prefix_cache import common_prefix
-from edge_agent.engine.prompt import PromptBuilder
 from edge_agent.engine.slots import Work
-from edge_agent.engine.supervised import Encoded, encode_turns
 from edge_agent.errors import ContextExceeded
 from edge_agent.llama.context import Context
 from edge_agent.llama.sampling import logits_of
+from edge_agent.prompt.prompt_builder import PromptBuilder
+from edge_agent.prompt.training_sequence import Encoded, encode_turns
 from edge_agent.records import CheckAdapter, FromWorker, Score, Scores, Text
 
 CHECK_TOKENS = 16

@@ -2,7 +2,7 @@
 
 Flows in: the path of a checked file: a broken one ends the process inside llama.cpp, and one that
 holds a NaN is accepted without a word. Flows out: handles for Context.set_adapters. Not here: the
-checks (adapt/adapter_file.py), and which adapter answers a request (engine/adapters.py).
+checks (gguf/adapter_file.py), and which adapter answers a request (engine/adapter_pool.py).
 """
 
 from __future__ import annotations

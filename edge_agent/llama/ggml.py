@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.gguf_header import BLOCKS
+from edge_agent.gguf.header import BLOCKS
 from edge_agent.llama.binding import lib
 
 F32 = NDArray[np.float32]

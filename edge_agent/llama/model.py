@@ -3,7 +3,7 @@
 Flows in: a path and EngineSettings. Flows out: `Model` (shape, metadata) and `Vocabulary` (text to
 ids and back). With `no_alloc` only the shape is loaded, which is how admission asks for the compute
 buffer without taking the memory; with `vocab_only` not even that. Not here: contexts, and any check
-of the file (gguf_file.py has already refused what would kill this process).
+of the file (gguf/model_file.py has already refused what would kill this process).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Flows in: JSONL text, or the word feedback, and settings. Flows out: a plan, events line by line, or
 the run's status. A client that leaves does not end a run. Not here: the run itself
-(edge_agent/adapt/session.py), the registry of adapters (adapters.py).
+(edge_agent/adapt/lesson_runner.py), the registry of adapters (adapters.py).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from edge_agent import atomic_file
+from edge_agent.adapt.lesson import RunRequest
+from edge_agent.adapt.lesson_files import FEEDBACK, GIVEN_FILE
+from edge_agent.adapt.lesson_runner import Adaptation
 from edge_agent.adapt.messages import RunSettings
-from edge_agent.adapt.run import RunRequest
-from edge_agent.adapt.run_files import FEEDBACK, GIVEN_FILE
-from edge_agent.adapt.session import Adaptation
 from edge_agent.errors import ModelNotFound, RequestError
 from edge_agent.server.body import parse_json, read_body, validate
 from edge_agent.server.model_name import requested_model

@@ -2,8 +2,8 @@
 
 Flows in: names, and for an import the path of a file on this machine (Unix socket only: whoever
 may use that is a user of this machine, a network client is not). Flows out: rows with the gate's
-report, and the adapter's file. Not here: what may be activated (adapt/registry.py), the canary
-(adapt/canary.py), llama-server's API (lora.py).
+report, and the adapter's file. Not here: what may be activated (models/adapter_registry.py), the
+canary (adapt/activation.py), llama-server's API (lora.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, Literal
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from edge_agent.adapt.registry import split_name
 from edge_agent.errors import AdapterRefused
+from edge_agent.models.adapter_registry import split_name
 from edge_agent.server.body import read_request
 from edge_agent.server.model_name import requested_model
 from edge_agent.server.refusal import FieldError, Refusal

@@ -2,7 +2,7 @@
 
 Flows in: supervisor, store, settings and token. Flows out: an aiohttp Application, served both on
 the Unix socket and on 127.0.0.1, and the runner that gives it its connection limits. Not here:
-sockets, signals, processes (daemon.py).
+sockets, signals, processes (daemon/front.py).
 
     connection -> framing, peer, drain (_guard) -> handler -> error in the caller's dialect (_outer)
 """
@@ -20,7 +20,7 @@ from aiohttp.typedefs import Handler
 
 from edge_agent.config import Settings
 from edge_agent.errors import ShuttingDown
-from edge_agent.monitor import Monitor
+from edge_agent.monitor.monitor import Monitor
 from edge_agent.server import (
     adapt,
     adapters,
@@ -44,8 +44,8 @@ from edge_agent.server.reply import finish
 from edge_agent.server.route import Route
 from edge_agent.server.service import SERVICE, Service
 from edge_agent.server.session import Sessions
-from edge_agent.store import Store
-from edge_agent.supervisor import Supervisor
+from edge_agent.store.store import Store
+from edge_agent.supervisor.supervisor import Supervisor
 
 API = (
     *openai.ROUTES,

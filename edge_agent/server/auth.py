@@ -4,7 +4,7 @@ Flows in: the request line, the headers and the accepted socket. Flows out: noth
 refusal, before any body byte is read. On TCP a web page in a browser on this machine is the
 attacker: Host and Origin are compared with exact lists (DNS rebinding, cross-site posts), no CORS
 header is ever sent. The dashboard's cookie counts as the token for requests of our own page.
-Not here: file modes of the token and of the socket (daemon.py).
+Not here: file modes of the token and of the socket (daemon/front.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Flows in: an opinion about a remembered answer or about one sent along, and rows of files. Flows
 out: rows with who said it, pages of them, and the JSON lines a model can be taught. Whoever may
 read the database anyway (root, the daemon's user, the token) sees everybody's rows; others see and
-remove their own. Not here: what a row may say (edge_agent/feedback.py), learning (adapt.py).
+remove their own. Not here: what a row may say (edge_agent/adapt/feedback.py), learning (adapt.py).
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from typing import Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from edge_agent import feedback
+from edge_agent.adapt import feedback
+from edge_agent.adapt.feedback import MAX_IMPORT_ROWS, Opinion, Source
+from edge_agent.adapt.recent_answers import MAX_ANSWERS, Answer
 from edge_agent.errors import FeedbackNotFound, StoreError
-from edge_agent.feedback import MAX_IMPORT_ROWS, Opinion, Source
-from edge_agent.feedback_table import Wanted
-from edge_agent.recent_answers import MAX_ANSWERS, Answer
-from edge_agent.rows import FeedbackRow
 from edge_agent.server.adapt import ADAPTATION
 from edge_agent.server.auth import CALLER, is_operator
 from edge_agent.server.body import parse_json, read_body, read_request, validate
@@ -32,6 +30,8 @@ from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import Body
 from edge_agent.server.service import SERVICE, Service
+from edge_agent.store.feedback_table import Wanted
+from edge_agent.store.rows import FeedbackRow
 
 MAX_IMPORT_BYTES = 1024 * 1024
 MAX_LISTED = 64

@@ -3,7 +3,7 @@
 Flows in: a stretch of time, a number of documents, or the documents `edge-agent bench` made. Flows
 out: points, generations without their texts, benchmark documents as they were stored. An answer of
 many documents is sent in pages, so that it never stands in memory whole. Not here: what is measured
-(telemetry.py, bench.py), how it is kept (store.py).
+(monitor/telemetry.py, bench/trials.py), how it is kept (store/store.py).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from edge_agent.errors import StoreError
-from edge_agent.rows import MAX_NAME_CHARACTERS, BenchmarkRow, without_texts
+from edge_agent.monitor.telemetry import KEEP_POINTS, Telemetry
 from edge_agent.server.body import parse_json, read_body, validate
 from edge_agent.server.refusal import FieldError
 from edge_agent.server.reply import Stream, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.service import SERVICE
-from edge_agent.telemetry import KEEP_POINTS, Telemetry
+from edge_agent.store.rows import MAX_NAME_CHARACTERS, BenchmarkRow, without_texts
 
 TELEMETRY = web.AppKey("telemetry", Telemetry)
 

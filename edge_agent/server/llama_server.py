@@ -13,8 +13,8 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from edge_agent import __version__
-from edge_agent.adapt.registry import split_name
 from edge_agent.errors import EdgeAgentError
+from edge_agent.models.adapter_registry import split_name
 from edge_agent.records import (
     ApplyTemplate,
     Detokenize,
@@ -34,7 +34,7 @@ from edge_agent.server.reply import json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import MAX_TOKENS, Body
 from edge_agent.server.service import SERVICE, Service
-from edge_agent.supervisor import EngineStatus
+from edge_agent.supervisor.supervisor import EngineStatus
 
 
 class TokenizeRequest(Body):

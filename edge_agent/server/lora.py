@@ -15,8 +15,8 @@ import msgspec
 from aiohttp import web
 from pydantic import BaseModel, Field, model_validator
 
-from edge_agent.adapt.registry import BASE
 from edge_agent.errors import ModelNotFound
+from edge_agent.models.adapter_registry import BASE
 from edge_agent.records import AdapterRef
 from edge_agent.server.body import parse_json_list, read_body, validate
 from edge_agent.server.openai_schema import MAX_LORAS, LoraScale, check_one_adapter

@@ -24,12 +24,12 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.metrics_core import Metric as Exported
 
 from edge_agent import __version__
-from edge_agent.engine_status import EngineStatus
-from edge_agent.rows import GenerationRow
 from edge_agent.server.route import Route
+from edge_agent.store.rows import GenerationRow
+from edge_agent.supervisor.engine_status import EngineStatus
 
 if TYPE_CHECKING:
-    from edge_agent.sampler import Snapshot
+    from edge_agent.monitor.board_sampler import Snapshot
 
 PREFIX = "edge_agent_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -16,8 +16,8 @@ from typing import Any
 from aiohttp import web
 
 from edge_agent import __version__
-from edge_agent.adapt.registry import BASE_TAG, split_name
 from edge_agent.errors import EdgeAgentError, RequestError
+from edge_agent.models.adapter_registry import BASE_TAG, split_name
 from edge_agent.records import Done, Generate, Message, ModelInfo
 from edge_agent.server.auth import CALLER
 from edge_agent.server.body import read_request
@@ -46,7 +46,7 @@ from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import stop_list
 from edge_agent.server.service import SERVICE, Call, Service, generate, whole
-from edge_agent.store import ModelRow
+from edge_agent.store.store import ModelRow
 
 GREETING = "Ollama is running"
 """What GET / answers (dashboard.py); clients compare this text before they go on."""

@@ -44,7 +44,7 @@ from edge_agent.server.reply import EVENT_STREAM, Stream, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import stop_list
 from edge_agent.server.service import SERVICE, Call, Service, generate, whole
-from edge_agent.store import ModelRow
+from edge_agent.store.store import ModelRow
 
 
 async def list_models(request: web.Request) -> web.Response:

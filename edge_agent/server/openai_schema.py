@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from edge_agent.engine.json_schema import check_schema
 from edge_agent.errors import SchemaError
+from edge_agent.prompt.json_schema import check_schema
 from edge_agent.records import Message
 from edge_agent.server.refusal import FieldError
 from edge_agent.server.sampling_fields import (

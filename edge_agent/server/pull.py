@@ -2,7 +2,7 @@
 
 Flows in: a source (hf:..., a path, embedded:...). Flows out: the child's progress lines in Ollama's
 shape and one new row in the store. The child imports the hub client and reads untrusted files, so
-that the front never does. Not here: the sources (models.py).
+that the front never does. Not here: the sources (models/pull.py).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from edge_agent.server.ollama_schema import Progress, PullRequest
 from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.service import SERVICE
-from edge_agent.store import ModelRow
+from edge_agent.store.store import ModelRow
 
 PULL_COMMAND: web.AppKey[Sequence[str]] = web.AppKey("pull_command", Sequence[str])
 PULL_LOCK = web.AppKey("pull_lock", asyncio.Lock)
-DEFAULT_COMMAND = (sys.executable, "-m", "edge_agent.models", "pull")
+DEFAULT_COMMAND = (sys.executable, "-m", "edge_agent.models.pull", "pull")
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """The last line carries the model's chat template."""
 TERMINATE_S = 5.0

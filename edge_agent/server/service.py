@@ -3,7 +3,7 @@
 Flows in: a Generate record from one of the APIs. Flows out: the supervisor's chunks, with the end's
 energy and heat filled in, and one GenerationRow in the store and the metrics for every request that
 got this far, whether it ended, failed or lost its client. Not here: HTTP (openai.py, ollama.py),
-scheduling (supervisor.py).
+scheduling (supervisor/supervisor.py).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from edge_agent.adapt.registry import Registry, split_name
+from edge_agent.adapt.recent_answers import Answer, RecentAnswers
 from edge_agent.config import Settings
 from edge_agent.errors import EdgeAgentError
-from edge_agent.monitor import Monitor
-from edge_agent.recent_answers import Answer, RecentAnswers
+from edge_agent.models.adapter_registry import Registry, split_name
+from edge_agent.monitor.monitor import Monitor
 from edge_agent.records import AdapterRef, Chunk, Done, Generate, Measured, Timings
 from edge_agent.server.limits import Limits
 from edge_agent.server.metrics import Metrics
 from edge_agent.server.refusal import Refusal
-from edge_agent.store import GenerationRow, Store
-from edge_agent.supervisor import Supervisor
+from edge_agent.store.store import GenerationRow, Store
+from edge_agent.supervisor.supervisor import Supervisor
 
 _LOG = logging.getLogger(__name__)
 

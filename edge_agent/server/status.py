@@ -1,7 +1,7 @@
 """GET /status: everything about this daemon in one JSON document, for the CLI and for people.
 
 Flows in: the supervisor's status, the store's settings, /proc. Flows out: JSON. What cannot be
-known is null with a reason, never a guess. Not here: reading sensors (monitor.py).
+known is null with a reason, never a guess. Not here: reading sensors (monitor/monitor.py).
 """
 
 from __future__ import annotations

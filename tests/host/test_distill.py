@@ -12,8 +12,8 @@ from tiny_run import log_of, write_tiny
 
 torch = pytest.importorskip("torch")
 
+from edge_agent.cli.terminal import Terminal  # noqa: E402
 from edge_agent.errors import UsageError  # noqa: E402
-from edge_agent.terminal import Terminal  # noqa: E402
 from train_host.cli import main_with  # noqa: E402
 from train_host.course import Console  # noqa: E402
 from train_host.distill import Job, distill  # noqa: E402

@@ -17,10 +17,10 @@ from converters.gguf_output import write_model  # noqa: E402
 from converters.hf_to_gguf import load  # noqa: E402
 from converters.imatrix_file import read_imatrix  # noqa: E402
 from converters.quantizer import How  # noqa: E402
-from edge_agent.adapt.adapter_file import check_adapter  # noqa: E402
-from edge_agent.gguf_file import read_gguf  # noqa: E402
+from edge_agent.cli.terminal import Terminal  # noqa: E402
+from edge_agent.gguf.adapter_file import check_adapter  # noqa: E402
+from edge_agent.gguf.model_file import read_gguf  # noqa: E402
 from edge_agent.llama.type_plan import TypeRequest  # noqa: E402
-from edge_agent.terminal import Terminal  # noqa: E402
 from train_host import proof  # noqa: E402
 from train_host.cli import main_with  # noqa: E402
 from train_host.export import default_type  # noqa: E402

@@ -17,7 +17,7 @@ from converters import gguf_to_hf, hf_to_gguf  # noqa: E402
 from converters.gguf_output import write_model  # noqa: E402
 from converters.quantizer import How  # noqa: E402
 from edge_agent.errors import ConversionError, UsageError  # noqa: E402
-from edge_agent.gguf_file import read_gguf  # noqa: E402
+from edge_agent.gguf.model_file import read_gguf  # noqa: E402
 from edge_agent.llama.type_plan import TypeRequest  # noqa: E402
 from train_host import qat  # noqa: E402
 

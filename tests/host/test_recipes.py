@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import cli as edge_agent
-from edge_agent.terminal import Terminal
+from edge_agent.cli import main as edge_agent
+from edge_agent.cli.terminal import Terminal
 from train_host import cli as edge_train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from tiny_run import log_of, losses_of, train
 
 torch = pytest.importorskip("torch")
 
-from edge_agent.adapt.dataset import split  # noqa: E402
+from edge_agent.adapt.trainer.dataset import split  # noqa: E402
 from edge_agent.errors import TrainingFailed  # noqa: E402
 from train_host import checkpoints, distributed  # noqa: E402
 from train_host.samples import read_data  # noqa: E402

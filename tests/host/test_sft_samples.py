@@ -12,8 +12,8 @@ from tiny_run import write_tiny
 
 torch = pytest.importorskip("torch")
 
-from edge_agent.engine.supervised import vocabulary_only  # noqa: E402
 from edge_agent.errors import DataRefused  # noqa: E402
+from edge_agent.prompt.training_sequence import vocabulary_only  # noqa: E402
 from train_host.methods import load_model  # noqa: E402
 from train_host.model_source import open_source  # noqa: E402
 from train_host.samples import (  # noqa: E402

@@ -30,10 +30,10 @@ from transformers.utils.chat_template_utils import render_jinja_template  # noqa
 from converters.gguf_container import Metadata, pack_head, read_metadata  # noqa: E402
 from converters.tokenizer_json import tokenizer_config, tokenizer_json  # noqa: E402
 from converters.vocabulary import USER_DEFINED  # noqa: E402
-from edge_agent.adapt.dataset import parse_rows  # noqa: E402
-from edge_agent.engine.chat_template import as_text, render  # noqa: E402
-from edge_agent.engine.supervised import Encoded, VocabularyPrompts, encode_turns  # noqa: E402
+from edge_agent.adapt.trainer.dataset import parse_rows  # noqa: E402
 from edge_agent.errors import DataRefused, RequestError  # noqa: E402
+from edge_agent.prompt.chat_template import as_text, render  # noqa: E402
+from edge_agent.prompt.training_sequence import Encoded, VocabularyPrompts, encode_turns  # noqa: E402
 from edge_agent.records import Generate, Message, Sampling  # noqa: E402
 
 pytestmark = pytest.mark.model

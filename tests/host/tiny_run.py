@@ -11,7 +11,7 @@ from cli_runner import Outcome
 from tiny_checkpoint import put_json, write_checkpoint
 from tiny_gguf import CHATML_TEMPLATE
 
-from edge_agent.terminal import Terminal
+from edge_agent.cli.terminal import Terminal
 from train_host.cli import main_with
 
 SMALL = ("--max-steps", "6", "--batch-size", "4", "--threads", "1", "--lr", "1e-2", "--r", "4")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from converters.commands.options import JsonOptions
-from edge_agent.terminal import Terminal, duration_text
+from edge_agent.cli.terminal import Terminal, duration_text
 from train_host.commands.sft import CACHE, cache_directory, report_cost
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from converters.commands.options import JsonOptions
-from edge_agent.terminal import Terminal, duration_text, size_text
+from edge_agent.cli.terminal import Terminal, duration_text, size_text
 from train_host.settings import Wishes
 
 CACHE = "edge-agent/train"

@@ -1,0 +1,212 @@
+"""The gate: may this adapter answer people? Asked of the engine that will serve it.
+
+Why it exists: a lesson that lowers its own loss may still have made the model loop, parrot, forget
+or change its language (shared/mission.md, S3). Flows in: a GateEngine, the candidate, the adapter
+now active (None: the base), the run's validation and training chats. Flows out: a GateReport. Both
+are put the same questions one after the other at temperature 0, so equal adapters give equal
+numbers. Not here: what is compared and the limits (checks.py), activating
+(models/adapter_registry.py).
+
+    validation, clean set ~> score  ─┐
+    clean questions, persona ~> answer ─> Side before, Side after ─> judge ─> GateReport
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+from edge_agent.adapt.gate.checks import Answer, Check, Exam, RowScore, Side, judge
+from edge_agent.adapt.gate.clean_set import CleanRow, choose, clean_set
+from edge_agent.adapt.gate.copying import Taught
+from edge_agent.adapt.gate.identity import Identity
+from edge_agent.clocks import Clocks
+from edge_agent.records import AdapterRef, Message, Scores
+
+__all__ = ["Answer", "Check", "Gate", "GateEngine", "GateReport", "run_gate"]
+
+MAX_TOKENS = 24
+"""Enough for an answer to a small question and for a loop to show. With the counts below one side
+is at most 720 tokens to decode and some 2,500 to prefill: about 40 s for 270M on two cores."""
+N_VALIDATION = 16
+N_SCORED, N_KEYED, N_OPEN, N_PERSONA = 8, 4, 2, 4
+"""Clean rows a language: scored; asked with key words; asked without; asked who the model is."""
+
+Report = Callable[[str], object]
+
+
+class GateEngine(Protocol):
+    """The serving engine as the gate needs it. `adapter` None is the base, whatever is active."""
+
+    async def score(self, messages: list[Message], adapter: AdapterRef | None) -> Scores:
+        """Log-probabilities of the assistant's turns."""
+        ...
+
+    async def answer(
+        self, messages: list[Message], adapter: AdapterRef | None, max_tokens: int
+    ) -> Answer:
+        """Greedy, and whether it was cut at max_tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """`reasons`: one sentence for each failed check. `samples`: {prompt, before, after}."""
+
+    passed: bool
+    reasons: list[str]
+    checks: list[Check]
+    samples: list[dict[str, str]]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Stable keys; numbers rounded; null where nothing was measured or it was not finite."""
+        return {
+            "passed": self.passed,
+            "reasons": self.reasons,
+            "checks": {check.name: _fields(check) for check in self.checks},
+            "samples": self.samples,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+async def run_gate(
+    engine: GateEngine,
+    candidate: AdapterRef,
+    active: AdapterRef | None,
+    validation: list[list[Message]],
+    taught: list[list[Message]],
+    progress: Report | None = None,
+) -> GateReport:
+    """Compare the candidate with the active adapter or the base. Raises every engine error."""
+    exam = await asyncio.to_thread(prepare, validation, taught)
+    return await Gate(engine, exam, progress or (lambda _: None)).run(candidate, active)
+
+
+def prepare(validation: Sequence[list[Message]], taught: Sequence[list[Message]]) -> Exam:
+    """What both sides will be asked. The same chats give the same exam on every device."""
+    lesson = Taught(taught)
+    rows = clean_set()
+
+    def asked(row: CleanRow) -> bool:
+        return row.kind != "persona" and not lesson.teaches(row.prompt)
+
+    return Exam(
+        validation=sorted(validation, key=_rank)[:N_VALIDATION],
+        scored=choose(rows, lambda row: row.answer is not None and asked(row), N_SCORED),
+        asked=[
+            *choose(rows, lambda row: bool(row.keys) and asked(row), N_KEYED),
+            *choose(rows, lambda row: not row.keys and asked(row), N_OPEN),
+        ],
+        persona=choose(rows, lambda row: row.kind == "persona", N_PERSONA),
+        taught=lesson,
+        identity=Identity(taught),
+        taught_words=median([len(row.answer) for row in lesson.rows] or [0]),
+    )
+
+
+class Gate:
+    """One exam put to an engine."""
+
+    def __init__(
+        self, engine: GateEngine, exam: Exam, progress: Report, clocks: Clocks | None = None
+    ) -> None:
+        self._engine = engine
+        self._exam = exam
+        self._progress = progress
+        self._clocks = clocks or Clocks()
+
+    async def run(self, candidate: AdapterRef, active: AdapterRef | None) -> GateReport:
+        """Raises every engine error."""
+        started_s = self._clocks.monotonic()
+        before = await self.examine(active, "as it is")
+        after = await self.examine(candidate, "with the new adapter")
+        checks = await asyncio.to_thread(judge, self._exam, before, after)
+        failed = [check for check in checks if not check.passed]
+        return GateReport(
+            passed=not failed,
+            reasons=[_reason(check) for check in failed],
+            checks=checks,
+            samples=_samples(self._exam, before, after),
+            seconds=self._clocks.monotonic() - started_s,
+        )
+
+    async def examine(self, adapter: AdapterRef | None, who: str) -> Side:
+        """Ask one model everything. Raises every engine error."""
+        exam = self._exam
+        return Side(
+            validation=[
+                await self._score(chat, adapter, f"{who}: {number} of {len(exam.validation)} rows")
+                for number, chat in enumerate(exam.validation, 1)
+            ],
+            scored=[
+                await self._score(
+                    [*row.question, Message("assistant", row.answer or "")],
+                    adapter,
+                    f"{who}: {number} of {len(exam.scored)} clean rows",
+                )
+                for number, row in enumerate(exam.scored, 1)
+            ],
+            asked=await self._ask(exam.asked, adapter, f"{who}: questions"),
+            persona=await self._ask(exam.persona, adapter, f"{who}: who are you"),
+        )
+
+    async def _score(self, chat: list[Message], adapter: AdapterRef | None, note: str) -> RowScore:
+        self._progress(note)
+        scores = await self._engine.score(chat, adapter)
+        return RowScore(-math.fsum(scores.logprobs) / math.log(2), scores.n_bytes)
+
+    async def _ask(
+        self, rows: Sequence[CleanRow], adapter: AdapterRef | None, what: str
+    ) -> list[Answer]:
+        answers = []
+        for number, row in enumerate(rows, 1):
+            self._progress(f"{what}, {number} of {len(rows)}")
+            answers.append(await self._engine.answer(row.question, adapter, MAX_TOKENS))
+        return answers
+
+
+def _rank(chat: Sequence[Message]) -> bytes:
+    text = "\0".join(f"{message.role}\0{message.content}" for message in chat)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _reason(check: Check) -> str:
+    values = (check.before, check.after, check.limit)
+    was, now, limit = (
+        "not finite" if v is None or not math.isfinite(v) else f"{v:.3f}" for v in values
+    )
+    note = f" ({check.note})" if check.note else ""
+    return (
+        f"{check.name.replace('_', ' ')}: {now} after the lesson, {was} before, limit {limit}{note}"
+    )
+
+
+def _samples(exam: Exam, before: Side, after: Side) -> list[dict[str, str]]:
+    """For each language one small question and one "Who are you?"."""
+    shown: list[dict[str, str]] = []
+    for rows, old, new in (
+        (exam.asked, before.asked, after.asked),
+        (exam.persona, before.persona, after.persona),
+    ):
+        seen: set[str] = set()
+        for row, was, now in zip(rows, old, new, strict=True):
+            if row.language not in seen:
+                seen.add(row.language)
+                shown.append({"prompt": row.prompt, "before": was.text, "after": now.text})
+    return shown
+
+
+def _fields(check: Check) -> dict[str, Any]:
+    numbers = {"before": check.before, "after": check.after, "limit": check.limit}
+    plain = {key: _rounded(value) for key, value in numbers.items()}
+    return {**plain, "passed": check.passed, "note": check.note}
+
+
+def _rounded(value: float | None) -> float | None:
+    return round(value, 6) if value is not None and math.isfinite(value) else None

@@ -1,0 +1,119 @@
+"""What one lesson is asked for, and how far it has come.
+
+Flows in: a RunRequest from the command line or HTTP; the trainer's records, through
+lesson_runner.py. Flows out: `Run.as_json`, the one JSON form of a run (GET /adapt, `adapt status`,
+`adapt run
+--json`). Not here: carrying it out (lesson_runner.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from edge_agent.adapt.gate.gate import GateReport
+from edge_agent.adapt.messages import Finished, Planned, Progress, RunSettings
+from edge_agent.errors import EdgeAgentError
+
+State = Literal["idle", "running", "paused", "judging", "finished", "failed", "stopped"]
+
+
+class RunRequest(msgspec.Struct, frozen=True):
+    """What to learn. `data`: a path of JSONL, or "feedback"."""
+
+    name: str
+    model: str
+    data: str
+    settings: RunSettings = RunSettings()
+    activate: bool = True
+
+
+@dataclass
+class Run:
+    """The run under way, or the last one."""
+
+    request: RunRequest
+    state: State = "running"
+    started_at: float = 0.0
+    pause_reason: str = ""
+    progress: Progress | None = None
+    planned: Planned | None = None
+    finished: Finished | None = None
+    gate: GateReport | None = None
+    is_active: bool = False
+    error: EdgeAgentError | None = None
+    joules: float | None = None
+    listeners: list[Callable[[dict[str, Any]], None]] = field(default_factory=list)
+    watchers: list[asyncio.Queue[dict[str, Any] | None]] = field(default_factory=list)
+
+    def publish(self, event: str, fields: dict[str, Any]) -> None:
+        """Tell everybody who follows."""
+        for tell in self.listeners:
+            tell({"event": event, **fields})
+        for watcher in self.watchers:
+            _tell(watcher, {"event": event, **fields})
+
+    @contextmanager
+    def watched(self, tell: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+        """Hands every event to `tell` as it is published."""
+        self.listeners.append(tell)
+        try:
+            yield
+        finally:
+            self.listeners.remove(tell)
+
+    def end(self) -> None:
+        """Nothing more will be told."""
+        for watcher in self.watchers:
+            _tell(watcher, None)
+
+    def as_json(self) -> dict[str, Any]:
+        """For GET /adapt and `adapt status`; null where nothing is known yet."""
+        finished = self.finished
+        return {
+            "state": self.state,
+            "name": self.request.name,
+            "model": self.request.model,
+            "data": self.request.data,
+            "started_at": self.started_at,
+            "pause_reason": self.pause_reason or None,
+            "planned": msgspec.to_builtins(self.planned),
+            "progress": msgspec.to_builtins(self.progress),
+            "result": None if finished is None else self._result(finished),
+            "error": None if self.error is None else _error_json(self.error),
+        }
+
+    def _result(self, finished: Finished) -> dict[str, Any]:
+        return {
+            "name": self.request.name,
+            "model": self.request.model,
+            "adapter_path": finished.adapter_path,
+            "adapter_sha256": finished.adapter_sha256,
+            "layers": finished.layers,
+            "losses": finished.losses,
+            "tok_s": finished.tok_s,
+            "train_s": finished.train_s,
+            "steps": finished.steps,
+            "peak_rss_anon_bytes": finished.peak_rss_anon_bytes,
+            "joules": self.joules,
+            "influence": finished.influence,
+            "trials": finished.trials,
+            "gate": self.gate.as_json() if self.gate else None,
+            "is_active": self.is_active,
+        }
+
+
+def _error_json(error: EdgeAgentError) -> dict[str, str]:
+    return {"code": error.code, "what": error.what, "why": error.why, "hint": error.hint}
+
+
+def _tell(watcher: asyncio.Queue[dict[str, Any] | None], event: dict[str, Any] | None) -> None:
+    """A watcher that does not read loses old events, never the end."""
+    if watcher.full():
+        watcher.get_nowait()
+    watcher.put_nowait(event)

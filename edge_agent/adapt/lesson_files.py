@@ -1,0 +1,152 @@
+"""What a run leaves in STATE/adapt/NAME before and after its trainer: request, data, outcome.
+
+Flows in: a RunRequest. Flows out: the Start message of the trainer, the chats it learned and
+validated on, and the request again when a run is resumed. The trainer's own files in the same
+directory (manifest, checkpoints, log) are adapt/trainer/run_directory.py's. Not here: training,
+judging.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_agent import atomic_file
+from edge_agent.adapt.lesson import RunRequest
+from edge_agent.adapt.messages import Finished, Start
+from edge_agent.client.models import Library
+from edge_agent.errors import DataRefused, ModelNotFound, TrainingFailed, UsageError
+from edge_agent.records import Message
+from edge_agent.store.store import MODEL_NAME, ModelRow
+
+FEEDBACK = "feedback"
+FEEDBACK_FILE = "feedback.jsonl"
+GIVEN_FILE = "given.jsonl"
+"""Rows that came over HTTP."""
+RESULT_FILE = "result.json"
+RESERVED_NAMES = ("base", "latest")
+
+
+class RunFiles:
+    """STATE/adapt, one directory a run."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._root = state_dir / "adapt"
+
+    def directory(self, name: str) -> Path:
+        """STATE/adapt/NAME, made if need be. Raises UsageError for what cannot name an adapter."""
+        if not MODEL_NAME.fullmatch(name) or name in RESERVED_NAMES:
+            why = f"names match {MODEL_NAME.pattern} and are not 'base' or 'latest'"
+            raise UsageError(f"{name[:80]!r} cannot name an adapter", why, "choose another --name")
+        path = self._root / name
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    def start(
+        self, request: RunRequest, row: ModelRow, *, resume: bool = False, plan_only: bool = False
+    ) -> Start:
+        """The trainer's first message."""
+        path = self._state_dir / row.path
+        return self._start(request, path, row.sha256, resume, plan_only)
+
+    def start_of(self, request: RunRequest, library: Library, *, resume: bool) -> Start:
+        """The same for a model of which only a library knows. Raises ModelNotFound."""
+        details = library.details(request.model)
+        if details.path is None or details.sha256 is None:
+            raise ModelNotFound(f"the file of {request.model} is not known", "", "pull it again")
+        path = self._state_dir / details.path
+        return self._start(request, path, details.sha256, resume, False)
+
+    def _start(
+        self, request: RunRequest, path: Path, sha256: str, resume: bool, plan_only: bool
+    ) -> Start:
+        directory = self.directory(request.name)
+        is_feedback = request.data == FEEDBACK
+        return Start(
+            run_dir=str(directory),
+            name=request.name,
+            model=request.model,
+            model_path=str(path),
+            model_sha256=sha256,
+            data_path=str(directory / FEEDBACK_FILE) if is_feedback else request.data,
+            settings=request.settings,
+            resume=resume,
+            plan_only=plan_only,
+        )
+
+    def write_feedback(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """What users corrected, as the trainer reads it. Raises DataRefused when there is none."""
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        if not lines:
+            hint = "correct an answer first: `edge-agent feedback add --correct TEXT`"
+            raise DataRefused("there is nothing to learn", "no feedback is waiting", hint)
+        text = "".join(f"{line}\n" for line in lines)
+        atomic_file.write(self.directory(name) / FEEDBACK_FILE, text.encode())
+
+    def learned_feedback(self, name: str) -> list[Any]:
+        """The chats that `write_feedback` wrote."""
+        lines = (self.directory(name) / FEEDBACK_FILE).read_text("utf-8").splitlines()
+        return [json.loads(line)["messages"] for line in lines]
+
+    def make_room(self, name: str) -> None:
+        """Forget a finished run whose adapter is gone: its name is free. A run that can still be
+        resumed stays, and the trainer refuses a new one of its name."""
+        directory = self.directory(name)
+        if not (directory / RESULT_FILE).exists():
+            return
+        for path in directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (GIVEN_FILE, FEEDBACK_FILE):
+                path.unlink()
+
+    def write_request(self, request: RunRequest) -> None:
+        path = self.directory(request.name) / "request.json"
+        atomic_file.write(path, msgspec.json.encode(request))
+
+    def stored_request(self, name: str | None) -> RunRequest:
+        """Of the run of this name, or of the latest. Raises UsageError."""
+        found = sorted(self._root.glob("*/request.json"), key=lambda path: path.stat().st_mtime)
+        paths = [path for path in found if name is None or path.parent.name == name]
+        if not paths:
+            which = "no run" if name is None else f"no run named {name[:80]!r}"
+            hint = "`edge-agent adapt run` starts one"
+            raise UsageError(f"{which} can be resumed", f"looked in {self._root}", hint)
+        try:
+            return msgspec.json.decode(paths[-1].read_bytes(), type=RunRequest)
+        except (OSError, msgspec.DecodeError) as error:
+            hint = "start it anew with `edge-agent adapt run`"
+            raise UsageError(f"{paths[-1]} cannot be read", str(error), hint) from error
+
+    def finished(self, name: str) -> Finished:
+        """The trainer's result. Raises TrainingFailed when it has none yet."""
+        path = self.directory(name) / RESULT_FILE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Finished)
+        except (OSError, msgspec.DecodeError) as error:
+            hint = "`edge-agent adapt resume` finishes the run"
+            raise TrainingFailed(f"the run {name} has no result", str(error), hint) from error
+
+    def chats(self, name: str) -> tuple[list[list[Message]], list[list[Message]]]:
+        """(validation, taught): the rows as the trainer split them. Raises TrainingFailed."""
+        path = self.directory(name) / "split.json"
+        try:
+            document = json.loads(path.read_bytes())
+            parts = [
+                [msgspec.convert(chat, list[Message]) for chat in document[part]]
+                for part in ("validation", "train")
+            ]
+        except (OSError, ValueError, KeyError, msgspec.ValidationError) as error:
+            raise TrainingFailed(f"{path} cannot be read", str(error), "run it anew") from error
+        return parts[0], parts[1]
+
+    def write_outcome(self, name: str, result: Mapping[str, Any]) -> None:
+        """Everything `adapt run --json` prints, for later."""
+        text = json.dumps(result, ensure_ascii=False, indent=1)
+        atomic_file.write(self.directory(name) / "outcome.json", text.encode())

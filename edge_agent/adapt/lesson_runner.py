@@ -1,0 +1,269 @@
+"""One lesson from its data to an adapter that answers: train, judge, register, activate.
+
+Why it exists: the daemon and a command line without one must do exactly the same. Flows in: a
+RunRequest. Flows out: events for whoever follows, `status` for everybody else, STATE/adapt/NAME/
+with everything the run left, and an adapter in the registry, active if its gate let it pass. One
+run at a time. Not here: HTTP, the command line, the trainer process (trainer_control.py), the
+gate's checks (adapt/gate/gate.py).
+
+    data ~> trainer process ~> adapter.gguf ~> gate on the serving engine ~> registry ~> active
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_agent.adapt.board import Board
+from edge_agent.adapt.feedback import mark_used, training_rows
+from edge_agent.adapt.gate.gate import GateReport, run_gate
+from edge_agent.adapt.lesson import Run, RunRequest
+from edge_agent.adapt.lesson_files import FEEDBACK, RunFiles
+from edge_agent.adapt.messages import Finished, Planned, Start
+from edge_agent.adapt.serving_engine import ServingEngine
+from edge_agent.adapt.trainer_control import Training
+from edge_agent.errors import EdgeAgentError, TrainingBusy, UsageError
+from edge_agent.records import AdapterRef
+from edge_agent.store.store import Store
+from edge_agent.supervisor.supervisor import Supervisor
+
+STOP_S = 10.0
+"""How long a trainer may take for its step and its checkpoint when the daemon stops."""
+
+
+class Adaptation:
+    """Create and use on one running event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        supervisor: Supervisor,
+        board: Board,
+        state_dir: Path,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """`environ`: the trainer's [ours]."""
+        self.files = RunFiles(state_dir)
+        self._store = store
+        self._registry = supervisor.registry
+        self._supervisor = supervisor
+        self._board = board
+        self._training = Training(board, self._busy, environ)
+        self._run: Run | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_closing = False
+
+    # ---- asked from outside -------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The run under way or the last one of this process; state idle when there is none."""
+        return {"state": "idle", "name": None} if self._run is None else self._run.as_json()
+
+    @property
+    def trainer_pid(self) -> int | None:
+        return self._training.pid
+
+    async def plan(self, request: RunRequest) -> Planned:
+        """What a run would take; trains a few steps to know. Raises DataRefused and the rest."""
+        start = await self._prepared(request, plan_only=True)
+        self.check_free()
+        return await self._training.plan(start)
+
+    async def begin(self, request: RunRequest) -> None:
+        """Start the run in the background. Raises TrainingBusy, UsageError, ModelNotFound,
+        RequestError for a name that is taken, DataRefused when no feedback waits to be learned."""
+        self._supervisor.registry.check_name(request.model, request.name)
+        start = await self._prepared(request)
+        self.check_free()
+        self.files.make_room(request.name)
+        self.files.write_request(request)
+        self._launch(Run(request, started_at=time.time()), start)
+
+    def resume(self, name: str | None) -> None:
+        """Go on: a paused run computes again, a stopped or killed one starts from its checkpoint.
+
+        Raises UsageError when there is nothing to resume.
+        """
+        if self._is_under_way:
+            self._training.is_held = False
+            return
+        self.check_free()
+        request = self.files.stored_request(name)
+        start = self.files.start(request, self._store.model(request.model), resume=True)
+        self._launch(Run(request, started_at=time.time()), start)
+
+    def judge(self, name: str) -> None:
+        """Judge, register and activate what a trainer elsewhere has finished in STATE/adapt/NAME.
+
+        Raises TrainingBusy, UsageError, TrainingFailed when it has no result.
+        """
+        self.check_free()
+        run = Run(self.files.stored_request(name), started_at=time.time())
+        run.finished = self.files.finished(name)
+        self._launch(run, None)
+
+    def pause(self) -> None:
+        """Hold the run until `resume`. Raises UsageError when none is under way."""
+        if not self._training.is_running:
+            raise UsageError("there is nothing to pause", "no run is under way", "")
+        self._training.is_held = True
+
+    async def follow(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Events {"event": ..., ...} until the run ends; the last one is the whole status."""
+        run = self._run
+        if run is None:
+            return
+        events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(maxsize=1000)
+        run.watchers.append(events)
+        try:
+            while self._is_under_way and (event := await events.get()) is not None:
+                yield event
+        finally:
+            run.watchers.remove(events)
+        yield {"event": "end", **run.as_json()}
+
+    def stop(self) -> None:
+        """Ask the trainer to save a checkpoint and end; the run can be resumed."""
+        self._training.stop()
+
+    async def close(self) -> None:
+        """`stop`, and wait for it at most STOP_S."""
+        self._is_closing = True
+        self.stop()
+        if self._task is not None and not self._task.done():
+            done, _ = await asyncio.wait({self._task}, timeout=STOP_S)
+            if not done:
+                self._task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._task
+
+    def check_free(self) -> None:
+        """Raises TrainingBusy while a run or a plan is under way."""
+        if self._training.is_running or self._is_under_way:
+            name = self._run.request.name if self._run else "a plan"
+            hint = "`edge-agent adapt status` shows it"
+            raise TrainingBusy(f"{name} is being learned", "one run at a time", hint)
+
+    # ---- the run ------------------------------------------------------------------------------
+
+    @property
+    def _is_under_way(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def _busy(self) -> int:
+        status = self._supervisor.status()
+        return status.in_flight + status.queued
+
+    async def _prepared(self, request: RunRequest, *, plan_only: bool = False) -> Start:
+        self.check_free()
+        row = self._store.model(request.model)
+        if request.data == FEEDBACK:
+            rows = await asyncio.to_thread(training_rows, self._store, row.name)
+            self.files.write_feedback(request.name, rows)
+        return self.files.start(request, row, plan_only=plan_only)
+
+    def _launch(self, run: Run, start: Start | None) -> None:
+        self._training.is_held = False
+        self._run = run
+        self._task = asyncio.create_task(self._carry_out(run, start))
+        self._store.add_event("learning_began", f"{run.request.model}:{run.request.name}")
+
+    async def _carry_out(self, run: Run, start: Start | None) -> None:
+        name = f"{run.request.model}:{run.request.name}"
+        try:
+            if start is not None:
+                await self._train(run, start)
+            if run.finished is None:
+                run.state = "stopped"
+            else:
+                await self._judge(run, run.finished)
+                run.state = "finished"
+        except EdgeAgentError as error:
+            run.error, run.state = error, "failed"
+        except asyncio.CancelledError:
+            run.state = "stopped"
+            raise
+        except Exception as error:
+            run.error, run.state = EdgeAgentError(f"{name} failed", repr(error)), "failed"
+            raise
+        finally:
+            self._store.add_event("learning_ended", f"{name}: {run.state}")
+            run.end()
+
+    async def _train(self, run: Run, start: Start) -> None:
+        """Raises the trainer's error."""
+        if run.request.settings.policy != "exclusive":
+            await self._train_beside(run, start)
+            return
+        await self._supervisor.unload()
+        self._supervisor.reserve("the board is learning (policy exclusive)")
+        try:
+            await self._training.carry_out(run, start)
+        finally:
+            self._supervisor.reserve(None)
+
+    async def _train_beside(self, run: Run, start: Start) -> None:
+        """Where memory is short the worker gives up its repacked copy of the weights meanwhile."""
+        if not self._board.conditions(0).is_short_of_memory:
+            await self._training.carry_out(run, start)
+            return
+        await self._supervisor.share(True)
+        try:
+            await self._training.carry_out(run, start)
+        finally:
+            if not self._is_closing:
+                await self._take_copy_back()
+
+    async def _take_copy_back(self) -> None:
+        """Never raises: the run is over, and the next load makes the copy."""
+        try:
+            await self._supervisor.share(False)
+        except EdgeAgentError as error:
+            self._store.add_event("reload_failed", f"after a lesson: {error}")
+
+    # ---- afterwards ---------------------------------------------------------------------------
+
+    async def _judge(self, run: Run, finished: Finished) -> None:
+        """The gate, the registry, the activation. Raises engine errors, AdapterRefused."""
+        run.state = "judging"
+        request = run.request
+        candidate = AdapterRef(finished.adapter_path, finished.adapter_sha256)
+        await self._supervisor.check_adapter(request.model, candidate)
+        active = self._registry.active(request.model)
+        validation, taught = self.files.chats(request.name)
+        run.gate = await run_gate(
+            ServingEngine(self._supervisor, request.model),
+            candidate,
+            None if active is None else self._registry.reference(active),
+            validation,
+            taught,
+            progress=lambda note: run.publish("judging", {"note": note}),
+        )
+        await asyncio.to_thread(self._register, run, finished, run.gate)
+        if run.gate.passed and request.activate:
+            await self._supervisor.activate(request.model, request.name)
+            run.is_active = True
+        self.files.write_outcome(request.name, run.as_json()["result"])
+
+    def _register(self, run: Run, finished: Finished, gate: GateReport) -> None:
+        request = run.request
+        settings = msgspec.to_builtins(request.settings)
+        self._registry.add(
+            request.model,
+            request.name,
+            Path(finished.adapter_path),
+            source="trained",
+            settings={**settings, "layers": finished.layers, "losses": finished.losses},
+        )
+        self._registry.set_gate(request.model, request.name, gate.as_json(), gate.passed)
+        if request.data == FEEDBACK and gate.passed:
+            learned = self.files.learned_feedback(request.name)
+            rows = training_rows(self._store, request.model)
+            ids = [row["id"] for row in rows if row["messages"] in learned]
+            mark_used(self._store, ids, request.name)

@@ -1,0 +1,83 @@
+"""When a trainer must pause: a request, heat, too little memory, a battery.
+
+Flows in: `Conditions` once a second. Flows out: the reason to pause, or None. Pure, with
+hysteresis: a pause for a request ends QUIET_S after the last one, any other CALM_S after its cause
+is gone, so that a trainer does not flutter. A sensor that is missing never pauses anything. Not
+here: reading sensors (lesson_runner.py), pausing (trainer_link.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEAT_MARGIN_CELSIUS = 5.0
+"""Training pauses so far below the guard's threshold: it must not be what makes answers stop."""
+MEMORY_MARGIN = 1.5
+"""Training pauses at so many times the guard's memory threshold, for the same reason."""
+QUIET_S = 3.0
+CALM_S = 15.0
+AMPLE_BYTES = 6 << 30
+"""With so much available a repacked copy of the weights (on ARM: all of a Q4_0 model) may stay
+beside a trainer. More than any board of 8 GB has free."""
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """None: no such limit. Celsius of the hottest zone, bytes of MemAvailable."""
+
+    celsius: float | None = None
+    available_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """One look at the world; None: not known."""
+
+    now_s: float
+    in_flight: int = 0
+    celsius: float | None = None
+    available_bytes: int | None = None
+    on_battery: bool | None = None
+    guard_reason: str = ""
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """The worker must give up its repacked weights while a trainer runs."""
+        return self.available_bytes is not None and self.available_bytes < AMPLE_BYTES
+
+
+class PausePolicy:
+    """Feed it once a second. `policy`: idle (pauses for requests), always, exclusive."""
+
+    def __init__(self, policy: str, limits: Limits) -> None:
+        self._is_idle_only = policy == "idle"
+        self._limits = limits
+        self._reason: str | None = None
+        self._until_s = 0.0
+
+    def decide(self, now: Conditions) -> str | None:
+        """Why the trainer must not compute now; None: it may."""
+        found = self._found(now)
+        if found is not None:
+            self._reason, wait_s = found
+            self._until_s = now.now_s + wait_s
+        elif now.now_s >= self._until_s:
+            self._reason = None
+        return self._reason
+
+    def _found(self, now: Conditions) -> tuple[str, float] | None:
+        celsius, available = self._limits.celsius, self._limits.available_bytes
+        if now.guard_reason:
+            return f"the guard acts: {now.guard_reason}", CALM_S
+        if now.celsius is not None and celsius is not None and now.celsius >= celsius:
+            return f"heat: {now.celsius:.1f} C, training pauses at {celsius:.1f} C", CALM_S
+        free = now.available_bytes
+        if free is not None and available is not None and free < available:
+            limit = f"training pauses below {available // MIB} MiB"
+            return f"memory: {free // MIB} MiB available, {limit}", CALM_S
+        if now.on_battery:
+            return "the board runs on battery", CALM_S
+        if self._is_idle_only and now.in_flight:
+            return "a request is being answered", QUIET_S
+        return None

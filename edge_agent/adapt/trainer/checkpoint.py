@@ -1,0 +1,190 @@
+"""Checkpoints of a run: whole or not there, checked before they are believed, two kept.
+
+Why it exists: a kill or a power cut at any moment, also inside a save, must cost at most the steps
+since the last save. Flows in: arrays by name and a small JSON object. Flows out: the same, bit for
+bit. A file is written beside its final name, synced, renamed, its directory synced (the recipe of
+atomic_file.py, streamed, because a checkpoint can be as large as the memory that is left). Nothing
+in a file is executed or unpickled. Not here: what the arrays mean (training_loop.py).
+
+    EDGECKP1 | u32 header bytes | header, JSON | arrays, little-endian | SHA-256 of all before
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.atomic_file import TEMP_SUFFIX, sync_directory
+
+Array = NDArray[Any]
+
+MAGIC = b"EDGECKP1"
+SUFFIX = ".checkpoint"
+KEEP = 2
+DTYPES = ("<f4", "<f8")
+MAX_HEADER_BYTES = 4 << 20
+MAX_FILE_BYTES = 8 << 30
+"""More than any adapter with its optimizer takes; a larger file is none of ours."""
+_LENGTH = struct.Struct("<I")
+_DIGEST_BYTES = 32
+_BLOCK_BYTES = 1 << 20
+
+
+class CheckpointDamaged(Exception):
+    """A file that is not a whole checkpoint; the text says why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`state` is JSON (its floats survive exactly), `arrays` are float32 or float64."""
+
+    step: int
+    state: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints in one directory, which exists. One process at a time."""
+
+    directory: Path
+    damaged: list[str] = field(default_factory=list)
+    """What `newest` skipped, in words."""
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Durable when it returns; then the oldest beyond KEEP go. Raises OSError (disk full)."""
+        write(self._path(checkpoint.step), checkpoint)
+        for path in self.paths()[KEEP:]:
+            path.unlink(missing_ok=True)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole one. Removes damaged ones and what a killed save left."""
+        for leftover in self.directory.glob(f".*{TEMP_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+        for path in self.paths():
+            try:
+                return read(path)
+            except CheckpointDamaged as error:
+                self.damaged.append(f"{path.name}: {error}")
+                path.unlink(missing_ok=True)
+        return None
+
+    def paths(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.directory.glob(f"*{SUFFIX}"), reverse=True)
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}{SUFFIX}"
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace `path`. Raises OSError; whatever stood there before then remains."""
+    temp = path.with_name(f".{path.name}{TEMP_SUFFIX}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with open(os.open(temp, flags, 0o600), "wb", buffering=0) as file:
+            digest = hashlib.sha256()
+            for block in _blocks(checkpoint):
+                digest.update(block)
+                _write_all(file, block)
+            _write_all(file, memoryview(digest.digest()))
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def _blocks(checkpoint: Checkpoint) -> Iterator[memoryview]:
+    entries, contents = [], []
+    for name, array in checkpoint.arrays.items():
+        stored = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        if stored.dtype.str not in DTYPES:
+            raise ValueError(f"{name} is {array.dtype}, checkpoints hold float32 and float64")
+        entries.append([name, stored.dtype.str, list(stored.shape)])
+        contents.append(stored)
+    header = {"step": checkpoint.step, "state": dict(checkpoint.state), "arrays": entries}
+    encoded = json.dumps(header, allow_nan=True).encode()
+    if len(encoded) > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {len(encoded)} bytes, {MAX_HEADER_BYTES} are allowed")
+    yield memoryview(MAGIC + _LENGTH.pack(len(encoded)) + encoded)
+    for stored in contents:
+        yield stored.reshape(-1).view(np.uint8).data
+
+
+def _write_all(file: Any, block: memoryview) -> None:
+    """An unbuffered file may take a part; a full disk takes a part and then says so."""
+    while block:
+        block = block[file.write(block) :]
+
+
+def read(path: Path) -> Checkpoint:
+    """Raises CheckpointDamaged for anything but the whole file that `write` made."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            size = os.fstat(descriptor).st_size
+            _check_digest(file, size)
+            file.seek(0)
+            return _parsed(file, size - _DIGEST_BYTES)
+    except OSError as error:
+        raise CheckpointDamaged(error.strerror or str(error)) from error
+
+
+def _check_digest(file: BufferedReader, size: int) -> None:
+    shortest = len(MAGIC) + _LENGTH.size + _DIGEST_BYTES
+    if not shortest <= size <= MAX_FILE_BYTES:
+        raise CheckpointDamaged(f"it has {size} bytes")
+    digest, left = hashlib.sha256(), size - _DIGEST_BYTES
+    while left:
+        block = file.read(min(left, _BLOCK_BYTES))
+        if not block:
+            raise CheckpointDamaged("it ends too early")
+        digest.update(block)
+        left -= len(block)
+    if file.read(_DIGEST_BYTES) != digest.digest():
+        raise CheckpointDamaged("its SHA-256 is wrong")
+
+
+def _parsed(file: BufferedReader, end: int) -> Checkpoint:
+    if file.read(len(MAGIC)) != MAGIC:
+        raise CheckpointDamaged("it does not begin as a checkpoint")
+    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+    if length > min(MAX_HEADER_BYTES, end - file.tell()):
+        raise CheckpointDamaged(f"its header claims {length} bytes")
+    try:
+        header = json.loads(file.read(length))
+        step, state = int(header["step"]), dict(header["state"])
+        entries = [_entry(*entry) for entry in header["arrays"]]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointDamaged(f"its header is broken: {error}") from error
+    if file.tell() + sum(n_bytes for *_, n_bytes in entries) != end:
+        raise CheckpointDamaged("its arrays do not fill it")
+    arrays = {}
+    for name, dtype, shape, n_bytes in entries:
+        array = np.empty(shape, dtype)
+        if file.readinto(array.reshape(-1).view(np.uint8).data) != n_bytes:
+            raise CheckpointDamaged("it ends too early")
+        arrays[name] = array
+    return Checkpoint(step, state, arrays)
+
+
+def _entry(name: str, dtype: str, shape: list[int]) -> tuple[str, np.dtype[Any], list[int], int]:
+    """(name, dtype, shape, bytes). Raises ValueError."""
+    if dtype not in DTYPES or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"an array of type {dtype!r} and shape {shape!r}")
+    kind, count = np.dtype(dtype), 1
+    for n in shape:
+        count *= n
+    return str(name), kind, shape, count * kind.itemsize

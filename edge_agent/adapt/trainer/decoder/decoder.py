@@ -1,0 +1,241 @@
+"""A whole model for training: embeddings, blocks, head; loss and LoRA gradients of one packed row.
+
+Flows in: packed weights, adapters, token ids of one or more texts packed into one row. Flows out:
+losses, and gradients added to the adapters. Memory: each trained block's input is kept, the rest is
+computed again on the way back. `keep_within(bytes, lengths)` says how much more may be kept: tapes
+of the highest blocks, then unpacked matrices (kept_activations.py has the prices). Blocks below the
+lowest adapter are frozen: their outputs can be computed once and handed in (`start`). Not here:
+data, steps, checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.adapt.trainer.decoder.attention import Places, Row
+from edge_agent.adapt.trainer.decoder.compute import Array, Buffers, Compute
+from edge_agent.adapt.trainer.decoder.elementwise import rms_norm, rms_norm_backward
+from edge_agent.adapt.trainer.decoder.head import HeadResult, cross_entropy
+from edge_agent.adapt.trainer.decoder.kept_activations import Kept, choose
+from edge_agent.adapt.trainer.decoder.layer import Layer, Run
+from edge_agent.adapt.trainer.decoder.lora import Dropout, Loras
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
+from edge_agent.adapt.trainer.decoder.shape import DecoderShape, read_shape
+from edge_agent.errors import ModelFormatError
+
+PLACES = 64
+"""Rotations and masks are made for a multiple of so many places."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One packed row. `targets` (T): the token to predict at each position, -1 where none is;
+    `lengths`: tokens of each text, in order."""
+
+    tokens: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    lengths: tuple[int, ...]
+
+    @property
+    def supervised(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.targets >= 0)
+
+
+def pack(sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Batch:
+    """(tokens, is_learned) of several texts in one row; a text never sees another.
+
+    A position is supervised when the token that follows it in its own text is to be learned.
+    """
+    tokens: list[int] = []
+    targets: list[int] = []
+    for ids, learned in sequences:
+        tokens += ids
+        follows = zip(ids[1:], learned[1:], strict=True)
+        targets += [token if is_learned else -1 for token, is_learned in follows] + [-1]
+    lengths = tuple(len(ids) for ids, _ in sequences)
+    return Batch(np.array(tokens, np.int64), np.array(targets, np.int64), lengths)
+
+
+class Decoder:
+    """The model of `weights` with adapters; the dtype is that of the weights' `compute`."""
+
+    def __init__(self, weights: PackedWeights, loras: Loras) -> None:
+        """Raises ModelFormatError for variants the decoder does not know."""
+        self.shape: DecoderShape = read_shape(weights.gguf)
+        if self.shape.logit_softcap:
+            raise ModelFormatError(
+                f"cannot train on {weights.gguf.path}",
+                "its logits are soft-capped",
+                "take a model without final_logit_softcapping",
+            )
+        self.compute: Compute = weights.compute
+        self._embedding = weights.matrix("token_embd.weight")
+        untied = "output.weight" in weights
+        self.head = weights.matrix("output.weight") if untied else self._embedding
+        self._norm = weights.vector("output_norm.weight")
+        factors = "rope_freqs.weight"
+        self._factors = weights.vector(factors) if factors in weights else None
+        self.layers = [
+            Layer(number, self.shape, weights, loras) for number in range(self.shape.n_layer)
+        ]
+        self._places = Places(self.compute, self.shape, PLACES, self._factors)
+        self._shared, self._spare = Buffers(self.compute), Buffers(self.compute)
+        self._states = Buffers(self.compute)
+        self._tapes: dict[int, Buffers] = {}
+        self._feds: dict[int, Buffers] = {}
+
+    @property
+    def lowest(self) -> int:
+        """The first block with an adapter; everything below is frozen."""
+        trained = (layer.number for layer in self.layers if layer.is_trained)
+        return min(trained, default=self.shape.n_layer)
+
+    def keep_within(self, n_bytes: int, lengths: Sequence[int]) -> Kept:
+        """Spend at most `n_bytes`, beyond what a step needs anyway, on speed; 0 gives all back.
+
+        `lengths`: tokens of each text of the largest row to come. What is kept changes no bit of
+        tapes, and the last bits of sums where a matrix was unpacked in several tiles before.
+        """
+        trained = self.layers[self.lowest :]
+        kept = choose(n_bytes, trained, self.head, self.shape, lengths)
+        self._tapes = {number: Buffers(self.compute) for number in kept.tapes}
+        self._feds = {number: Buffers(self.compute) for number in kept.feds}
+        wanted = set(kept.matrices)
+        matrices = [linear.weight for layer in self.layers for linear in layer.linears.values()]
+        for matrix in [*matrices, self.head]:
+            if matrix.name in wanted:
+                matrix.keep()
+            else:
+                matrix.forget()
+        return kept
+
+    def embed(self, tokens: NDArray[np.int64]) -> Array:
+        """(T, n_embd)."""
+        rows = self._embedding.rows(tokens)
+        rows *= self.shape.embedding_scale
+        return rows
+
+    def blocks(self, batch: Batch, first: int = 0, start: Array | None = None) -> Iterator[Array]:
+        """Hidden states (T, n_embd) that enter block `first` and each after it, then those that
+        leave the last. Each is valid until two more were taken."""
+        x = self.embed(batch.tokens) if start is None else start
+        yield x
+        run = self._run(self._row(batch), None)
+        for layer in self.layers[first:]:
+            out = self._states.take(f"walk{layer.number % 2}", *x.shape)
+            layer.forward(x, out, run)
+            x = out
+            yield x
+
+    def states(self, batch: Batch, until: int | None = None) -> Array:
+        """Hidden states that enter block `until`, all blocks when None."""
+        last = self.shape.n_layer if until is None else until
+        for number, x in enumerate(self.blocks(batch)):
+            if number == last:
+                return x.copy()
+        raise ValueError(f"until is {until}, but there are {self.shape.n_layer} blocks")
+
+    def evaluate(self, batch: Batch, start: Array | None = None) -> HeadResult:
+        """Losses at the supervised positions. `start`: states that enter block `lowest`."""
+        first = self.lowest if start is not None else 0
+        for x in self.blocks(batch, first, start):  # noqa: B007 - the last one is wanted
+            pass
+        supervised = batch.supervised
+        normed, _ = self._normed(x[self.compute.xp.asarray(supervised)])
+        targets = batch.targets[supervised]
+        return cross_entropy(self.head, normed, targets, self._spare, with_gradient=False)
+
+    def logits(self, batch: Batch) -> Array:
+        """(T, n_vocab), to compare with llama.cpp; training never makes so many at once."""
+        normed, _ = self._normed(self.states(batch))
+        out = self.compute.empty(len(normed), self.head.n_out)
+        self.head.forward(normed, out)
+        return out
+
+    def step(
+        self,
+        batch: Batch,
+        weight: float,
+        start: Array | None = None,
+        *,
+        keep_tapes: bool | None = None,
+        dropout_seed: int = 0,
+    ) -> HeadResult:
+        """Add the gradients of weight * (sum of losses) to the adapters and return the losses.
+
+        `keep_tapes`: of all blocks, or of none; None: as `keep_within` decided. `dropout_seed`:
+        with lora_dropout, another number for every micro-batch of a run; the same, the same masks.
+        """
+        layers, row = self.layers[self.lowest :], self._row(batch)
+        dropout = Dropout(self.compute, dropout_seed, self._spare)
+        runs = [self._run(row, dropout, layer.number, keep_tapes) for layer in layers]
+        inputs = self._forward_trained(batch, start, layers, runs)
+        d, result = self._head_backward(inputs[-1], batch, weight)
+        newest = True
+        for layer, run, x in zip(layers[::-1], runs[::-1], inputs[-2::-1], strict=True):
+            is_shared = run.tape is self._shared
+            if is_shared and not newest:
+                layer.again(x, run, is_fed_kept=run.fed is not self._shared)
+            layer.backward(x, d, run, is_product_ready=is_shared or newest)
+            newest = False
+        return result
+
+    def _forward_trained(
+        self, batch: Batch, start: Array | None, layers: list[Layer], runs: list[Run]
+    ) -> list[Array]:
+        """The states that enter each block, then those that leave the last."""
+        first = start if start is not None else self.states(batch, self.lowest)
+        size = len(batch.tokens), self.shape.n_embd
+        inputs = [self._states.take(f"input{n}", *size) for n in range(len(layers) + 1)]
+        inputs[0][:] = first
+        for number, (layer, run) in enumerate(zip(layers, runs, strict=True)):
+            layer.forward(inputs[number], inputs[number + 1], run)
+        return inputs
+
+    def _head_backward(self, x: Array, batch: Batch, weight: float) -> tuple[Array, HeadResult]:
+        """(the gradient of x, the losses)."""
+        supervised = batch.supervised
+        places = self.compute.xp.asarray(supervised)
+        chosen = x[places]
+        normed, inverse = self._normed(chosen)
+        result = cross_entropy(self.head, normed, batch.targets[supervised], self._spare)
+        d_normed = result.gradient * self.compute.dtype.type(weight)
+        rms_norm_backward(self.compute, chosen, self._norm, inverse, d_normed, None)
+        d = self._states.take("gradient", *x.shape)
+        d[:] = 0
+        d[places] = d_normed
+        return d, result
+
+    def _normed(self, x: Array) -> tuple[Array, Array]:
+        """Through the last norm; 1 / rms for the way back."""
+        out, inverse = self.compute.empty(*x.shape), self.compute.empty(len(x), 1)
+        rms_norm(self.compute, x, self._norm, self.shape.norm_epsilon, out, inverse)
+        return out, inverse
+
+    def _row(self, batch: Batch) -> Row:
+        longest = max(batch.lengths)
+        if longest > self._places.longest:
+            n = -(-longest // PLACES) * PLACES
+            self._places = Places(self.compute, self.shape, n, self._factors)
+        return Row(batch.lengths, self.shape, self._places)
+
+    def _run(
+        self,
+        row: Row,
+        dropout: Dropout | None,
+        number: int | None = None,
+        keep_tapes: bool | None = None,
+    ) -> Run:
+        """On the shared tape, unless block `number` has one of its own."""
+        tape, fed = self._shared, self._shared
+        if number is not None:
+            if keep_tapes:
+                self._tapes.setdefault(number, Buffers(self.compute))
+            if keep_tapes is not False:
+                tape = self._tapes.get(number, self._shared)
+            fed = self._feds.get(number, tape) if tape is self._shared else tape
+        return Run(row, tape, fed, self._spare, dropout)

@@ -1,0 +1,213 @@
+"""Which blocks get an adapter: as the user says, or the best of a few short trials.
+
+Why it exists: a run costs in proportion to how far down its lowest block lies, and how many blocks
+a lesson needs is not known before. `auto` trains the top 2, 4, 8 and all blocks for the same
+predicted work each and takes the one with the lowest validation loss. The work is counted from the
+shape of the model and not by a clock, so the same run chooses the same on any day; a finished trial
+is written down, and a killed one is repeated. Block influence is reported beside it and not obeyed:
+in Gemma 3 270M the blocks of highest influence are 0, 1 and 5. Not here: training after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.trainer.decoder.decoder import Decoder
+from edge_agent.adapt.trainer.decoder.lora import LoraSettings, LoraWeight, new_loras, target_sizes
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
+from edge_agent.adapt.trainer.influence import block_influence
+from edge_agent.adapt.trainer.packed_samples import Material
+from edge_agent.adapt.trainer.packing import bins, epoch_order
+from edge_agent.adapt.trainer.run_directory import StateFiles
+from edge_agent.adapt.trainer.stored_states import PrefixFiller
+from edge_agent.adapt.trainer.training_loop import Desk
+from edge_agent.adapt.trainer.training_step import Learner
+from edge_agent.errors import UsageError
+from edge_agent.gguf.model_file import GgufFile
+
+AUTO_BLOCKS = (2, 4, 8)
+"""Top blocks that `auto` tries, beside all of them."""
+TRIAL_STEPS = 8
+"""Steps with all blocks; shallower trials take as many more as cost the same."""
+TRIAL_ROWS, TRIAL_VALIDATION_ROWS = 16, 6
+INFLUENCE_ROWS = 2
+TRAINED = 3.0
+"""Work of a trained block in forward passes: forward, the same again, and backward."""
+
+
+def parse_layers(text: str, n_layer: int) -> list[int] | None:
+    """Numbers of the blocks, ascending; None for `auto`. Raises UsageError.
+
+    >>> parse_layers("top:2", 6), parse_layers("4,1", 6), parse_layers("auto", 6)
+    ([4, 5], [1, 4], None)
+    """
+    kind, _, count = text.strip().partition(":")
+    if kind == "auto" and not count:
+        return None
+    if kind == "all" and not count:
+        return list(range(n_layer))
+    try:
+        found = top(int(count), n_layer) if kind == "top" else sorted(map(int, text.split(",")))
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found) or found[0] < 0 or found[-1] >= n_layer:
+        raise UsageError(
+            f"layers {text[:80]!r} cannot be",
+            f"the model has the blocks 0 to {n_layer - 1}",
+            "give auto, all, top:4, or numbers such as 10,11,14",
+        )
+    return found
+
+
+def top(count: int, n_layer: int) -> list[int]:
+    """Numbers of the highest blocks; [] when there are not so many."""
+    return list(range(n_layer - count, n_layer)) if 1 <= count <= n_layer else []
+
+
+def candidates(n_layer: int) -> list[int]:
+    """How many top blocks `auto` tries, fewest first."""
+    return [*(count for count in AUTO_BLOCKS if count < n_layer), n_layer]
+
+
+def lora_settings(settings: RunSettings, layers: Sequence[int]) -> LoraSettings:
+    return LoraSettings(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=tuple(settings.target_modules),
+        use_rslora=settings.use_rslora,
+        layers_to_transform=tuple(layers),
+    )
+
+
+def new_decoder(
+    weights: PackedWeights, settings: RunSettings, layers: Sequence[int]
+) -> tuple[Decoder, dict[str, LoraWeight]]:
+    """A decoder with fresh adapters in `layers`, and these. Raises UsageError."""
+    chosen = lora_settings(settings, layers)
+    try:
+        sizes = target_sizes(weights.gguf, chosen)
+    except ValueError as error:
+        raise UsageError("the adapter cannot be made", str(error), "") from error
+    loras = new_loras(sizes, chosen, settings.seed)
+    return Decoder(weights, loras), loras
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`layers`: how many top blocks; `seconds` as measured, for people only."""
+
+    layers: int
+    validation_loss: float
+    steps: int
+    seconds: float
+
+    def as_json(self) -> dict[str, float]:
+        return {
+            "layers": self.layers,
+            "validation_loss": self.validation_loss,
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+
+
+def trial_steps(count: int, n_layer: int, head_share: float) -> int:
+    """Steps of a trial of the top `count` blocks that cost as much as TRIAL_STEPS of all.
+
+    `head_share`: work of the head in a step, as a part of one block's forward pass.
+    """
+    return round(TRIAL_STEPS * _step_work(n_layer, head_share) / _step_work(count, head_share))
+
+
+def _step_work(count: int, head_share: float) -> float:
+    return count * TRAINED + head_share
+
+
+def best(trials: Sequence[Trial]) -> int:
+    """Top blocks of the trial with the lowest loss; of equal ones the fewest."""
+    return min(trials, key=lambda trial: (trial.validation_loss, trial.layers)).layers
+
+
+class Trials:
+    """Trains each candidate a little on some rows of the lesson and validates it on others."""
+
+    def __init__(
+        self,
+        weights: PackedWeights,
+        material: Material,
+        settings: RunSettings,
+        batch_tokens: int,
+        files: StateFiles,
+        desk: Desk,
+    ) -> None:
+        """`files`: for the states below each candidate's blocks, removed at the end."""
+        self._weights, self._settings, self._desk = weights, settings, desk
+        self._batch_tokens, self._files = batch_tokens, files
+        self._material, self._rows = _some(material, settings, batch_tokens)
+        self._identity = {"samples": self._material.sha256()}
+
+    def run(
+        self, counts: Sequence[int], done: Sequence[Trial], save: Callable[[list[Trial]], None]
+    ) -> list[Trial]:
+        """A trial of each count; those in `done` are not repeated. Raises StopAsked."""
+        found = [trial for trial in done if trial.layers in counts]
+        for count in counts:
+            if count not in {trial.layers for trial in found}:
+                found.append(self._one(count))
+                save(found)
+        self._files.remove()
+        return found
+
+    def influence(self) -> list[float]:
+        """Of every block, on a few rows."""
+        rows = self._rows[:INFLUENCE_ROWS]
+        decoder = Decoder(self._weights, {})
+        return block_influence(decoder, (self._material.batch(row)[0] for row in rows))
+
+    def _one(self, count: int) -> Trial:
+        began_s, desk = self._desk.monotonic(), self._desk
+        gguf, material = self._weights.gguf, self._material
+        steps = trial_steps(count, gguf.n_layer, head_share(gguf, material))
+        decoder, loras = new_decoder(self._weights, self._settings, top(count, gguf.n_layer))
+        material.prefix = None
+        PrefixFiller(self._files, material, self._batch_tokens, self._identity, desk).fill(decoder)
+        learner = Learner(decoder, loras, material, self._settings, steps)
+        for number in range(steps):
+            learner.step([self._rows[number % len(self._rows)]], number)
+            note = f"top {count} of {gguf.n_layer} blocks, step {number + 1} of {steps}"
+            desk.reporter.note(note)
+            desk.interlude.rest()
+        rows = validation_rows(material, self._batch_tokens)
+        score = learner.validate(rows, lambda _: desk.interlude.rest())
+        return Trial(count, score.loss, steps, desk.monotonic() - began_s)
+
+
+def _some(
+    material: Material, settings: RunSettings, batch_tokens: int
+) -> tuple[Material, list[list[int]]]:
+    """A small part of the material, and its rows to train on."""
+    train = [material.samples[n] for n in material.train]
+    rows = bins(train, batch_tokens, epoch_order(len(train), settings.seed, 0))[:TRIAL_ROWS]
+    held = validation_rows(material, batch_tokens)[:TRIAL_VALIDATION_ROWS]
+    chosen = [train[n] for row in rows for n in row]
+    numbers = iter(range(len(chosen)))
+    return (
+        Material(chosen, [material.samples[n] for row in held for n in row]),
+        [[next(numbers) for _ in row] for row in rows],
+    )
+
+
+def validation_rows(material: Material, batch_tokens: int) -> list[list[int]]:
+    """Packed rows of the samples to validate with, always the same."""
+    held = [material.samples[n] for n in material.validation]
+    first = len(material.train)
+    return [[first + n for n in row] for row in bins(held, batch_tokens, range(len(held)))]
+
+
+def head_share(gguf: GgufFile, material: Material) -> float:
+    """Work of the head, forward and backward, as a part of one block's forward pass."""
+    share = material.supervised(material.train) / material.tokens(material.train)
+    block = sum(t.n_elements for t in gguf.tensors if t.name.startswith("blk.0."))
+    return 2.0 * share * gguf.n_vocab * gguf.n_embd / block

@@ -1,0 +1,256 @@
+"""What a run will take, in bytes and in time, before it starts; and what to do if it does not fit.
+
+Flows in: an open model file, a lesson, settings, the memory that is there. Flows out: Planned for
+the front, Decisions for the manifest, or TrainingFailed that names settings which would fit. Bytes
+come from memory_estimate.py; time from a few real steps (timing.py). With `layers` auto the choice
+is the trainer's: what does not fit is not tried, and rows are made shorter before the run is
+refused. Not here: which blocks are best (layer_choice.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.adapt.messages import Planned, RunSettings
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
+from edge_agent.adapt.trainer.layer_choice import candidates, parse_layers, top
+from edge_agent.adapt.trainer.manifest import Decisions
+from edge_agent.adapt.trainer.memory_estimate import Footprint, row_sizes
+from edge_agent.adapt.trainer.preparation import Lesson
+from edge_agent.adapt.trainer.timing import Rates, calibrate
+from edge_agent.adapt.trainer.training_loop import Desk, Syllabus
+from edge_agent.errors import TrainingFailed
+from edge_agent.monitor.sensors.memory import meminfo
+
+AVAILABLE_SHARE = 0.5
+"""Of the memory that is available, when the user names no limit."""
+LEAST_BATCH_TOKENS = 64
+LEAST_STEPS, SHORT_ROW_TOKENS = 3, 128
+"""A short lesson gets shorter rows, until an epoch has so many steps or a row so few tokens: 24
+texts learned no end of turn in 16 long steps, and did in 36 (dev/LOG.md). Short rows cost more."""
+LESS_R = (8, 4, 2, 1)
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`proposals`: settings of which each alone would make it fit, in words."""
+
+    planned: Planned
+    decisions: Decisions
+    proposals: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises TrainingFailed when the run does not fit."""
+        if self.planned.fits:
+            return
+        parts = sorted(_own(self.planned.bytes).items(), key=lambda part: -part[1])
+        largest = ", ".join(f"{name} {n_bytes // MIB} MiB" for name, n_bytes in parts[:3])
+        hint = " or ".join(self.proposals) or "give it more memory, or take a smaller model"
+        raise TrainingFailed(
+            f"the run would take {self.planned.bytes['total'] / MIB:.0f} MiB of its own,"
+            f" {self.planned.memory_bytes / MIB:.0f} MiB are allowed",
+            largest,
+            hint,
+        )
+
+
+def _own(parts: dict[str, int]) -> dict[str, int]:
+    outside = ("weights_mapped", "prefix_store", "total")
+    return {name: n_bytes for name, n_bytes in parts.items() if name not in outside}
+
+
+class Planner:
+    """For one Start."""
+
+    def __init__(
+        self, weights: PackedWeights, lesson: Lesson, settings: RunSettings, desk: Desk
+    ) -> None:
+        self._weights, self._lesson, self._settings = weights, lesson, settings
+        self._desk = desk
+        self._n_layer = weights.gguf.n_layer
+        self._longest = max(map(len, lesson.material.samples))
+        self._limit = settings.memory_bytes or _half_of_available()
+        self._row_tokens = self._short_enough()
+
+    def plan(self) -> Plan:
+        """Raises UsageError for layers that cannot be, StopAsked."""
+        layers = parse_layers(self._settings.layers, self._n_layer)
+        if layers is not None:
+            return self._plan(layers, self._row_tokens)
+        for batch_tokens in self._batch_sizes():
+            counts = self._fitting(batch_tokens)
+            if counts:
+                return self._plan_auto(counts, batch_tokens)
+        return self._plan(top(candidates(self._n_layer)[0], self._n_layer), batch_tokens)
+
+    def plan_for(self, layers: Sequence[int], before: Decisions) -> Plan:
+        """Once `auto` has chosen; memory and rows stay as they were decided."""
+        self._limit = before.memory_bytes
+        plan = self._plan(layers, before.batch_tokens)
+        decisions = msgspec.structs.replace(plan.decisions, candidates=before.candidates)
+        return replace(plan, decisions=decisions)
+
+    def _batch_sizes(self) -> list[int]:
+        """As wanted, then ever shorter rows that still hold the longest text."""
+        sizes = [self._row_tokens]
+        while sizes[-1] // 2 >= max(LEAST_BATCH_TOKENS, self._longest):
+            sizes.append(sizes[-1] // 2)
+        return sizes
+
+    def _short_enough(self) -> int:
+        """Tokens of a row: as set, or fewer where an epoch would be less than LEAST_STEPS steps."""
+        material, tokens = self._lesson.material, self._settings.batch_tokens
+        train = [material.samples[n] for n in material.train]
+        while tokens // 2 >= max(SHORT_ROW_TOKENS, self._longest):
+            if len(Syllabus(train, self._settings, tokens).epoch(0)) >= LEAST_STEPS:
+                break
+            tokens //= 2
+        return tokens
+
+    def _fitting(self, batch_tokens: int) -> list[int]:
+        """How many top blocks could be trained with such rows."""
+        footprint = self._footprint(batch_tokens, self._settings)
+        return [n for n in candidates(self._n_layer)
+                if footprint.bytes_of(top(n, self._n_layer))["total"] <= self._limit]  # fmt: skip
+
+    def _footprint(self, batch_tokens: int, settings: RunSettings) -> Footprint:
+        sizes = row_sizes(self._lesson.material, batch_tokens)
+        n_threads = self._weights.compute.n_threads
+        return Footprint(self._weights.gguf, sizes, settings, n_threads)
+
+    # ---- one plan -----------------------------------------------------------------------------
+
+    def _plan(self, layers: Sequence[int], batch_tokens: int) -> Plan:
+        """Of these blocks, whether they fit or not."""
+        parts = self._footprint(batch_tokens, self._settings).bytes_of(layers)
+        fits = parts["total"] <= self._limit
+        rates = self._rates(layers, batch_tokens) if fits else None
+        planned = self._planned(parts, layers, batch_tokens, rates)
+        decisions = Decisions(batch_tokens, self._limit, 0, [], list(layers))
+        if fits:
+            return Plan(planned, decisions)
+        proposals = tuple(self._proposals(layers, batch_tokens))
+        notes = [*planned.notes, *(f"it would fit with {one}" for one in proposals)]
+        return Plan(msgspec.structs.replace(planned, notes=notes), decisions, proposals)
+
+    def _plan_auto(self, counts: Sequence[int], batch_tokens: int) -> Plan:
+        """Of the largest candidate, with a table of all."""
+        layers, names = top(counts[-1], self._n_layer), self._names(counts)
+        rates = [self._rates(top(n, self._n_layer), batch_tokens) for n in counts[:2]]
+        footprint = self._footprint(batch_tokens, self._settings)
+        choices = []
+        for count in candidates(self._n_layer):
+            total = footprint.bytes_of(top(count, self._n_layer))["total"]
+            epoch_s = self._epoch_s(_between(counts[:2], rates, count))
+            choices.append({"layers": count, "total_bytes": total, "epoch_s": epoch_s,
+                            "fits": float(total <= self._limit)})  # fmt: skip
+        parts = footprint.bytes_of(layers)
+        rate = _between(counts[:2], rates, counts[-1])
+        planned = self._planned(parts, layers, batch_tokens, rate)
+        notes = [*planned.notes, f"auto: short trials choose among {', '.join(names)}"]
+        return Plan(
+            msgspec.structs.replace(planned, choices=choices, notes=notes),
+            Decisions(batch_tokens, self._limit, 0, list(counts), []),
+        )
+
+    def _names(self, counts: Sequence[int]) -> list[str]:
+        return [f"top:{n}" if n < self._n_layer else "all" for n in counts]
+
+    def _planned(
+        self,
+        parts: dict[str, int],
+        layers: Sequence[int],
+        batch_tokens: int,
+        rates: Rates | None,
+    ) -> Planned:
+        material, notes = self._lesson.material, list(self._lesson.notes)
+        train = [material.samples[n] for n in material.train]
+        if batch_tokens < self._row_tokens:
+            notes.append(f"rows of {batch_tokens} tokens instead of more, so that it fits")
+        elif batch_tokens < self._settings.batch_tokens:
+            notes.append(f"rows of {batch_tokens} tokens: longer ones make too few steps an epoch")
+        has_prefix = rates is not None and min(layers) > 0
+        return Planned(
+            bytes=parts,
+            layers=list(layers),
+            n_train=len(train),
+            n_validation=len(material.validation),
+            n_tokens=material.tokens(material.train),
+            n_supervised=material.supervised(material.train),
+            steps_per_epoch=len(Syllabus(train, self._settings, batch_tokens).epoch(0)),
+            epoch_s=None if rates is None else self._epoch_s(rates),
+            rejected=self._lesson.rejected,
+            flagged=self._lesson.flagged,
+            fits=parts["total"] <= self._limit,
+            notes=notes,
+            memory_bytes=self._limit,
+            prefix_s=rates.prefix_s * material.n_tokens if rates and has_prefix else None,
+        )
+
+    def _epoch_s(self, rates: Rates) -> float:
+        material = self._lesson.material
+        train, held = material.tokens(material.train), material.tokens(material.validation)
+        return rates.step_s * train + rates.validate_s * held
+
+    def _rates(self, layers: Sequence[int], batch_tokens: int) -> Rates:
+        material, settings = self._lesson.material, self._settings
+        return calibrate(self._weights, material, settings, layers, batch_tokens, self._desk)
+
+    # ---- when it does not fit -----------------------------------------------------------------
+
+    def _proposals(self, layers: Sequence[int], batch_tokens: int) -> list[str]:
+        """Each alone would do; else all together, if that does."""
+        settings, found = self._settings, []
+        shorter = self._batch_sizes()[1:]
+        fewer = [n for n in reversed(candidates(self._n_layer)) if n < len(layers)]
+        less = [r for r in LESS_R if r < settings.r]
+        for size in shorter:
+            if self._total(layers, size, settings) <= self._limit:
+                found.append(f"batch_tokens {size}")
+                break
+        for count in fewer:
+            if self._total(top(count, self._n_layer), batch_tokens, settings) <= self._limit:
+                found.append(f"layers top:{count}")
+                break
+        for r in less:
+            if self._total(layers, batch_tokens, _with_r(settings, r)) <= self._limit:
+                found.append(f"r {r}")
+                break
+        return found or self._together(shorter, fewer, less)
+
+    def _together(
+        self, shorter: Sequence[int], fewer: Sequence[int], less: Sequence[int]
+    ) -> list[str]:
+        size = shorter[-1] if shorter else self._row_tokens
+        count = fewer[-1] if fewer else candidates(self._n_layer)[0]
+        r = less[-1] if less else self._settings.r
+        layers = top(count, self._n_layer)
+        if self._total(layers, size, _with_r(self._settings, r)) > self._limit:
+            return []
+        return [f"batch_tokens {size}, layers top:{count} and r {r} together"]
+
+    def _total(self, layers: Sequence[int], batch_tokens: int, settings: RunSettings) -> int:
+        return self._footprint(batch_tokens, settings).bytes_of(layers)["total"]
+
+
+def _with_r(settings: RunSettings, r: int) -> RunSettings:
+    return msgspec.structs.replace(settings, r=r)
+
+
+def _half_of_available() -> int:
+    fields, _ = meminfo(Path("/"))
+    return round(AVAILABLE_SHARE * fields.get("MemAvailable", 1 << 30))
+
+
+def _between(counts: Sequence[int], rates: Sequence[Rates], count: int) -> Rates:
+    """A line through the two that were measured: a step's time is linear in its blocks."""
+    if len(rates) == 1 or count == counts[0]:
+        return rates[0]
+    share = (count - counts[0]) / (counts[1] - counts[0])
+    one, two = astuple(rates[0]), astuple(rates[1])
+    return Rates(*(max(0.0, a + share * (b - a)) for a, b in zip(one, two, strict=True)))

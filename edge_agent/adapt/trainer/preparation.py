@@ -1,0 +1,145 @@
+"""From a file of rows to samples: read, audit, split, encode; and what they were made with.
+
+Flows in: the frozen data of a run and the model file. Flows out: `Lesson`, always the same for the
+same circumstances, and those circumstances for the manifest. The vocabulary is loaded for the
+encoding and freed again. Not here: what it will cost (plan.py), training.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import edge_agent
+from edge_agent.adapt.messages import RunSettings, Start
+from edge_agent.adapt.trainer import blas
+from edge_agent.adapt.trainer.audit import audit, verdict
+from edge_agent.adapt.trainer.blas import Blas
+from edge_agent.adapt.trainer.dataset import Row, Sample, encode_rows, read_rows, split
+from edge_agent.adapt.trainer.decoder import packed_weights
+from edge_agent.adapt.trainer.manifest import Circumstances
+from edge_agent.adapt.trainer.packed_samples import Material
+from edge_agent.adapt.trainer.run_directory import sha256
+from edge_agent.engine.loading import check_sha256
+from edge_agent.errors import DataRefused, TrainingFailed, UsageError
+from edge_agent.llama.binding import build_name
+from edge_agent.prompt.training_sequence import vocabulary_only
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """`flagged`: the audit's findings as Planned has them; `rejected`: rows left out, by reason."""
+
+    material: Material
+    chats: dict[str, list[Any]]
+    """split.json: the messages of the rows to train on and to validate with."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    flagged: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(data: Path, model: Path, settings: RunSettings) -> Lesson:
+    """Raises DataRefused, ModelFormatError, RequestError and TemplateError."""
+    rows, rejected, notes = read_rows(data), {}, []
+    flagged: list[dict[str, Any]] = []
+    if settings.audit:
+        findings = audit(rows)
+        judged = verdict(findings, len(rows))
+        judged.check()
+        flagged = [asdict(finding) for finding in findings]
+        rows = [row for row in rows if row.number not in judged.rows]
+        if judged.rows:
+            rejected["flagged"] = len(judged.rows)
+    else:
+        notes.append("the data was not audited")
+    train_rows, validation_rows = split(rows, settings.validation_share)
+    limit = min(settings.max_length, settings.batch_tokens)
+    with vocabulary_only(model) as prompts:
+        train, too_long = encode_rows(train_rows, prompts, limit)
+        validation, too_long_too = encode_rows(validation_rows, prompts, limit)
+    for reason, count in (*too_long.items(), *too_long_too.items()):
+        rejected[reason] = rejected.get(reason, 0) + count
+    if not train:
+        raise DataRefused(
+            f"there is nothing to learn in {data.name}",
+            f"all rows were left out: {rejected}",
+            f"allow longer texts than {limit} tokens, or give shorter ones",
+        )
+    if not validation:
+        notes.append("no row is kept back to validate with: every epoch is trained")
+    chats = {"train": _chats(train_rows, train), "validation": _chats(validation_rows, validation)}
+    return Lesson(Material(train, validation), chats, rejected, flagged, notes)
+
+
+def _chats(rows: list[Row], samples: list[Sample]) -> list[Any]:
+    """Of the rows that became samples."""
+    kept = {sample.row for sample in samples}
+    return [msgspec.to_builtins(row.messages) for row in rows if row.number in kept]
+
+
+def check_settings(settings: RunSettings) -> None:
+    """Raises UsageError for a number that cannot be."""
+    checks = {
+        "r": 1 <= settings.r <= 512,
+        "lora_alpha": 0 < settings.lora_alpha <= 65536,
+        "lora_dropout": 0 <= settings.lora_dropout < 1,
+        "learning_rate": 0 < settings.learning_rate <= 10,
+        "weight_decay": 0 <= settings.weight_decay < 100,
+        "warmup_ratio": 0 <= settings.warmup_ratio <= 1,
+        "max_grad_norm": settings.max_grad_norm >= 0,
+        "epochs": 1 <= settings.epochs <= 10_000,
+        "patience": settings.patience >= 1,
+        "max_length": settings.max_length >= 2,
+        "batch_tokens": settings.batch_tokens >= 2,
+        "gradient_accumulation_steps": 1 <= settings.gradient_accumulation_steps <= 1 << 20,
+        "validation_share": 0 <= settings.validation_share <= 0.9,
+        "checkpoint_steps": settings.checkpoint_steps >= 1,
+        "seed": 0 <= settings.seed < 1 << 63,
+        "hours": settings.hours is None or settings.hours > 0,
+        "target_modules": bool(settings.target_modules),
+    }
+    wrong = [f"{name} is {getattr(settings, name)}" for name, is_right in checks.items()
+             if not is_right]  # fmt: skip
+    if wrong:
+        raise UsageError("the settings cannot be used", "; ".join(wrong), "leave them out")
+
+
+def circumstances(start: Start, data: Path, n_threads: int) -> Circumstances:
+    """Of this process and these files, the samples' SHA-256 still left out.
+
+    Raises ModelCorrupt, ModelFormatError, TrainingFailed.
+    """
+    check_sha256(Path(start.model_path), start.model_sha256)
+    library = blas.loaded()
+    if library.n_threads not in (None, n_threads):
+        raise TrainingFailed(
+            f"BLAS has {library.n_threads} threads", f"{n_threads} were wanted: {library}", ""
+        )
+    return Circumstances(
+        model_sha256=start.model_sha256,
+        data_sha256=sha256(data),
+        samples_sha256="",
+        settings=start.settings,
+        n_threads=n_threads,
+        tile_bytes=packed_weights.TILE_BYTES,
+        head_tile_bytes=packed_weights.HEAD_TILE_BYTES,
+        software=_software(library),
+    )
+
+
+def _software(library: Blas) -> dict[str, str]:
+    """Everything that computes a bit of the adapter."""
+    return {
+        "edge_agent": edge_agent.__version__,
+        "numpy": metadata.version("numpy"),
+        "blas": library.description,
+        "blas_variables": blas.settings(os.environ),
+        "llama": build_name(),
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,266 @@
+"""One run from its Start to its adapter: prepare, plan, choose blocks, store the prefix, train.
+
+Flows in: Start, orders, a reporter. Flows out: the run directory filled, and the last record of the
+process: Finished, Planned (when only a plan was asked for) or Stopped. What a killed run left is
+used again: finished trials, stored states, the newest whole checkpoint. Not here: each of these
+(preparation, plan, layer_choice, prefix, epochs), the socket (process.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edge_agent import atomic_file
+from edge_agent.adapt.messages import Finished, FromTrainer, Start, Stopped
+from edge_agent.adapt.trainer import heap, manifest
+from edge_agent.adapt.trainer.checkpoint import Checkpoints
+from edge_agent.adapt.trainer.decoder.compute import blas_threads
+from edge_agent.adapt.trainer.decoder.lora import LoraWeight, parameters
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
+from edge_agent.adapt.trainer.interlude import Interlude
+from edge_agent.adapt.trainer.layer_choice import Trial, Trials, best, new_decoder, validation_rows
+from edge_agent.adapt.trainer.manifest import FREE_SETTINGS, Circumstances, Decisions, Manifest
+from edge_agent.adapt.trainer.pauses import Orders, StopAsked
+from edge_agent.adapt.trainer.plan import Planner
+from edge_agent.adapt.trainer.preparation import Lesson, check_settings, circumstances, prepare
+from edge_agent.adapt.trainer.reporter import Reporter
+from edge_agent.adapt.trainer.run_directory import RunDirectory, read_json, sha256, write_json
+from edge_agent.adapt.trainer.run_log import RunLog
+from edge_agent.adapt.trainer.stored_states import PrefixFiller
+from edge_agent.adapt.trainer.training_loop import Course, Desk, Epochs, Syllabus
+from edge_agent.adapt.trainer.training_step import Learner
+from edge_agent.errors import TrainingFailed
+from edge_agent.gguf.adapter_file import AdapterHeader, write_adapter
+from edge_agent.gguf.base_identity import identify_base
+
+WITHOUT_VALIDATION = 4
+"""Top blocks that `auto` takes when there is nothing to compare trials with."""
+
+Result = TypeVar("Result")
+
+
+def carry_out(
+    start: Start,
+    orders: Orders,
+    reporter: Reporter,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> FromTrainer:
+    """The last record of the run. Raises every error of its parts."""
+    check_settings(start.settings)
+    directory = RunDirectory(Path(start.run_dir))
+    log = RunLog(directory.log)
+    desk = Desk(Interlude(orders, reporter), reporter, log, monotonic)
+    try:
+        return _Run(start, directory, desk).carry_out()
+    except StopAsked:
+        return Stopped(reporter.latest.step)
+    finally:
+        log.close()
+        directory.close()
+
+
+class _Run:
+    """`began`: the manifest of a run that is resumed."""
+
+    def __init__(self, start: Start, directory: RunDirectory, desk: Desk) -> None:
+        self._start, self._directory, self._desk = start, directory, desk
+        self._settings = start.settings
+        self._began = None if start.plan_only else manifest.read(directory.manifest)
+        self._trials: list[Trial] = []
+        self._influence: list[float] = []
+
+    def carry_out(self) -> FromTrainer:
+        if self._began is not None:
+            if not self._start.resume:
+                raise TrainingFailed(
+                    f"{self._directory.path} holds a run already",
+                    "it has a manifest",
+                    "resume it, or give the new run another name",
+                )
+            found = self._finished_before(self._began)
+            if found is not None:
+                return found
+        lesson, now = self._prepared()
+        weights = PackedWeights(Path(self._start.model_path), n_threads=now.n_threads)
+        heap.give_back()
+        if self._start.plan_only:
+            return Planner(weights, lesson, self._settings, self._desk).plan().planned
+        decided = self._decided(weights, lesson, now)
+        decided = self._with_layers(weights, lesson, decided)
+        return self._trained(weights, lesson, decided)
+
+    # ---- before training ----------------------------------------------------------------------
+
+    def _finished_before(self, began: Manifest) -> Finished | None:
+        """The result of a run that had ended, if its adapter is still the one it wrote."""
+        try:
+            found = msgspec.json.decode(self._directory.result.read_bytes(), type=Finished)
+            is_whole = sha256(self._directory.adapter) == found.adapter_sha256
+        except (OSError, msgspec.DecodeError):
+            return None
+        if not is_whole:
+            return None
+        path = str(self._directory.adapter)
+        return msgspec.structs.replace(found, adapter_path=path, was_finished=True)
+
+    def _prepared(self) -> tuple[Lesson, Circumstances]:
+        """The samples and what they are learned with; the same as at the beginning, or an error."""
+        start, directory, began = self._start, self._directory, self._began
+        self._desk.reporter.progress(phase="prepare", note="reading the data")
+        if began is not None:
+            # Audited or not, the samples were chosen then.
+            audit = began.circumstances.settings.audit
+            self._settings = msgspec.structs.replace(self._settings, audit=audit)
+        elif not start.plan_only:
+            self._persist(lambda: directory.freeze_data(Path(start.data_path)))
+        data = Path(start.data_path) if start.plan_only else directory.data
+        now = circumstances(start, data, blas_threads())
+        if began is not None:
+            samples = began.circumstances.samples_sha256
+            now = msgspec.structs.replace(now, samples_sha256=samples)
+            manifest.check_same(start.name, began.circumstances, now)
+        lesson = prepare(data, Path(start.model_path), self._settings)
+        now = msgspec.structs.replace(now, samples_sha256=lesson.material.sha256())
+        if began is not None:
+            manifest.check_same(start.name, began.circumstances, now)
+        self._desk.interlude.rest()
+        return lesson, now
+
+    def _decided(self, weights: PackedWeights, lesson: Lesson, now: Circumstances) -> Manifest:
+        """The manifest, written and told. Raises TrainingFailed when memory does not suffice."""
+        if self._began is not None:
+            self._desk.reporter.tell(self._began.planned)
+            return self._began
+        plan = Planner(weights, lesson, self._settings, self._desk).plan()
+        self._desk.reporter.tell(plan.planned)
+        plan.check()
+        decided = Manifest(self._start.name, self._start.model, now, plan.decisions, plan.planned)
+        self._persist(lambda: write_json(self._directory.split, lesson.chats))
+        self._persist(lambda: manifest.write(self._directory.manifest, decided))
+        return decided
+
+    def _with_layers(self, weights: PackedWeights, lesson: Lesson, decided: Manifest) -> Manifest:
+        """The same with the blocks that `auto` has chosen."""
+        decisions, directory = decided.decisions, self._directory
+        self._influence = read_json(directory.trials).get("influence", [])
+        if not decisions.candidates:
+            return decided
+        self._trials = [Trial(**one) for one in read_json(directory.trials).get("trials", [])]
+        if decisions.layers:
+            return decided
+        count = self._chosen(weights, lesson, decisions)
+        layers = list(range(weights.gguf.n_layer - count, weights.gguf.n_layer))
+        plan = Planner(weights, lesson, self._settings, self._desk).plan_for(layers, decisions)
+        self._desk.reporter.tell(plan.planned)
+        decided = msgspec.structs.replace(decided, decisions=plan.decisions, planned=plan.planned)
+        self._persist(lambda: manifest.write(directory.manifest, decided))
+        return decided
+
+    def _chosen(self, weights: PackedWeights, lesson: Lesson, decisions: Decisions) -> int:
+        """How many top blocks. Raises StopAsked."""
+        counts, path = decisions.candidates, self._directory.trials
+        if len(counts) == 1 or not lesson.material.validation:
+            return max(count for count in counts if count <= max(WITHOUT_VALIDATION, counts[0]))
+        self._desk.reporter.progress(phase="trial", note="")
+        trials = Trials(
+            weights,
+            lesson.material,
+            self._settings,
+            decisions.batch_tokens,
+            self._directory.trial_prefix,
+            self._desk,
+        )
+        if not self._influence:
+            self._influence = trials.influence()
+
+        def save(done: list[Trial]) -> None:
+            document = {"influence": self._influence, "trials": [one.as_json() for one in done]}
+            self._persist(lambda: write_json(path, document))
+
+        self._trials = trials.run(counts, self._trials, save)
+        return best(self._trials)
+
+    # ---- training -----------------------------------------------------------------------------
+
+    def _trained(self, weights: PackedWeights, lesson: Lesson, decided: Manifest) -> Finished:
+        settings, decisions = self._settings, decided.decisions
+        material, batch_tokens = lesson.material, decisions.batch_tokens
+        decoder, loras = new_decoder(weights, settings, decisions.layers)
+        self._desk.reporter.progress(phase="prefix", note="")
+        identity = {"circumstances": msgspec.to_builtins(decided.circumstances)}
+        PrefixFiller(self._directory.prefix, material, batch_tokens, identity, self._desk).fill(
+            decoder
+        )
+        train = [material.samples[n] for n in material.train]
+        syllabus = Syllabus(train, settings, batch_tokens)
+        learner = Learner(decoder, loras, material, settings, syllabus.n_steps())
+        epochs = Epochs(
+            learner,
+            syllabus,
+            validation_rows(material, batch_tokens),
+            settings,
+            Checkpoints(self._directory.checkpoints),
+            self._desk,
+        )
+        epochs.restore()
+        course = epochs.run()
+        for name, value, _ in parameters(loras):
+            value[:] = epochs.best[name]
+        return self._finished(weights, loras, course, decided)
+
+    def _finished(
+        self,
+        weights: PackedWeights,
+        loras: dict[str, LoraWeight],
+        course: Course,
+        decided: Manifest,
+    ) -> Finished:
+        """Write the adapter, then the result; the stored states are of no more use."""
+        self._desk.reporter.progress(phase="save", note="writing the adapter")
+        header = self._header(weights, course, decided)
+        path = self._directory.adapter
+        digest = self._persist(lambda: write_adapter(path, loras, header))
+        finished = Finished(
+            adapter_path=str(path),
+            adapter_sha256=digest,
+            layers=decided.decisions.layers,
+            losses=course.losses,
+            tok_s=course.tok_s,
+            train_s=course.train_s,
+            steps=course.step,
+            peak_rss_anon_bytes=max(self._desk.reporter.peak_bytes, course.peak_bytes),
+            influence=self._influence,
+            trials=[trial.as_json() for trial in self._trials],
+            validation_before=course.before,
+            best_epoch=course.best_epoch,
+            ended=course.ended,
+        )
+        encoded = msgspec.json.format(msgspec.json.encode(finished), indent=1)
+        self._persist(lambda: atomic_file.write(self._directory.result, encoded + b"\n"))
+        self._directory.prefix.remove()
+        return finished
+
+    def _header(self, weights: PackedWeights, course: Course, decided: Manifest) -> AdapterHeader:
+        """Nothing in it depends on the hour or on how often the run was interrupted."""
+        settings: dict[str, Any] = msgspec.to_builtins(decided.circumstances.settings)
+        frozen = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
+        scores = {
+            "losses": course.losses,
+            "validation_before": course.before,
+            "best_epoch": course.best_epoch,
+        }
+        return AdapterHeader(
+            self._start.name,
+            weights.gguf.architecture,
+            identify_base(weights.gguf, decided.circumstances.model_sha256),
+            {**frozen, "layers": decided.decisions.layers},
+            scores,
+        )
+
+    def _persist(self, write: Callable[[], Result]) -> Result:
+        return self._desk.interlude.persist(write)

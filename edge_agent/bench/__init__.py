@@ -1,0 +1,1 @@
+"""Benchmarks: trials, their document, tables and reports."""

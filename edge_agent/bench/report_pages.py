@@ -1,0 +1,70 @@
+"""A report as one HTML file: styles and pictures inside, no script, nothing fetched.
+
+Flows in: a Report and the style sheet. Flows out: text. Every word that came from a document is
+escaped, and a policy in the page forbids scripts and requests besides. Not here: what stands in it
+(report.py), the pictures (svg_chart.py).
+"""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+from edge_agent import __version__
+from edge_agent.bench.report import NOT_MEASURED, Report, Section, Table
+
+STYLE = Path(__file__).with_name("report.css")
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def html(report: Report, style: str) -> str:
+    """`style` is the text of report.css."""
+    title = escape(report.title)
+    facts = "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in report.facts)
+    body = "".join(_section(section) for section in report.sections)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{style}</style></head><body>"
+        f"<header><h1>{title}</h1><p>Made {escape(report.made_at)} by edge-agent {__version__}.</p>"
+        f"<dl>{facts}</dl></header><main>{body}{_raw(report)}</main></body></html>\n"
+    )
+
+
+def _section(section: Section) -> str:
+    parts = [f"<section><h2>{escape(section.title)}</h2>"]
+    parts += [f"<p>{escape(text)}</p>" for text in section.text]
+    parts += [_table(table) for table in section.tables]
+    parts += [f"<figure>{_captioned(chart)}</figure>" for chart in section.charts if chart]
+    return "".join(parts) + "</section>"
+
+
+def _captioned(chart: str) -> str:
+    """The picture's own title as its visible caption."""
+    caption = chart.partition("<title>")[2].partition("</title>")[0]
+    return f"<figcaption>{caption}</figcaption>{chart}"
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.headers)
+    rows = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in table.rows)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.caption)}">'
+        f"<table><caption>{escape(table.caption)}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>" + (f"<ul>{notes}</ul>" if notes else "")
+    )
+
+
+def _cell(text: str) -> str:
+    kind = ' class="none"' if text in (NOT_MEASURED, "not told", "-") else ""
+    return f"<td{kind}>{escape(text)}</td>"
+
+
+def _raw(report: Report) -> str:
+    """Every document as it is, for whoever wants to compute something else."""
+    text = "\n".join(json.dumps(one, ensure_ascii=False) for one in report.documents)
+    summary = f"<summary>All figures: {len(report.documents)} documents, one JSON a line</summary>"
+    return f"<details>{summary}<pre>{escape(text)}</pre></details>"

@@ -1,0 +1,239 @@
+"""The chat loop: reads entries, streams answers, and does the files a conversation asks for.
+
+Flows in: lines (prompt_toolkit on a terminal, plain lines from a pipe) and the daemon's pieces of
+text. Flows out: the answer on stdout, everything else on stderr. Ctrl-C during an answer closes its
+HTTP stream, which frees the slot, and keeps what had come; a daemon error ends the answer and not
+the chat. Not here: what a line means (conversation.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from edge_agent import atomic_file
+from edge_agent.cli.conversation import (
+    Action,
+    Ask,
+    ChatState,
+    Complain,
+    Judge,
+    Leave,
+    Load,
+    Save,
+    Say,
+    answered,
+    document,
+    from_document,
+    handle,
+)
+from edge_agent.cli.terminal import Terminal
+from edge_agent.cli.timing_block import load_s_since, ready_worker, timing_block
+from edge_agent.client.connection import Client, Ending
+from edge_agent.errors import EdgeAgentError, TemplateError, UsageError
+
+QUOTES = '"""'
+MAX_SAVED_BYTES = 16 * 1024 * 1024
+LEAVE_HINT = "(/bye or Ctrl-D leaves; /help lists the commands)"
+ReadLine = Callable[[str], str]
+"""Prompt in, line without its newline out. Raises EOFError at the end, KeyboardInterrupt."""
+
+
+@dataclass(frozen=True)
+class ChatSession:
+    """One chat. `read_line` is where entries come from; `state_dir` holds saved conversations."""
+
+    client: Client
+    terminal: Terminal
+    state_dir: Path
+    read_line: ReadLine
+    is_interactive: bool
+
+    def run(self, state: ChatState) -> int:
+        """Until /bye or the end of input. Ctrl-C ends a chat whose entries come from a pipe."""
+        while True:
+            try:
+                state, actions = handle(state, read_entry(self.read_line))
+                for action in actions:
+                    if isinstance(action, Leave):
+                        return 0
+                    state = self._do(state, action)
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:
+                if not self.is_interactive:
+                    raise
+                self.terminal.note(LEAVE_HINT)
+
+    def _do(self, state: ChatState, action: Action) -> ChatState:
+        try:
+            if isinstance(action, Ask):
+                return self._ask(state)
+            if isinstance(action, Save):
+                self.terminal.note(f"saved to {save(state, action.target, self.state_dir)}")
+            elif isinstance(action, Load):
+                state = load(action.target, self.state_dir)
+                self.terminal.note(f"{len(state.turns)} turns loaded")
+            elif isinstance(action, Judge):
+                kept = self.client.post("/v1/feedback", state.feedback(action))
+                self.terminal.note(f"kept as feedback {kept['id']}, for the next lesson")
+            elif isinstance(action, Say):
+                self.terminal.note(action.text)
+            elif isinstance(action, Complain):
+                self.terminal.error(UsageError(action.what, "", action.hint))
+        except EdgeAgentError as error:
+            self.terminal.error(error)
+        return state
+
+    def _ask(self, state: ChatState) -> ChatState:
+        """Streams one answer; what came before a stop or an error stays, marked as cut."""
+        pieces: list[str] = []
+        verbose = state.settings.verbose
+        worker = ready_worker(self.client) if verbose else None
+        started = time.monotonic()
+        try:
+            ending = self._stream(state, pieces)
+            if verbose:
+                total_s = time.monotonic() - started
+                lines = timing_block(ending, total_s, load_s_since(self.client, worker))
+                self.terminal.faint("\n".join(lines))
+            elif ending.finish_reason == "length":
+                self.terminal.faint("(cut at the token limit; /set max_tokens N raises it)")
+            cut = ending.finish_reason == "length"
+            return answered(state, "".join(pieces), cut=cut, response_id=ending.id)
+        except KeyboardInterrupt:
+            if not self.is_interactive:
+                raise
+            self.terminal.line()
+            self.terminal.faint("(stopped)")
+        except EdgeAgentError as error:
+            if pieces:
+                self.terminal.line()
+            self.terminal.error(_with_chat_hint(error, state.model))
+        return answered(state, "".join(pieces), cut=True)
+
+    def _stream(self, state: ChatState, pieces: list[str]) -> Ending:
+        stream = self.client.answer("/v1/chat/completions", state.request())
+        ending = Ending("", "", {}, {})
+        with closing(stream):
+            for piece in stream:
+                if isinstance(piece, Ending):
+                    ending = piece
+                    continue
+                pieces.append(piece)
+                self.terminal.write(piece)
+        self.terminal.line()
+        return ending
+
+
+def read_entry(read_line: ReadLine) -> str:
+    """One entry: a line, or the lines between two triple quotes. Raises what `read_line` does.
+
+    >>> lines = iter(['\"\"\"one', 'two\"\"\"'])
+    >>> read_entry(lambda prompt: next(lines))
+    'one\\ntwo'
+    """
+    entry = read_line(">>> ")
+    while entry.count(QUOTES) % 2:
+        entry += "\n" + read_line("... ")
+    whole = entry.strip()
+    if whole.startswith(QUOTES) and whole.endswith(QUOTES) and len(whole) >= 2 * len(QUOTES):
+        return whole[len(QUOTES) : -len(QUOTES)].strip("\n")
+    return entry
+
+
+def plain_lines(stdin: TextIO) -> ReadLine:
+    """Lines of a pipe; no prompt is printed, so stdout holds answers only."""
+
+    def read_line(_: str) -> str:
+        line = stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+    return read_line
+
+
+def edited_lines(history_file: Path) -> ReadLine:
+    """A line editor with history, Alt-Enter for a new line. The history file is 0600.
+
+    A state directory of somebody else (the service's) gives a history for this chat only.
+    """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    history: History = InMemoryHistory()
+    if make_private(history_file):
+        history = FileHistory(str(history_file))
+    session: PromptSession[str] = PromptSession(history=history, key_bindings=keys)
+    return lambda prompt: session.prompt(prompt)
+
+
+def make_private(path: Path) -> bool:
+    """Create `path` with mode 0600, or narrow it to that. False when it cannot be."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def saved_path(target: str, state_dir: Path) -> Path:
+    """`monday` is STATE/chats/monday.json; anything with a slash or a suffix is a path."""
+    if "/" in target or target.endswith(".json") or target.startswith("~"):
+        return Path(target).expanduser()
+    return state_dir / "chats" / f"{target}.json"
+
+
+def save(state: ChatState, target: str, state_dir: Path) -> Path:
+    """Write the conversation, whole or not at all. Raises UsageError."""
+    path = saved_path(target, state_dir)
+    data = json.dumps(document(state), ensure_ascii=False, indent=2).encode("utf-8", "replace")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        atomic_file.write(path, data + b"\n", 0o600)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write {path}", str(error), "give another path") from error
+    return path
+
+
+def load(target: str, state_dir: Path) -> ChatState:
+    """A saved conversation. Raises UsageError."""
+    path = saved_path(target, state_dir)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SAVED_BYTES + 1)
+        if len(data) > MAX_SAVED_BYTES:
+            raise ValueError(f"it is longer than {MAX_SAVED_BYTES} bytes")
+        return from_document(json.loads(data))
+    except UsageError as error:
+        raise UsageError(f"cannot load {path}", str(error), error.hint) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot load {path}", str(error), "`/save NAME` writes one") from error
+
+
+def _with_chat_hint(error: EdgeAgentError, model: str | None) -> EdgeAgentError:
+    if not isinstance(error, TemplateError):
+        return error
+    name = model or "MODEL"
+    hint = f"a base model completes text: edge-agent run --raw {name} 'Once upon a time'"
+    return TemplateError(error.what, error.why, hint)

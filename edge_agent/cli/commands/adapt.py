@@ -1,0 +1,389 @@
+"""adapt run, plan, resume, pause, status: teach a model on this device.
+
+Flows in: JSONL, or what users corrected, and settings. Flows out: progress, a table or one JSON
+document. Not here: where the lesson takes place (client/lessons.py), adapters (adapters.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_agent.cli.commands.serve import parse_size
+from edge_agent.cli.options import Options, add_command, command_group, complete_model
+from edge_agent.cli.terminal import Progress, Terminal, duration_text, size_text
+from edge_agent.client.daemon_socket import find_daemon
+from edge_agent.errors import TrainingFailed, error_from_code
+
+if TYPE_CHECKING:
+    from edge_agent.client.lessons import Lesson
+
+HELP = "Teach a model on this device, beside the answers it gives."
+FEEDBACK = "feedback"
+NIGHT_S = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LessonOptions(Options):
+    """What to learn and how. None: the default of adapt/messages.py's RunSettings."""
+
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="FILE|feedback",
+            help='JSONL ({"instruction","input","output"} or {"messages"} a line), or what users'
+            " corrected.",
+        ),
+    ]
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the adapter.")]
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Model to teach [the only one].", autocompletion=complete_model
+        ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of its own it may take: 400M [half of the free]."
+        ),
+    ] = None
+    hours: Annotated[
+        float | None, typer.Option(min=0.001, metavar="H", help="Stop after so much training.")
+    ] = None
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH", help="auto (short trials), all, top:K, or block numbers 10,11,14."
+        ),
+    ] = None
+    r: Annotated[int | None, typer.Option("--r", min=1, max=256, help="Rank [8].")] = None
+    lora_alpha: Annotated[float | None, typer.Option(help="Scaling is alpha / r [16].")] = None
+    lora_dropout: Annotated[float | None, typer.Option(min=0, max=0.9, help="[0]")] = None
+    target_modules: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="q_proj,k_proj,v_proj,o_proj,gate_proj,... [all seven]."),
+    ] = None
+    rslora: Annotated[bool | None, typer.Option("--rslora", help="Scaling is alpha / sqrt(r).")] = (
+        None
+    )
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="[2e-3]")] = None
+    epochs: Annotated[int | None, typer.Option(min=1, max=1000, help="At most [12].")] = None
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Longer texts are left out [512 tokens].")
+    ] = None
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=16, help="Tokens a forward pass, at most [512; a short lesson gets less]."
+        ),
+    ] = None
+    accumulate: Annotated[int | None, typer.Option(min=1, help="Passes a step [1].")] = None
+    seed: Annotated[int | None, typer.Option(help="[1]")] = None
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=512, help="BLAS threads [physical cores].")
+    ] = None
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--while",
+            metavar="POLICY",
+            help="idle (pauses for requests), always, exclusive (no answers meanwhile) [idle].",
+        ),
+    ] = None
+    no_audit: Annotated[
+        bool, typer.Option("--no-audit", help="Learn rows that look wrong too.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(LessonOptions):
+    no_activate: Annotated[
+        bool, typer.Option("--no-activate", help="Keep the adapter, do not answer with it.")
+    ] = False
+    here: Annotated[
+        bool,
+        typer.Option("--here", help="Train in a child of this process, not of the daemon."),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions(Options):
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The run [the latest].")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightlyOptions(Options):
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Model to teach [the only one].", autocompletion=complete_model
+        ),
+    ] = None
+    hours: Annotated[
+        float, typer.Option(min=0.001, metavar="H", help="Stop after so much training.")
+    ] = 5.0
+    least: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Wait until there are so many corrections.")
+    ] = 10
+
+
+def run(options: RunOptions, terminal: Terminal) -> int:
+    """Teach a model, judge what it learned, and answer with it if it is no worse.
+
+    The weights stay quantized and untouched; what is learned is a small adapter. Ctrl-C leaves a
+    checkpoint; `adapt resume` goes on. With a daemon the lesson is the daemon's and goes on.
+
+    Examples:
+      edge-agent adapt run --from lesson.jsonl --name lesson
+      edge-agent adapt run --from feedback --name corrections --hours 2 --memory 400M
+      edge-agent adapt run --from lesson.jsonl --name quick --layers top:4 --json
+    """
+    from edge_agent.client.lessons import open_classroom
+
+    lesson = _lesson(options, activate=not options.no_activate)
+    classroom = open_classroom(options.state_dir, terminal.environ, here=options.here)
+    return _follow(classroom.run(lesson), classroom.is_here, options.json, terminal)
+
+
+def nightly(options: NightlyOptions, terminal: Terminal) -> int:
+    """Learn what users corrected since the last time, beside the daemon.
+
+    What the timer unit runs. A run that was cut off is finished first. Exit code 0 when there was
+    nothing to learn, too.
+
+    Examples:
+      edge-agent adapt nightly --hours 5
+    """
+    from edge_agent.adapt.messages import RunSettings
+    from edge_agent.client.lessons import BesideClassroom, Lesson
+
+    client = find_daemon(options.state_dir, terminal.environ, NIGHT_S)
+    classroom = BesideClassroom(client, terminal.environ)
+    model = options.model or classroom.only_model()
+    if classroom.waiting(model) < options.least:
+        terminal.note(f"fewer than {options.least} corrections wait for {model}: nothing to learn")
+        return 0
+    name = time.strftime("night-%Y%m%d")
+    lesson = Lesson(name, model, None, RunSettings(hours=options.hours))
+    events = classroom.resume(name) if classroom.has(name) else classroom.run(lesson)
+    return _follow(events, classroom.is_here, options.json, terminal)
+
+
+def plan(options: LessonOptions, terminal: Terminal) -> int:
+    """Say what a lesson would take in memory and time, and which rows look wrong.
+
+    Examples:
+      edge-agent adapt plan --from lesson.jsonl --name lesson --memory 400M
+    """
+    from edge_agent.client.lessons import open_classroom
+
+    planned = open_classroom(options.state_dir, terminal.environ).plan(_lesson(options))
+    if options.json:
+        terminal.document(planned)
+    else:
+        _print_plan(planned, terminal)
+    return 0 if planned.get("fits", True) else 1
+
+
+def resume(options: ResumeOptions, terminal: Terminal) -> int:
+    """Go on with a paused, stopped or killed lesson, from its last checkpoint.
+
+    Examples:
+      edge-agent adapt resume
+      edge-agent adapt resume lesson
+    """
+    from edge_agent.client.lessons import open_classroom
+
+    classroom = open_classroom(options.state_dir, terminal.environ)
+    return _follow(classroom.resume(options.name), classroom.is_here, options.json, terminal)
+
+
+def pause(options: Options, terminal: Terminal) -> int:
+    """Hold the daemon's lesson until `adapt resume`.
+
+    Examples:
+      edge-agent adapt pause
+    """
+    document = find_daemon(options.state_dir, terminal.environ).post("/adapt/pause", {})
+    if options.json:
+        terminal.document(document)
+    else:
+        terminal.line(f"{document.get('name')} pauses after this step")
+    return 0
+
+
+def status(options: Options, terminal: Terminal) -> int:
+    """Show the daemon's lesson.
+
+    Examples:
+      edge-agent adapt status
+      edge-agent adapt status --json
+    """
+    document = find_daemon(options.state_dir, terminal.environ).get("/adapt")
+    if options.json:
+        terminal.document(document)
+        return 0
+    progress = document.get("progress") or {}
+    if document.get("state") == "idle":
+        terminal.note("nothing is being learned; `edge-agent adapt run` starts a lesson")
+        return 0
+    rows = [("state", str(document.get("state"))), ("name", str(document.get("name")))]
+    if document.get("pause_reason"):
+        rows.append(("paused because", str(document["pause_reason"])))
+    rows += [(key, _shown(progress[key])) for key in progress if progress[key] not in (None, "")]
+    terminal.table(("FIELD", "VALUE"), rows)
+    return 0
+
+
+def _lesson(options: LessonOptions, *, activate: bool = True) -> Lesson:
+    """Raises UsageError."""
+    from edge_agent.adapt.messages import RunSettings
+    from edge_agent.client.lessons import Lesson
+
+    given: dict[str, Any] = {
+        "r": options.r,
+        "lora_alpha": options.lora_alpha,
+        "lora_dropout": options.lora_dropout,
+        "use_rslora": options.rslora,
+        "layers": options.layers,
+        "learning_rate": options.learning_rate,
+        "epochs": options.epochs,
+        "max_length": options.max_length,
+        "batch_tokens": options.batch_tokens,
+        "gradient_accumulation_steps": options.accumulate,
+        "seed": options.seed,
+        "n_threads": options.threads,
+        "hours": options.hours,
+        "policy": options.policy,
+        "audit": False if options.no_audit else None,
+        "memory_bytes": parse_size(options.memory) if options.memory else None,
+        "target_modules": options.target_modules.split(",") if options.target_modules else None,
+    }
+    settings = RunSettings(**{key: value for key, value in given.items() if value is not None})
+    data = None if options.source == FEEDBACK else Path(options.source).expanduser()
+    return Lesson(options.name, options.model, data, settings, activate)
+
+
+def _follow(
+    events: Iterable[Mapping[str, Any]], is_here: bool, is_json: bool, terminal: Terminal
+) -> int:
+    """Shows the lesson until it ends. Raises the error it ended with."""
+    last: Mapping[str, Any] = {}
+    try:
+        with terminal.progress(counts_bytes=False) as show:
+            for last in events:
+                _show(last, show, terminal)
+    except KeyboardInterrupt:
+        how = (
+            "it has a checkpoint; `edge-agent adapt resume` goes on"
+            if is_here
+            else ("the daemon goes on with it; `edge-agent adapt status` and `adapt pause`")
+        )
+        terminal.note(f"\n{how}")
+        raise
+    _raise_error(last)
+    result = last.get("result")
+    if result is None:
+        terminal.note("stopped; `edge-agent adapt resume` goes on from its checkpoint")
+        return 1
+    if is_json:
+        terminal.document(result)
+    else:
+        _print_result(result, terminal)
+    return 0 if (result.get("gate") or {}).get("passed") else 1
+
+
+def _show(event: Mapping[str, Any], show: Progress, terminal: Terminal) -> None:
+    kind = event.get("event")
+    if kind == "progress":
+        show(_progress_text(event), event.get("step"), event.get("n_steps") or None)
+    elif kind in ("judging", "paused"):
+        show(f"{kind}: {event.get('note') or event.get('reason')}", None, None)
+    elif kind == "planned":
+        for note in [*event.get("notes", []), *_flagged(event)]:
+            terminal.note(note)
+
+
+def _progress_text(event: Mapping[str, Any]) -> str:
+    parts = [str(event.get("phase"))]
+    for key, label in (("loss", "loss"), ("validation_bits_per_byte", "bits/byte")):
+        if event.get(key) is not None:
+            parts.append(f"{label} {event[key]:.3f}")
+    if event.get("tok_s"):
+        parts.append(f"{event['tok_s']:.0f} tok/s")
+    return ", ".join(parts)
+
+
+def _flagged(planned: Mapping[str, Any]) -> list[str]:
+    return [
+        f"row {found.get('row')} left out: {found.get('reason')}"
+        for found in planned.get("flagged") or []
+    ]
+
+
+def _print_plan(planned: Mapping[str, Any], terminal: Terminal) -> None:
+    rows = [(part, size_text(size)) for part, size in planned["bytes"].items()]
+    terminal.table(("MEMORY", "SIZE"), rows)
+    epoch_s = planned.get("epoch_s")
+    terminal.line(
+        f"{planned['n_train']} rows to learn, {planned['n_validation']} to validate;"
+        f" {planned['n_tokens']} tokens an epoch, {planned['n_supervised']} of them learned;"
+        f" {'unknown time' if epoch_s is None else duration_text(epoch_s)} an epoch"
+    )
+    for note in [*planned.get("notes", []), *_flagged(planned)]:
+        terminal.note(note)
+
+
+def _print_result(result: Mapping[str, Any], terminal: Terminal) -> None:
+    rows = [
+        tuple(_shown(epoch.get(key)) for key in ("epoch", "train_loss", "validation_loss"))
+        for epoch in result["losses"]
+    ]
+    terminal.table(("EPOCH", "LOSS", "VALIDATION"), rows)
+    layers = ",".join(map(str, result["layers"]))
+    terminal.line(
+        f"{result['steps']} steps in {duration_text(result['train_s'])},"
+        f" {result['tok_s']:.0f} tok/s, peak {size_text(result['peak_rss_anon_bytes'])},"
+        f" blocks {layers}"
+    )
+    gate = result.get("gate") or {}
+    name = f"{result['model']}:{result['name']}"
+    if gate.get("passed") and result.get("is_active"):
+        terminal.line(f"gate passed; {result['model']} now answers with {name}")
+    elif gate.get("passed"):
+        terminal.line(f"gate passed; `edge-agent adapters activate {result['name']}` uses it")
+    else:
+        for reason in gate.get("reasons", []):
+            terminal.note(f"gate: {reason}")
+        terminal.line(f"{name} is kept, and not active: its gate did not let it pass")
+
+
+def _raise_error(last: Mapping[str, Any]) -> None:
+    error = last.get("error")
+    if error:
+        raise error_from_code(error["code"], error["what"], error["why"], error["hint"])
+    if not last:
+        raise TrainingFailed("the lesson ended without a word", "", "`edge-agent adapt status`")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def build_group() -> typer.Typer:
+    """The commands below `edge-agent adapt`."""
+    group = command_group(HELP)
+    add_command(group, "run", RunOptions, run)
+    add_command(group, "plan", LessonOptions, plan)
+    add_command(group, "resume", ResumeOptions, resume)
+    add_command(group, "pause", Options, pause)
+    add_command(group, "status", Options, status)
+    add_command(group, "nightly", NightlyOptions, nightly)
+    return group

@@ -1,0 +1,104 @@
+"""doctor: what is wrong with this machine, and what to do about each thing.
+
+Flows in: the machine, the state directory, the registered models. Flows out: a table or one JSON
+document; exit code 1 when a check failed. Not here: the checks (edge_agent/monitor/doctor.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_agent.cli.options import Options
+from edge_agent.cli.terminal import Terminal
+from edge_agent.client.daemon_socket import find_daemon, state_dir_of
+from edge_agent.client.models import Library, open_library
+from edge_agent.errors import DaemonNotRunning, EdgeAgentError
+
+if TYPE_CHECKING:
+    from edge_agent.store.store import ModelRow
+
+ROOT = Path("/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(Options):
+    sensors_root: Annotated[
+        Path, typer.Option(metavar="DIR", help="Examine the machine below DIR instead of /.")
+    ] = ROOT
+
+
+def doctor(options: DoctorOptions, terminal: Terminal) -> int:
+    """Check board, system, llama.cpp, memory, sensors and models. Exit code 1 if one fails.
+
+    Needs no daemon and no root, and changes nothing.
+
+    Examples:
+      edge-agent doctor
+      edge-agent doctor --json
+      edge-agent doctor --sensors-root ./copied-board
+    """
+    from edge_agent.monitor.doctor import examine, sensors
+
+    state_dir = state_dir_of(options.state_dir, terminal.environ)
+    models, unread = _models(options, terminal, state_dir)
+    root = options.sensors_root
+    looked = sensors(root)
+    checks = examine(root, terminal.environ, state_dir, models)
+    is_healthy = all(check.status != "fail" for check in checks)
+    if options.json:
+        document = {"healthy": is_healthy, "checks": [asdict(check) for check in checks]}
+        document["sensors"] = [asdict(one) for one in looked]
+        terminal.document({**document, "models_unread": unread or None})
+    else:
+        for check in checks:
+            terminal.line(f"{check.status:<5} {check.name}: {check.detail}")
+            if check.hint:
+                terminal.line(f"      hint: {check.hint}")
+        terminal.line("sensors looked for:")
+        for one in looked:
+            found = one.found or "nothing"
+            reason = f" ({one.reason})" if one.reason else ""
+            terminal.line(f"      {one.what}: {found}{reason} at {one.where}")
+        if unread:
+            terminal.note(f"note: the registered models were not checked: {unread}")
+    return 0 if is_healthy else 1
+
+
+def _models(options: Options, terminal: Terminal, state_dir: Path) -> tuple[list[ModelRow], str]:
+    """The registered models, or none and why. No state directory is made for a mere look."""
+    try:
+        find_daemon(options.state_dir, terminal.environ)
+    except DaemonNotRunning:
+        if not (state_dir / "edge-agent.db").exists():
+            return [], ""
+    try:
+        with open_library(options.state_dir, terminal.environ) as library:
+            return [_row(library, entry.name) for entry in library.entries()], ""
+    except EdgeAgentError as error:
+        return [], str(error)
+
+
+def _row(library: Library, name: str) -> ModelRow:
+    """The row the checks take; they read name, path, size and hash."""
+    from edge_agent.store.store import ModelRow
+
+    details = library.details(name)
+    entry = next(entry for entry in library.entries() if entry.name == name)
+    return ModelRow(
+        name=name,
+        sha256=details.sha256 or "",
+        path=details.path or "",
+        size_bytes=entry.size_bytes or 0,
+        source=details.source or "",
+        architecture=details.architecture or "",
+        description=details.description or "",
+        n_params=details.n_params or 0,
+        n_ctx_train=details.n_ctx_train or 0,
+        quantization=details.quantization or "",
+        chat_template=details.chat_template,
+        added_at=0.0,
+    )

@@ -1,0 +1,395 @@
+"""A conversation and its commands as plain values: no terminal, no daemon, no clock.
+
+Flows in: a ChatState and one line (or multi-line block) the user entered. Flows out: the next state
+and what the session must do: say something, ask for an answer, write or read a file, leave. Not
+here: reading lines, streaming, files (chat_screen.py).
+
+>>> state, actions = handle(ChatState(), "/set temperature 0.7")
+>>> state.settings.temperature, actions
+(0.7, (Say(text='temperature = 0.7'),))
+>>> state, actions = handle(state, "India Capital?")
+>>> actions, [turn.content for turn in state.turns]
+((Ask(),), ['India Capital?'])
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from edge_agent.errors import UsageError
+from edge_agent.records import Sampling
+
+_DEFAULT = Sampling()
+SAVE_VERSION = 1
+_COMMAND = re.compile(r"/(\?|[a-z]+)(?:\s+(.*))?", re.DOTALL)
+HELP = """\
+/system [TEXT]    show or replace the system prompt
+/set [KEY VALUE]  show or change a setting: {keys}
+/show             model, system prompt and settings
+/clear            forget the conversation, keep settings and system prompt
+/regen            answer the last question again
+/good, /bad       say so of the last answer, for the next lesson
+/correct TEXT     say what it should have been
+/save NAME|PATH   write the conversation to a JSON file
+/load NAME|PATH   continue a saved conversation
+/help, /?         this text
+/bye              leave (so does Ctrl-D)
+
+Ctrl-C stops the answer. Alt-Enter starts a new line; so does \"\"\" until the closing \"\"\".
+"""
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """What /set changes. None leaves it to the daemon."""
+
+    temperature: float = _DEFAULT.temperature
+    top_p: float = _DEFAULT.top_p
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float = _DEFAULT.repeat_penalty
+    """1.0 is off. On tokenizers that split a script into few pieces a correct Hindi or Kannada
+    sentence repeats 90 % of its tokens, so 1.1 punishes nearly every right one."""
+    seed: int | None = None
+    max_tokens: int | None = None
+    verbose: bool = False
+
+    def request_fields(self) -> dict[str, Any]:
+        """Members of the request body; what is None is left out."""
+        given = asdict(self)
+        del given["verbose"]
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message. `cut`: the answer was stopped or broke off, and this is what had come."""
+
+    role: str
+    content: str
+    cut: bool = False
+    id: str = ""
+    """Of the daemon's response, if it told one."""
+
+
+@dataclass(frozen=True)
+class ChatState:
+    """The whole conversation. `model` None is the daemon's default."""
+
+    model: str | None = None
+    system: str = ""
+    settings: ChatSettings = ChatSettings()
+    turns: tuple[Turn, ...] = ()
+
+    def request(self) -> dict[str, Any]:
+        """Body of POST /v1/chat/completions for the turns so far."""
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        turns = [{"role": turn.role, "content": turn.content} for turn in self.turns]
+        model = {"model": self.model} if self.model else {}
+        return {**model, "messages": [*head, *turns], **self.settings.request_fields()}
+
+    def feedback(self, judgement: Judge) -> dict[str, Any]:
+        """Body of POST /v1/feedback on the last turn, an answer. The daemon remembers most answers
+        by their id; the rest is for those it does not."""
+        *before, answer = self.turns
+        asked = replace(self, turns=tuple(before)).request()
+        fields = {"id": answer.id or None, "model": self.model}
+        fields |= {"rating": judgement.rating, "correction": judgement.correction}
+        given = {name: value for name, value in fields.items() if value is not None}
+        return {**given, "messages": asked["messages"], "answer": answer.content}
+
+
+@dataclass(frozen=True)
+class Say:
+    text: str
+
+
+@dataclass(frozen=True)
+class Complain:
+    """The line could not be followed; nothing changed."""
+
+    what: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Send state.request() and give the answer to `answered`."""
+
+
+@dataclass(frozen=True)
+class Save:
+    target: str
+
+
+@dataclass(frozen=True)
+class Load:
+    target: str
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Send state.feedback(self)."""
+
+    rating: Literal["up", "down"] | None = None
+    correction: str | None = None
+
+
+@dataclass(frozen=True)
+class Leave:
+    pass
+
+
+Action = Say | Complain | Ask | Save | Load | Judge | Leave
+Result = tuple[ChatState, tuple[Action, ...]]
+
+
+def handle(state: ChatState, line: str) -> Result:
+    """One line of input. Never raises: what cannot be done is a Complain.
+
+    A line starting with `/word` is a command; any other, also `/etc/fstab ...`, is a question.
+    """
+    text = line.strip()
+    if not text:
+        return state, ()
+    command = _COMMAND.fullmatch(text)
+    if command is None:
+        return _question(state, text)
+    name, argument = command.group(1), (command.group(2) or "").strip()
+    function = _COMMANDS.get(name)
+    if function is None:
+        return state, (Complain(f"unknown command /{name}", "/help lists the commands"),)
+    return function(state, argument)
+
+
+def answered(state: ChatState, text: str, *, cut: bool = False, response_id: str = "") -> ChatState:
+    """The state with the answer added. An answer of nothing leaves the question for /regen."""
+    if not text:
+        return state
+    return replace(state, turns=(*state.turns, Turn("assistant", text, cut, response_id)))
+
+
+def document(state: ChatState) -> dict[str, Any]:
+    """The state as /save writes it."""
+    return {"v": SAVE_VERSION, **asdict(state)}
+
+
+def from_document(value: Any) -> ChatState:
+    """The inverse of `document`. Raises UsageError naming what is wrong."""
+    if not isinstance(value, dict) or value.get("v") != SAVE_VERSION:
+        raise UsageError("this is not a saved conversation", f'no "v": {SAVE_VERSION} in it')
+    model, system = value.get("model"), value.get("system", "")
+    if not (model is None or isinstance(model, str)) or not isinstance(system, str):
+        raise UsageError("the saved conversation is damaged", "`model` or `system` is no text")
+    settings = _settings(value.get("settings", {}))
+    turns = value.get("turns", [])
+    if not isinstance(turns, list):
+        raise UsageError("the saved conversation is damaged", "`turns` is no list")
+    return ChatState(model, system, settings, tuple(_turn(turn) for turn in turns))
+
+
+def changed(settings: ChatSettings, key: str, text: str) -> ChatSettings:
+    """`settings` with one value replaced. Raises UsageError naming the key and its range."""
+    if key not in _PARSERS:
+        raise UsageError(f"unknown setting {key!r}", "", f"known: {', '.join(_PARSERS)}")
+    parse, meaning, optional = _PARSERS[key]
+    change: dict[str, Any] = {key: None}
+    if not (optional and text == "default"):
+        try:
+            change = {key: parse(text)}
+        except ValueError:
+            or_default = ", or `default`" if optional else ""
+            raise UsageError(f"{key} cannot be {text!r}", "", meaning + or_default) from None
+    return replace(settings, **change)
+
+
+def _question(state: ChatState, text: str) -> Result:
+    """A question replaces one that never got an answer: templates want turns to alternate."""
+    turns = state.turns
+    if turns and turns[-1].role == "user":
+        turns = turns[:-1]
+    return replace(state, turns=(*turns, Turn("user", text))), (Ask(),)
+
+
+def _system(state: ChatState, text: str) -> Result:
+    if not text:
+        return state, (Say(state.system or "no system prompt; /system TEXT sets one"),)
+    return replace(state, system=_unquoted(text)), (Say("system prompt replaced"),)
+
+
+def _set(state: ChatState, text: str) -> Result:
+    key, _, value = text.partition(" ")
+    if not key:
+        return state, (Say(_settings_text(state.settings)),)
+    key = key.replace("-", "_")
+    try:
+        settings = changed(state.settings, key, value.strip())
+    except UsageError as error:
+        return state, (Complain(str(error), error.hint),)
+    return replace(state, settings=settings), (Say(_setting_text(settings, key)),)
+
+
+def _show(state: ChatState, _: str) -> Result:
+    model = state.model or "the daemon's default"
+    turns = f"{len(state.turns)} turns"
+    lines = [f"model = {model}", f"system = {state.system or '(none)'}", turns]
+    return state, (Say("\n".join([*lines, _settings_text(state.settings)])),)
+
+
+def _clear(state: ChatState, _: str) -> Result:
+    return replace(state, turns=()), (Say("conversation forgotten"),)
+
+
+def _regen(state: ChatState, _: str) -> Result:
+    turns = state.turns
+    while turns and turns[-1].role != "user":
+        turns = turns[:-1]
+    if not turns:
+        return state, (Complain("nothing to answer again", "ask something first"),)
+    return replace(state, turns=turns), (Ask(),)
+
+
+def _judgement(rating: Literal["up", "down"]) -> Callable[[ChatState, str], Result]:
+    def command(state: ChatState, _: str) -> Result:
+        return _judged(state, Judge(rating))
+
+    return command
+
+
+def _correct(state: ChatState, text: str) -> Result:
+    text = _unquoted(text)
+    if not text.strip():
+        return state, (Complain("/correct needs the right answer", "/correct New Delhi"),)
+    return _judged(state, Judge(correction=text))
+
+
+def _judged(state: ChatState, judgement: Judge) -> Result:
+    if not state.turns or state.turns[-1].role != "assistant":
+        return state, (Complain("there is no answer yet", "ask something first"),)
+    if judgement.rating == "up" and state.turns[-1].cut:
+        hint = "/correct TEXT says how it goes on; /regen asks again"
+        return state, (Complain("half an answer cannot be learned", hint),)
+    return state, (judgement,)
+
+
+def _file(action: type[Save] | type[Load]) -> Callable[[ChatState, str], Result]:
+    def command(state: ChatState, target: str) -> Result:
+        name = action.__name__.lower()
+        if not target:
+            return state, (Complain(f"/{name} needs a name or a path", f"/{name} monday"),)
+        return state, (action(target),)
+
+    return command
+
+
+def _help(state: ChatState, _: str) -> Result:
+    return state, (Say(HELP.format(keys=", ".join(_PARSERS)).rstrip()),)
+
+
+def _bye(state: ChatState, _: str) -> Result:
+    return state, (Leave(),)
+
+
+_COMMANDS: Mapping[str, Callable[[ChatState, str], Result]] = {
+    "system": _system,
+    "set": _set,
+    "show": _show,
+    "clear": _clear,
+    "regen": _regen,
+    "good": _judgement("up"),
+    "bad": _judgement("down"),
+    "correct": _correct,
+    "save": _file(Save),
+    "load": _file(Load),
+    "help": _help,
+    "?": _help,
+    "bye": _bye,
+    "exit": _bye,
+    "quit": _bye,
+}
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    words = {"on": True, "true": True, "yes": True, "1": True}
+    words |= {"off": False, "false": False, "no": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+_PARSERS: Mapping[str, tuple[Callable[[str], Any], str, bool]] = {
+    "temperature": (_number(0, 2), "a number from 0 (always the likeliest) to 2", False),
+    "top_p": (_number(0, 1), "a number from 0 to 1", False),
+    "top_k": (_whole(0, 1_000_000), "a whole number; 0 is off", True),
+    "min_p": (_number(0, 1), "a number from 0 to 1", True),
+    "repeat_penalty": (_number(0.01, 10), "a number above 0; 1 is off", False),
+    "seed": (_whole(-1, 2**32 - 2), "a whole number; -1 is random", True),
+    "max_tokens": (_whole(1, 131_072), "a whole number of tokens", True),
+    "verbose": (_switch, "on or off", False),
+}
+"""Key -> parser, what it takes, and whether `default` (the daemon's choice) is a value."""
+
+
+def _settings(value: Any) -> ChatSettings:
+    """Settings of a saved conversation, checked by the rules of /set."""
+    known = {field.name for field in fields(ChatSettings)}
+    if not isinstance(value, dict) or not value.keys() <= known:
+        raise UsageError("the saved conversation is damaged", "`settings` holds unknown keys")
+    settings = ChatSettings()
+    for key, given in value.items():
+        settings = changed(settings, key, "default" if given is None else str(given))
+    return settings
+
+
+def _turn(value: Any) -> Turn:
+    roles = ("user", "assistant")
+    if (
+        not isinstance(value, dict)
+        or value.get("role") not in roles
+        or not isinstance(value.get("content"), str)
+    ):
+        raise UsageError("the saved conversation is damaged", "a turn has no role or no content")
+    response_id = value.get("id", "")
+    known_id = response_id if isinstance(response_id, str) else ""
+    return Turn(value["role"], value["content"], value.get("cut") is True, known_id)
+
+
+def _setting_text(settings: ChatSettings, key: str) -> str:
+    value = getattr(settings, key)
+    if isinstance(value, bool):
+        value = "on" if value else "off"
+    return f"{key} = {'default' if value is None else value}"
+
+
+def _settings_text(settings: ChatSettings) -> str:
+    return "\n".join(_setting_text(settings, key) for key in _PARSERS)
+
+
+def _unquoted(text: str) -> str:
+    """`/system \"\"\"...\"\"\"` may span lines."""
+    if len(text) >= 6 and text.startswith('"""') and text.endswith('"""'):
+        return text[3:-3].strip("\n")
+    return text

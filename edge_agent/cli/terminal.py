@@ -1,0 +1,203 @@
+"""What a command sees of the terminal: streams in, text, tables, notes and one JSON document out.
+
+Flows in: the process's streams and environment, handed over once by main.py (tests hand over their
+own). Flows out: answers and documents on stdout; notes, progress and errors on stderr, so that a
+pipe only ever carries the answer. rich is imported only when stdout is a terminal. Not here: what
+is printed (commands/), reading lines in a chat (chat_screen.py).
+
+>>> printable("a\\x1b[31mb\\u0915\\u094d\\n")
+'a[31mbक्\\n'
+>>> size_text(253_000_000), duration_text(0.0421), duration_text(75)
+('253 MB', '42.1 ms', '1m15s')
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO, cast
+
+from edge_agent.errors import EdgeAgentError
+
+
+class Progress(Protocol):
+    """Takes one line of a pull: what is being done, and how far it is in bytes, if known."""
+
+    def __call__(self, status: str, completed: int | None, total: int | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """The streams and environment of one command. `state_dir` is the root's --state-dir."""
+
+    stdin: TextIO
+    stdout: TextIO
+    stderr: TextIO
+    environ: Mapping[str, str]
+    state_dir: Path | None = None
+
+    @property
+    def is_tty(self) -> bool:
+        return self.stdout.isatty()
+
+    def write(self, text: str) -> None:
+        """A piece of an answer, shown at once. A terminal never sees control characters of it."""
+        self.stdout.write(printable(text) if self.is_tty else text)
+        self.stdout.flush()
+
+    def line(self, text: str = "") -> None:
+        self.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        self.stderr.write(printable(text) + "\n")
+        self.stderr.flush()
+
+    def document(self, value: Any) -> None:
+        """The one JSON document of --json."""
+        self.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+        self.stdout.flush()
+
+    def faint(self, text: str) -> None:
+        """A note that stands back behind the answer: dim on a terminal."""
+        dim, plain = ("\x1b[2m", "\x1b[0m") if self.stderr.isatty() else ("", "")
+        self.stderr.write(f"{dim}{printable(text)}{plain}\n")
+        self.stderr.flush()
+
+    def error(self, error: EdgeAgentError) -> None:
+        for text in error_lines(error):
+            self.note(text)
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns aligned with spaces; rich's widths and a bold header on a terminal."""
+        clean = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
+        if not self.is_tty:
+            self.line("\n".join(aligned([headers, *clean])))
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*headers, box=None, pad_edge=False, header_style="bold")
+        for row in clean:
+            table.add_row(*(Text(cell) for cell in row))
+        Console(file=self.stdout, highlight=False).print(table)
+
+    @contextmanager
+    def progress(self, *, counts_bytes: bool = True) -> Iterator[Progress]:
+        """A bar with rate and remaining time when stderr is a terminal; nothing otherwise.
+
+        What is counted is bytes, or plain steps.
+        """
+        if not self.stderr.isatty():
+            yield _no_progress
+            return
+        with _bar(self.stderr, counts_bytes) as show:
+            yield show
+
+
+def process_terminal(environ: Mapping[str, str]) -> Terminal:
+    """The terminal of this process. A character the locale lacks is shown as `?`, not a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+    return Terminal(
+        _or_devnull(sys.stdin, "r"),
+        _or_devnull(sys.stdout, "w"),
+        _or_devnull(sys.stderr, "w"),
+        environ,
+    )
+
+
+def _or_devnull(stream: TextIO | None, mode: str) -> TextIO:
+    """Python has None for a stream its parent closed (`<&-`)."""
+    return stream if stream is not None else cast(TextIO, open(os.devnull, mode))
+
+
+def printable(text: str) -> str:
+    """`text` without control characters other than newline and tab.
+
+    A model's answer and a file's metadata are untrusted: an escape sequence in them could rewrite
+    the screen or the window's title.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def error_lines(error: EdgeAgentError) -> list[str]:
+    """`error: ...`, then `hint:  ...` when there is something to do next."""
+    lines = [f"error: {error}"]
+    return [*lines, f"hint:  {error.hint}"] if error.hint else lines
+
+
+def error_document(error: EdgeAgentError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "what": error.what, "why": error.why, "hint": error.hint}}
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, columns two spaces apart.
+
+    >>> aligned([["NAME", "SIZE"], ["a", "1 B"]])
+    ['NAME  SIZE', 'a     1 B']
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def size_text(size_bytes: float | None) -> str:
+    """Decimal units, three digits, as `ls --si` and Ollama print them."""
+    if size_bytes is None:
+        return "-"
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 999.5:
+            return f"{size_bytes:.0f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} GB"
+
+
+def duration_text(duration_s: float) -> str:
+    if duration_s < 1:
+        return f"{duration_s * 1000:.1f} ms"
+    if duration_s < 60:
+        return f"{duration_s:.2f} s"
+    minutes, seconds = divmod(round(duration_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+def _no_progress(status: str, completed: int | None, total: int | None) -> None:
+    return None
+
+
+@contextmanager
+def _bar(stream: TextIO, counts_bytes: bool) -> Iterator[Progress]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    counters: tuple[rich_progress.ProgressColumn, ...] = (rich_progress.MofNCompleteColumn(),)
+    if counts_bytes:
+        counters = (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
+    columns = (
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        *counters,
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(status: str, completed: int | None, total: int | None) -> None:
+            text = printable(status)
+            bar.update(task, description=text, total=total, completed=completed or 0)
+
+        yield show

@@ -1,0 +1,1 @@
+"""What the command line asks of a daemon, or of the state directory when none runs."""

@@ -1,0 +1,284 @@
+"""Where a lesson takes place: in the running daemon, beside it, or here when none runs.
+
+Flows in: what the command line asks for. Flows out: the same plans, events and statuses every way.
+Beside the daemon (`--here`) the trainer is this process's child, so that systemd can give it a
+control group of its own (edge-agent-train.service); the daemon then judges what it learned. Not
+here: the run (adapt/lesson_runner.py), flags and printing (cli/commands/adapt.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from edge_agent.adapt.messages import RunSettings
+from edge_agent.client.bridge import Event, Tell, followed, until_set
+from edge_agent.client.connection import Client
+from edge_agent.client.daemon_socket import find_daemon
+from edge_agent.errors import DaemonNotRunning, DataRefused, EdgeAgentError, UsageError
+
+if TYPE_CHECKING:
+    from edge_agent.adapt.lesson import RunRequest
+    from edge_agent.adapt.lesson_runner import Adaptation
+    from edge_agent.config import Settings
+    from edge_agent.store.store import Store
+
+TIMEOUT_S = 7 * 86400.0
+"""A lesson may be silent while it is paused; whoever waits for it ends it with Ctrl-C."""
+BUSY_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """`data` None: what users corrected. `model` None: the only or the default one."""
+
+    name: str
+    model: str | None
+    data: Path | None
+    settings: RunSettings
+    activate: bool = True
+
+
+class Classroom(Protocol):
+    """All raise the errors of session.Adaptation."""
+
+    @property
+    def is_here(self) -> bool:
+        """The lesson ends with this process."""
+
+    def plan(self, lesson: Lesson) -> dict[str, Any]: ...
+    def run(self, lesson: Lesson) -> Iterator[Event]: ...
+    def resume(self, name: str | None) -> Iterator[Event]: ...
+
+
+def open_classroom(
+    state_dir: Path | None, environ: Mapping[str, str], *, here: bool = False
+) -> Classroom:
+    """The daemon's, if one answers; beside it with `here`."""
+    try:
+        client = find_daemon(state_dir, environ, TIMEOUT_S)
+    except DaemonNotRunning:
+        return LocalClassroom(state_dir, environ)
+    return BesideClassroom(client, environ) if here else DaemonClassroom(client)
+
+
+@dataclass(frozen=True)
+class DaemonClassroom:
+    """Through /adapt of the running daemon."""
+
+    client: Client
+    is_here: bool = False
+
+    def plan(self, lesson: Lesson) -> dict[str, Any]:
+        return self.client.post("/adapt/plan", _body(lesson))
+
+    def run(self, lesson: Lesson) -> Iterator[Event]:
+        yield from self.client.lines("/adapt/run", _body(lesson))
+
+    def resume(self, name: str | None) -> Iterator[Event]:
+        self.client.post("/adapt/resume", {} if name is None else {"name": name})
+        yield from self.client.lines("/adapt/events", None)
+
+
+@dataclass(frozen=True)
+class LocalClassroom:
+    """In this process, under STATE/lock: store, worker and trainer live as long as the lesson."""
+
+    state_dir: Path | None
+    environ: Mapping[str, str]
+    is_here: bool = True
+
+    def plan(self, lesson: Lesson) -> dict[str, Any]:
+        async def work() -> dict[str, Any]:
+            async with _adaptation(self.state_dir, self.environ) as (adaptation, settings, store):
+                planned = await adaptation.plan(_request(lesson, settings, store))
+                return dict(msgspec.to_builtins(planned))
+
+        return asyncio.run(work())
+
+    def run(self, lesson: Lesson) -> Iterator[Event]:
+        return self._events(lesson, None)
+
+    def resume(self, name: str | None) -> Iterator[Event]:
+        return self._events(None, name)
+
+    def _events(self, lesson: Lesson | None, name: str | None) -> Iterator[Event]:
+        async def work(tell: Tell, has_left: threading.Event) -> None:
+            async with _adaptation(self.state_dir, self.environ) as (adaptation, settings, store):
+                if lesson is None:
+                    adaptation.resume(name)
+                else:
+                    await adaptation.begin(_request(lesson, settings, store))
+                watching = asyncio.create_task(until_set(has_left, adaptation.stop))
+                async for event in adaptation.follow():
+                    tell(event)
+                watching.cancel()
+
+        return followed(work)
+
+
+@dataclass(frozen=True)
+class BesideClassroom:
+    """The trainer is our child; the daemon says when to pause, and judges the result."""
+
+    client: Client
+    environ: Mapping[str, str]
+    is_here: bool = True
+
+    def plan(self, lesson: Lesson) -> dict[str, Any]:
+        return DaemonClassroom(self.client).plan(lesson)
+
+    def run(self, lesson: Lesson) -> Iterator[Event]:
+        """Trains here, then follows the daemon's judgement."""
+        from edge_agent.adapt.lesson_files import FEEDBACK, RunFiles
+
+        files = RunFiles(Path(self.client.get("/status")["state_dir"]))
+        model = lesson.model or self.only_model()
+        data = FEEDBACK if lesson.data is None else str(lesson.data.absolute())
+        request = _run_request(lesson, model, data)
+        if lesson.data is None:
+            files.write_feedback(lesson.name, self._feedback(model))
+        files.write_request(request)
+        return self._train(request, resume=False)
+
+    def resume(self, name: str | None) -> Iterator[Event]:
+        from edge_agent.adapt.lesson_files import RunFiles
+
+        files = RunFiles(Path(self.client.get("/status")["state_dir"]))
+        return self._train(files.stored_request(name), resume=True)
+
+    def _train(self, request: RunRequest, *, resume: bool) -> Iterator[Event]:
+        last: Event = {}
+        for last in followed(lambda tell, left: self._trained(request, resume, tell, left)):
+            if last.get("event") != "end":
+                yield last
+        if last.get("state") != "finished":
+            yield last
+            return
+        yield from self.client.lines("/adapt/judge", {"name": request.name})
+
+    async def _trained(
+        self, request: RunRequest, resume: bool, tell: Tell, has_left: threading.Event
+    ) -> None:
+        from edge_agent.adapt.board import Board
+        from edge_agent.adapt.lesson import Run
+        from edge_agent.adapt.lesson_files import RunFiles
+        from edge_agent.adapt.trainer_control import Training
+        from edge_agent.client.models import DaemonLibrary
+        from edge_agent.config import load_settings
+
+        state_dir = Path(self.client.get("/status")["state_dir"])
+        start = RunFiles(state_dir).start_of(request, DaemonLibrary(self.client), resume=resume)
+        run = Run(request, started_at=time.time())
+        training = Training(Board(load_settings({"state_dir": state_dir})), self._busy)
+        watching = asyncio.create_task(until_set(has_left, training.stop))
+        with run.watched(tell):
+            try:
+                await training.carry_out(run, start)
+                run.state = "finished" if run.finished else "stopped"
+            except EdgeAgentError as error:
+                run.error, run.state = error, "failed"
+        watching.cancel()
+        tell({"event": "end", **run.as_json()})
+
+    def waiting(self, model: str) -> int:
+        """What users corrected or liked and no adapter has learned."""
+        waiting = self.client.get(f"/v1/feedback?model={model}&n=0")["waiting"]
+        return int(waiting["corrections"]) + int(waiting["approved"])
+
+    def has(self, name: str) -> bool:
+        """Whether a run of this name was begun and has no result yet."""
+        directory = Path(self.client.get("/status")["state_dir"]) / "adapt" / name
+        return (directory / "request.json").exists() and not (directory / "result.json").exists()
+
+    def _feedback(self, model: str) -> Iterator[dict[str, Any]]:
+        return self.client.lines(f"/v1/feedback/export?model={model}", None)
+
+    def _busy(self) -> int:
+        try:
+            engine = Client(self.client.socket_path, BUSY_TIMEOUT_S).get("/status")["engine"]
+        except EdgeAgentError:
+            return 0  # a daemon that is gone answers nobody
+        return int(engine["in_flight"]) + int(engine["queued"])
+
+    def only_model(self) -> str:
+        """Raises UsageError when there are several."""
+        from edge_agent.client.models import DaemonLibrary
+
+        return _only([entry.name for entry in DaemonLibrary(self.client).entries()])
+
+
+@asynccontextmanager
+async def _adaptation(
+    state_dir: Path | None, environ: Mapping[str, str]
+) -> AsyncIterator[tuple[Adaptation, Settings, Store]]:
+    """Under STATE/lock. Raises DaemonRunning, UsageError."""
+    from edge_agent.adapt.board import Board
+    from edge_agent.adapt.lesson_runner import Adaptation
+    from edge_agent.config import load_settings
+    from edge_agent.daemon.front import WORKER_ARGV
+    from edge_agent.state_dir import StateDir
+    from edge_agent.store.store import Store
+    from edge_agent.supervisor.supervisor import Supervisor
+
+    settings = load_settings({} if state_dir is None else {"state_dir": state_dir})
+    state = StateDir(settings.state_dir)
+    state.acquire()
+    try:
+        with Store(state.database) as store:
+            supervisor = Supervisor(settings, store, WORKER_ARGV, environ=environ)
+            adaptation = Adaptation(store, supervisor, Board(settings), state.path, environ)
+            try:
+                yield adaptation, settings, store
+            finally:
+                await adaptation.close()
+                await supervisor.close(0)
+    finally:
+        state.release()
+
+
+def _request(lesson: Lesson, settings: Settings, store: Store) -> RunRequest:
+    from edge_agent.adapt.lesson_files import FEEDBACK
+
+    name = lesson.model or settings.model or _only([row.name for row in store.models()])
+    data = FEEDBACK if lesson.data is None else str(lesson.data.absolute())
+    return _run_request(lesson, name, data)
+
+
+def _run_request(lesson: Lesson, model: str, data: str) -> RunRequest:
+    from edge_agent.adapt.lesson import RunRequest
+
+    model = model.removesuffix(":latest")
+    return RunRequest(lesson.name, model, data, lesson.settings, lesson.activate)
+
+
+def _only(names: list[str]) -> str:
+    if len(names) != 1:
+        known = ", ".join(names) or "none is registered"
+        raise UsageError("it is not clear which model shall learn", known, "name one with --model")
+    return names[0]
+
+
+def _body(lesson: Lesson) -> dict[str, Any]:
+    """The request of /adapt/run. The daemon may not be able to read the user's file: it is sent."""
+    body: dict[str, Any] = {
+        "name": lesson.name,
+        "model": lesson.model,
+        "activate": lesson.activate,
+        "settings": json.loads(msgspec.json.encode(lesson.settings)),
+    }
+    if lesson.data is None:
+        return {**body, "source": "feedback"}
+    try:
+        return {**body, "rows": lesson.data.read_text("utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataRefused(f"cannot read {lesson.data}", str(error), "give UTF-8 JSONL") from error

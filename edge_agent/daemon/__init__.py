@@ -1,0 +1,1 @@
+"""The front process: assembly, listeners, sd_notify."""

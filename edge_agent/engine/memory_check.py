@@ -1,0 +1,174 @@
+"""Does it fit? Decided before a byte of weights is loaded.
+
+Why it exists: on a board CPU and GPU share one memory, and a model that does not fit takes the
+board down with it. Three numbers are known beforehand: the tensors (from the header), the KV cache
+(arithmetic), the compute buffer (llama.cpp's own dry run with no_alloc). Flows in: the checked
+header, EngineSettings, memory as /proc/meminfo tells it. Flows out: a MemoryPlan, or ModelRefused
+with the three numbers and what would fit. Not here: watching memory later on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.errors import ModelRefused
+from edge_agent.gguf.model_file import GgufFile, kv_cache_bytes
+from edge_agent.records import EngineSettings, MemoryPlan
+
+DEFAULT_N_CTX = 4096
+SMALLEST_N_CTX = 512
+_GRAIN = 256
+"""llama.cpp rounds the context of a sequence up to this many tokens."""
+_PROCESS_BYTES = 96 * 1024 * 1024
+"""Interpreter, libraries, vocabulary: measured 60-90 MB with Gemma's 262,144 tokens."""
+_SMALL_BOARD_BYTES = 4_500_000_000
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of /proc/meminfo: MemTotal and MemAvailable."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+def read_memory(root: Path = Path("/")) -> Memory:
+    """MemTotal and MemAvailable below `root`, in bytes (the file counts KiB)."""
+    fields = {}
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        fields[name] = int(rest.split()[0]) * 1024
+    return Memory(fields["MemTotal"], fields["MemAvailable"])
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A plan that fits, and what was decided on the way."""
+
+    plan: MemoryPlan
+    notes: tuple[str, ...]
+
+
+def admit(
+    gguf: GgufFile,
+    settings: EngineSettings,
+    memory: Memory,
+    compute_bytes: Callable[[int, int], int],
+) -> Admission:
+    """Choose n_ctx and slots. `compute_bytes(n_ctx, slots)` is the dry run.
+
+    Raises ModelRefused.
+    """
+    slots = settings.slots or default_slots(memory)
+    wanted = _wanted_n_ctx(gguf, settings)
+    budget = _budget(settings, memory)
+    candidates = _shrinking(wanted) if settings.n_ctx is None else [wanted]
+    for n_ctx in candidates:
+        plan = _plan(gguf, settings, n_ctx, slots, compute_bytes)
+        if plan.total_bytes + _PROCESS_BYTES <= budget:
+            return Admission(plan, _notes(settings, plan, wanted, gguf))
+    raise _refusal(gguf, settings, plan, budget, compute_bytes)
+
+
+def still_fits(plan: MemoryPlan, settings: EngineSettings, memory: Memory) -> bool:
+    """Whether an earlier plan fits what is available now: no header and no dry run needed."""
+    return plan.total_bytes + _PROCESS_BYTES <= _budget(settings, memory)
+
+
+def default_slots(memory: Memory) -> int:
+    """2 on a 4 GB board, else 4."""
+    return 2 if memory.total_bytes < _SMALL_BOARD_BYTES else 4
+
+
+def _wanted_n_ctx(gguf: GgufFile, settings: EngineSettings) -> int:
+    if settings.n_ctx is None:
+        n_ctx = min(DEFAULT_N_CTX, gguf.n_ctx_train)
+    elif settings.n_ctx == 0:
+        n_ctx = gguf.n_ctx_train
+    else:
+        n_ctx = min(settings.n_ctx, gguf.n_ctx_train)
+    return -(-n_ctx // _GRAIN) * _GRAIN
+
+
+def _shrinking(wanted: int) -> list[int]:
+    sizes = [wanted]
+    while sizes[-1] // 2 >= SMALLEST_N_CTX:
+        sizes.append(-(-(sizes[-1] // 2) // _GRAIN) * _GRAIN)
+    return sizes
+
+
+def _budget(settings: EngineSettings, memory: Memory) -> int:
+    if settings.memory_budget_bytes is None:
+        return memory.available_bytes
+    return min(settings.memory_budget_bytes, memory.available_bytes)
+
+
+def _plan(
+    gguf: GgufFile,
+    settings: EngineSettings,
+    n_ctx: int,
+    slots: int,
+    compute_bytes: Callable[[int, int], int],
+) -> MemoryPlan:
+    kv_bytes = kv_cache_bytes(
+        gguf,
+        n_ctx=n_ctx,
+        slots=slots,
+        type_k=settings.type_k,
+        type_v=settings.type_v,
+        swa_full=settings.swa_full,
+        n_ubatch=settings.n_batch,
+    )
+    return MemoryPlan(n_ctx, slots, gguf.tensor_bytes, kv_bytes, compute_bytes(n_ctx, slots))
+
+
+def _notes(
+    settings: EngineSettings, plan: MemoryPlan, wanted: int, gguf: GgufFile
+) -> tuple[str, ...]:
+    notes = [f"needs {_mib(plan.total_bytes)} MiB: {_three(plan)}"]
+    if plan.n_ctx < wanted:
+        notes.append(f"context cut from {wanted} to {plan.n_ctx} tokens a slot to fit in memory")
+    if settings.n_ctx and settings.n_ctx > gguf.n_ctx_train:
+        notes.append(
+            f"--ctx {settings.n_ctx} cut to the {gguf.n_ctx_train} the model was trained for"
+        )
+    return tuple(notes)
+
+
+def _refusal(
+    gguf: GgufFile,
+    settings: EngineSettings,
+    plan: MemoryPlan,
+    budget: int,
+    compute_bytes: Callable[[int, int], int],
+) -> ModelRefused:
+    """Says what is missing, and the largest context that would fit with one slot, if any."""
+    hint = "choose a smaller or more strongly quantized model, or free memory"
+    for n_ctx in _shrinking(plan.n_ctx):
+        for slots in dict.fromkeys((plan.slots, 1)):
+            smaller = _plan(gguf, settings, n_ctx, slots, compute_bytes)
+            if smaller.total_bytes + _PROCESS_BYTES <= budget:
+                hint = f"--ctx {n_ctx} --slots {slots} would fit ({_mib(smaller.total_bytes)} MiB)"
+                break
+        else:
+            continue
+        break
+    limit = "--memory" if budget == settings.memory_budget_bytes else "MemAvailable"
+    return ModelRefused(
+        f"{gguf.path.name} needs {_mib(plan.total_bytes + _PROCESS_BYTES)} MiB",
+        f"{_three(plan)}, {_mib(_PROCESS_BYTES)} MiB process; {limit} is {_mib(budget)} MiB",
+        hint,
+    )
+
+
+def _three(plan: MemoryPlan) -> str:
+    return (
+        f"{_mib(plan.tensor_bytes)} MiB tensors, {_mib(plan.kv_bytes)} MiB KV cache "
+        f"({plan.slots} x {plan.n_ctx} tokens), {_mib(plan.compute_bytes)} MiB compute buffer"
+    )
+
+
+def _mib(n_bytes: int) -> int:
+    return -(-n_bytes // (1024 * 1024))

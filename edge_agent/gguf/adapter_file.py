@@ -1,0 +1,386 @@
+"""LoRA adapters as GGUF files: written so that stock llama.cpp loads them, checked before it does.
+
+Why it exists: of twelve bad adapters eight ended the process that loaded them, three were taken
+without a word (NaN, infinite alpha, empty), and one made for another model answers nonsense
+(reliability M1). So an adapter is compared with its base, name by name and dimension by dimension,
+and every value is looked at, before llama.cpp sees the path. Flows in: adapters of a run, or a
+path from anywhere. Flows out: a durable file, or an `AdapterInfo`. Imports no NumPy: the front
+checks too. Layout: llama.cpp's llama-adapter.cpp. Not here: whether an adapter is any good (gate).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from edge_agent import atomic_file
+from edge_agent.errors import AdapterRefused
+from edge_agent.gguf.base_identity import BaseIdentity
+from edge_agent.gguf.cursor import Malformed
+from edge_agent.gguf.header import Header, TensorInfo, Value, parse_header
+from edge_agent.gguf.model_file import GgufFile
+from edge_agent.gguf.value_scan import check_values
+
+if TYPE_CHECKING:
+    from edge_agent.adapt.trainer.decoder.lora import LoraWeight
+
+LORA_A, LORA_B = ".lora_a", ".lora_b"
+MAX_FILE_BYTES = 1 << 30
+"""r 64 on every linear layer of a 1B model is 420 MB."""
+MAX_ALPHA = 65536.0
+_BLOCK_BYTES = 1 << 18
+_ALIGNMENT = 32
+_F32_KIND, _STRING_KIND = 6, 8
+"""GGUF's numbers for value types (gguf.h); the tensor type F32 is 0."""
+
+_BASE_SHA256, _BASE_QUANTIZATION = "edge_agent.base.sha256", "edge_agent.base.quantization"
+_TOKENIZER, _TEMPLATE = "edge_agent.tokenizer.sha256", "edge_agent.template.sha256"
+_NAME, _SETTINGS = "edge_agent.adapter.name", "edge_agent.adapter.settings"
+_SCORES = "edge_agent.adapter.scores"
+
+
+@dataclass(frozen=True)
+class AdapterHeader:
+    """What is written beside the matrices. `settings` and `scores` become JSON."""
+
+    name: str
+    architecture: str
+    base: BaseIdentity
+    settings: dict[str, Any] | None = None
+    scores: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an accepted file says. None: it does not say (an adapter made elsewhere)."""
+
+    name: str
+    sha256: str
+    file_bytes: int
+    architecture: str
+    lora_alpha: float
+    ranks: tuple[int, ...]
+    """Each r that occurs, ascending: one for ours."""
+    weights: tuple[str, ...]
+    """Tensors of the base that it changes, in file order."""
+    n_params: int
+    base_sha256: str | None = None
+    tokenizer_sha256: str | None = None
+    template_sha256: str | None = None
+    settings: dict[str, Any] | None = None
+    scores: dict[str, Any] | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of the blocks it changes, ascending."""
+        parts = (name.split(".") for name in self.weights)
+        return tuple(sorted({int(p[1]) for p in parts if p[0] == "blk" and p[1].isdecimal()}))
+
+
+# ---- writing ---------------------------------------------------------------------------------
+
+
+def write_adapter(path: Path, loras: Mapping[str, LoraWeight], header: AdapterHeader) -> str:
+    """Write float32 matrices, durable when this returns; the file's SHA-256.
+
+    adapter.lora.alpha is one number and llama.cpp divides it by each pair's r: it is the alpha of
+    the first weight (rsLoRA's root is in it), and a weight scaled otherwise has the rest in its B.
+    Raises OSError when the disk is full or fails; a former file of this name then remains.
+    """
+    digest = hashlib.sha256()
+
+    def hashed() -> Iterator[bytes]:
+        for part in _parts(loras, header):
+            digest.update(part)
+            yield part
+
+    atomic_file.write_parts(path, hashed())
+    return digest.hexdigest()
+
+
+def _parts(loras: Mapping[str, LoraWeight], header: AdapterHeader) -> Iterator[bytes]:
+    names = sorted(loras)
+    first = loras[names[0]]
+    alpha = first.scale * len(first.a)
+    shapes = {}
+    for name in names:
+        (r, n_in), n_out = loras[name].a.shape, len(loras[name].b)
+        shapes[name + LORA_A], shapes[name + LORA_B] = (n_in, r), (r, n_out)
+    yield _head(_metadata(header, alpha), shapes)
+    for name in names:
+        lora = loras[name]
+        factor = lora.scale * len(lora.a) / alpha
+        yield _padded(lora.a.astype("<f4").tobytes())
+        b = lora.b if abs(factor - 1) < 1e-6 else lora.b * factor
+        yield _padded(b.astype("<f4").tobytes())
+
+
+def _metadata(header: AdapterHeader, alpha: float) -> dict[str, str | float]:
+    """Keys in the order `edge-convert lora` has them, then ours."""
+    found: dict[str, str | float | None] = {
+        "general.architecture": header.architecture,
+        "general.type": "adapter",
+        "general.name": header.name,
+        "adapter.type": "lora",
+        "adapter.lora.alpha": alpha,
+        _BASE_SHA256: header.base.sha256,
+        _BASE_QUANTIZATION: header.base.quantization,
+        _TOKENIZER: header.base.tokenizer_sha256,
+        _TEMPLATE: header.base.template_sha256,
+        _NAME: header.name,
+        _SETTINGS: _json(header.settings),
+        _SCORES: _json(header.scores),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _json(document: dict[str, Any] | None) -> str | None:
+    return None if document is None else json.dumps(document, sort_keys=True, allow_nan=False)
+
+
+def _head(metadata: Mapping[str, str | float], shapes: Mapping[str, tuple[int, int]]) -> bytes:
+    """Everything before the data. Shapes are innermost first."""
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(shapes), len(metadata))]
+    for key, value in metadata.items():
+        parts.append(_string(key))
+        if isinstance(value, str):
+            parts += [struct.pack("<I", _STRING_KIND), _string(value)]
+        else:
+            parts.append(struct.pack("<If", _F32_KIND, value))
+    offset = 0
+    for name, (inner, outer) in shapes.items():
+        parts += [_string(name), struct.pack("<IQQIQ", 2, inner, outer, 0, offset)]
+        offset = -(-(offset + 4 * inner * outer) // _ALIGNMENT) * _ALIGNMENT
+    return _padded(b"".join(parts))
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode("utf-8")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % _ALIGNMENT)
+
+
+# ---- checking --------------------------------------------------------------------------------
+
+
+def check_adapter(path: Path, base: GgufFile, base_sha256: str | None) -> AdapterInfo:
+    """Read the whole file and compare it with its base; memory stays below a few MB.
+
+    `base_sha256` None: whatever base the adapter names is accepted. Raises AdapterRefused, whose
+    `why` says what is wrong with this very file.
+    """
+    try:
+        with open_regular(path) as stream:
+            return check_open(stream, path, base, base_sha256)
+    except Malformed as error:
+        raise _refusal(path, base, str(error)) from None
+    except OSError as error:
+        raise _refusal(path, base, error.strerror or str(error)) from None
+
+
+def check_open(
+    stream: BinaryIO, path: Path, base: GgufFile, base_sha256: str | None
+) -> AdapterInfo:
+    """`check_adapter` of an open file, so that the same one can be loaded; `path` is only named.
+
+    Raises AdapterRefused, and OSError when the disk fails.
+    """
+    try:
+        return _info(stream, path, base, base_sha256)
+    except Malformed as error:
+        raise _refusal(path, base, str(error)) from None
+
+
+def _info(stream: BinaryIO, path: Path, base: GgufFile, base_sha256: str | None) -> AdapterInfo:
+    """Raises Malformed, OSError."""
+    file_bytes = os.fstat(stream.fileno()).st_size
+    if file_bytes > MAX_FILE_BYTES:
+        raise Malformed(f"it has {file_bytes} bytes, at most {MAX_FILE_BYTES} are accepted")
+    stream.seek(0)
+    header = parse_header(stream, file_bytes)
+    _check_kind(header, base)
+    check_base(header, base_sha256)
+    alpha = _alpha(header)
+    pairs = _pairs(header, base)
+    _check_all_values(stream, header, pairs)
+    return AdapterInfo(
+        name=_text(header, _NAME) or _text(header, "general.name") or path.stem,
+        sha256=_sha256(stream),
+        file_bytes=file_bytes,
+        architecture=base.architecture,
+        lora_alpha=alpha,
+        ranks=tuple(sorted({a.shape[1] for a, _ in pairs.values()})),
+        weights=tuple(pairs),
+        n_params=sum(tensor.n_elements for tensor in header.tensors),
+        base_sha256=_text(header, _BASE_SHA256),
+        tokenizer_sha256=_text(header, _TOKENIZER),
+        template_sha256=_text(header, _TEMPLATE),
+        settings=_document(header, _SETTINGS),
+        scores=_document(header, _SCORES),
+    )
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open without following a link and without waiting for the writer of a pipe.
+
+    Raises Malformed, OSError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Malformed("it is a symbolic link, and what that names can change") from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise Malformed("it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file")
+
+
+def _check_kind(header: Header, base: GgufFile) -> None:
+    kind = header.metadata.get("general.type")
+    if kind != "adapter":
+        raise Malformed(f"general.type is {kind!r}: it is not an adapter")
+    architecture = header.metadata.get("general.architecture")
+    if architecture != base.architecture:
+        raise Malformed(f"it is for {architecture!r} and the model is {base.architecture!r}")
+    method = header.metadata.get("adapter.type")
+    if method != "lora":
+        raise Malformed(f"adapter.type is {method!r}, and only 'lora' is known")
+    activated = next((key for key in header.metadata if key.startswith("adapter.alora.")), None)
+    if activated is not None:
+        raise Malformed(f"it has {activated}: an activated LoRA works behind certain tokens only")
+
+
+def check_base(header: Header, base_sha256: str | None) -> None:
+    """What was trained beside a quantized file belongs to that very file. Raises Malformed.
+
+    An adapter converted against a checkpoint directory names that, and no quantization.
+    """
+    named = _text(header, _BASE_SHA256)
+    if named is None or base_sha256 is None or _BASE_QUANTIZATION not in header.metadata:
+        return
+    if named != base_sha256:
+        raise Malformed(f"it was made for the file with SHA-256 {named}, not {base_sha256}")
+
+
+def _alpha(header: Header) -> float:
+    """llama.cpp takes 0, which it also has when the key is missing, for: do not scale."""
+    key = "adapter.lora.alpha"
+    value = header.metadata.get(key)
+    if value is None:
+        raise Malformed(f"{key} is missing")
+    if not isinstance(value, float) or header.types[key] != "f32":
+        raise Malformed(f"{key} is a {header.types[key]} and not an f32")
+    if not math.isfinite(value) or not 0 < value <= MAX_ALPHA:
+        raise Malformed(f"{key} is {value}, not above 0 and at most {MAX_ALPHA:.0f}")
+    return value
+
+
+def _pairs(header: Header, base: GgufFile) -> dict[str, tuple[TensorInfo, TensorInfo]]:
+    """Name of the base's weight -> its two matrices, each compared with it."""
+    if not header.tensors:
+        raise Malformed("it holds no tensor")
+    sides = {tensor.name: tensor for tensor in header.tensors}
+    weights = {tensor.name: tensor for tensor in base.tensors}
+    pairs = {}
+    for tensor in header.tensors:
+        name = _weight_name(tensor)
+        weight = weights.get(name)
+        if weight is None:
+            raise Malformed(f"{tensor.name}: the model has no tensor {name}")
+        a, b = sides.get(name + LORA_A), sides.get(name + LORA_B)
+        if a is None or b is None:
+            raise Malformed(f"{tensor.name} has no partner {name}{LORA_A if a is None else LORA_B}")
+        _check_pair(weight, a, b)
+        pairs[name] = (a, b)
+    return pairs
+
+
+def _weight_name(tensor: TensorInfo) -> str:
+    name = tensor.name.removesuffix(LORA_A).removesuffix(LORA_B)
+    if name == tensor.name:
+        if "norm" in name:
+            raise Malformed(f"{name} is a norm, which llama.cpp would leave out without a word")
+        raise Malformed(f"{name} is not a LoRA matrix ({LORA_A} or {LORA_B})")
+    if name.startswith("token_embd."):
+        # Read as two other shapes; with a tied head the matrix product of the head then aborts.
+        raise Malformed(f"{tensor.name} changes the token embedding, which is not supported")
+    return name
+
+
+def _check_pair(weight: TensorInfo, a: TensorInfo, b: TensorInfo) -> None:
+    """Shapes innermost first: a (inputs, r), b (r, outputs), weight (inputs, outputs)."""
+    for tensor in (a, b):
+        if tensor.type not in ("F32", "F16"):
+            raise Malformed(f"{tensor.name} is {tensor.type}, and only F32 and F16 are accepted")
+        if len(tensor.shape) != 2:
+            raise Malformed(f"{tensor.name} has {len(tensor.shape)} dimensions and not 2")
+    if len(weight.shape) != 2:
+        raise Malformed(f"{a.name} belongs to {weight.name}, which is not a matrix")
+    (n_in, n_out), r = weight.shape, a.shape[1]
+    if a.shape[0] != n_in:
+        raise Malformed(f"{a.name} takes {a.shape[0]} inputs and the weight {n_in}")
+    if b.shape[1] != n_out:
+        raise Malformed(f"{b.name} gives {b.shape[1]} outputs and the weight {n_out}")
+    if b.shape[0] != r:
+        raise Malformed(f"{a.name} has r {r} and {b.name} has r {b.shape[0]}")
+    if r > min(n_in, n_out):
+        raise Malformed(f"{a.name} has r {r}, more than the rank of a weight of {n_in} x {n_out}")
+
+
+def _check_all_values(
+    stream: BinaryIO, header: Header, pairs: Mapping[str, tuple[TensorInfo, TensorInfo]]
+) -> None:
+    """Every one is a number that can be computed with, and some pair changes its weight."""
+    filled = {
+        tensor.name for tensor in header.tensors if check_values(stream, header.data_start, tensor)
+    }
+    if not any(a.name in filled and b.name in filled for a, b in pairs.values()):
+        raise Malformed("it changes nothing: one side of every pair is 0")
+
+
+def _sha256(stream: BinaryIO) -> str:
+    stream.seek(0)
+    digest = hashlib.sha256()
+    while block := stream.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+# ---- what the header says --------------------------------------------------------------------
+
+
+def _text(header: Header, key: str) -> str | None:
+    value: Value | None = header.metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _document(header: Header, key: str) -> dict[str, Any] | None:
+    """JSON of one of our keys; None when it is no object."""
+    try:
+        found = json.loads(_text(header, key) or "null")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _refusal(path: Path, base: GgufFile, why: str) -> AdapterRefused:
+    return AdapterRefused(
+        f"cannot use the adapter {path} with {base.path.name}",
+        why,
+        "give a GGUF LoRA adapter that was made for this very model file",
+    )

@@ -1,0 +1,1 @@
+"""What the board does: sensors, the 1 Hz sampler, energy, telemetry, the pressure guard, doctor."""

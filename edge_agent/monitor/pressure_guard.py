@@ -1,0 +1,226 @@
+"""Keeps the board alive under memory pressure and heat: refuse, shrink, unload, and take it back.
+
+Flows in: one Snapshot a second, on the event loop. Flows out: the supervisor's actions, an event in
+the store and a line in the log for each. The decision is a pure function of what was seen before
+and now, with hysteresis: it takes seconds of pressure to act and of calm to take an action back. A
+sensor that is missing never triggers anything. Not here: reading sensors, how a model is unloaded.
+
+    stage 0 normal -> 1 new requests refused -> 2 model reloaded with one slot -> 3 model unloaded
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from edge_agent.config import Settings
+from edge_agent.errors import EdgeAgentError
+from edge_agent.monitor.board_sampler import Snapshot
+
+_LOG = logging.getLogger(__name__)
+
+ENTER_S = 2.0
+"""Pressure lasts so long before the first stage."""
+ESCALATE_S = 10.0
+CRITICAL_S = 2.0
+"""Each further stage, when the pressure is critical."""
+RECOVER_S = 10.0
+AVAILABLE_SHARE = 0.05
+CRITICAL_MEMORY, CRITICAL_CELSIUS = 0.5, 5.0
+"""Critical: half of the memory threshold, 5 degrees above the heat threshold."""
+CALM_MEMORY, CALM_PSI, CALM_CELSIUS = 1.25, 0.5, 5.0
+"""Calm: a quarter more memory, half the stall, 5 degrees cooler than the threshold."""
+TRIP_MARGIN_CELSIUS = 5.0
+LAST_STAGE = 3
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """available_bytes None: AVAILABLE_SHARE of the memory."""
+
+    available_bytes: int | None
+    psi_percent: float
+    celsius: float
+
+
+@dataclass(frozen=True)
+class State:
+    """Times are the snapshots' monotonic seconds; None: no such time is running."""
+
+    stage: int = 0
+    reason: str = ""
+    pressed_since_s: float | None = None
+    calm_since_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one snapshot says."""
+
+    is_pressed: bool
+    is_critical: bool
+    is_calm: bool
+    reason: str
+
+
+class Engine(Protocol):
+    """The supervisor's part that the guard uses."""
+
+    def refuse(self, reason: str | None) -> None: ...
+    def shrink(self, is_small: bool) -> Awaitable[str]: ...
+    def unload(self, *, force: bool = False) -> Awaitable[bool]: ...
+
+
+class Events(Protocol):
+    """The store's part that the guard uses."""
+
+    def add_event(self, kind: str, detail: str) -> Future[None]: ...
+
+
+def thresholds(settings: Settings) -> Thresholds:
+    return Thresholds(
+        settings.guard_available_bytes, settings.guard_psi_percent, settings.guard_celsius
+    )
+
+
+def judge(snapshot: Snapshot, limits: Thresholds) -> Verdict:
+    """Compare one snapshot with the thresholds; each sensor that is there has a say."""
+    verdicts = [*_memory(snapshot, limits), *_pressure(snapshot, limits), *_heat(snapshot, limits)]
+    pressed = [one for one in verdicts if one.is_pressed]
+    return Verdict(
+        is_pressed=bool(pressed),
+        is_critical=any(one.is_critical for one in pressed),
+        is_calm=all(one.is_calm for one in verdicts),
+        reason="; ".join(one.reason for one in pressed),
+    )
+
+
+def _memory(snapshot: Snapshot, limits: Thresholds) -> list[Verdict]:
+    memory = snapshot.memory
+    limit = limits.available_bytes
+    if limit is None and memory.total_bytes is not None:
+        limit = round(AVAILABLE_SHARE * memory.total_bytes)
+    available = memory.available_bytes
+    if available is None or limit is None:
+        return []
+    reason = f"memory pressure: {available // MIB} MiB available, the guard acts below "
+    return [
+        Verdict(
+            available < limit,
+            available < CRITICAL_MEMORY * limit,
+            available >= CALM_MEMORY * limit,
+            f"{reason}{limit // MIB} MiB",
+        )
+    ]
+
+
+def _pressure(snapshot: Snapshot, limits: Thresholds) -> list[Verdict]:
+    stalled = snapshot.memory.psi_full_percent
+    if stalled is None:
+        return []
+    limit = limits.psi_percent
+    reason = f"memory pressure: all tasks waited {stalled:.0f} % of 10 s, the guard acts at "
+    return [Verdict(stalled >= limit, False, stalled < CALM_PSI * limit, f"{reason}{limit:.0f} %")]
+
+
+def _heat(snapshot: Snapshot, limits: Thresholds) -> list[Verdict]:
+    verdicts = []
+    for zone, celsius in snapshot.thermal.zones_celsius.items():
+        if celsius is None:
+            continue
+        trip = snapshot.thermal.critical_celsius.get(zone)
+        limit = limits.celsius if trip is None else min(limits.celsius, trip - TRIP_MARGIN_CELSIUS)
+        reason = f"heat: {zone} has {celsius:.1f} C, the guard acts at {limit:.1f} C"
+        is_critical = celsius >= limit + CRITICAL_CELSIUS
+        verdicts.append(
+            Verdict(celsius >= limit, is_critical, celsius < limit - CALM_CELSIUS, reason)
+        )
+    return verdicts
+
+
+def decide(state: State, verdict: Verdict, now_s: float) -> State:
+    """The next state: one stage further after lasting pressure, one back after lasting calm."""
+    if verdict.is_pressed:
+        since_s = now_s if state.pressed_since_s is None else state.pressed_since_s
+        wait_s = ENTER_S if state.stage == 0 else ESCALATE_S
+        if verdict.is_critical:
+            wait_s = CRITICAL_S
+        if now_s - since_s >= wait_s and state.stage < LAST_STAGE:
+            return State(state.stage + 1, verdict.reason, now_s)
+        return (
+            replace(state, pressed_since_s=since_s, calm_since_s=None, reason=verdict.reason)
+            if state.stage
+            else replace(state, pressed_since_s=since_s)
+        )
+    if state.stage == 0 or not verdict.is_calm:
+        return replace(state, pressed_since_s=None, calm_since_s=None)
+    since_s = now_s if state.calm_since_s is None else state.calm_since_s
+    if now_s - since_s < RECOVER_S:
+        return replace(state, pressed_since_s=None, calm_since_s=since_s)
+    stage = state.stage - 1
+    return State(stage, state.reason if stage else "", None, now_s if stage else None)
+
+
+class Guard:
+    """Feed it on the event loop. `stage` and `reason` are for /status and the metrics."""
+
+    def __init__(self, limits: Thresholds, engine: Engine, events: Events) -> None:
+        self._limits = limits
+        self._engine = engine
+        self._events = events
+        self._state = State()
+        self._acting: asyncio.Task[None] | None = None
+
+    @property
+    def stage(self) -> int:
+        return self._state.stage
+
+    @property
+    def reason(self) -> str:
+        return self._state.reason
+
+    def feed(self, snapshot: Snapshot) -> None:
+        """One look at the board; starts an action when the stage changes."""
+        before = self._state
+        self._state = decide(before, judge(snapshot, self._limits), snapshot.at_s)
+        if self._state.stage != before.stage:
+            why = self._state.reason or before.reason
+            self._note(f"stage {before.stage} -> {self._state.stage}: {why}")
+            self._act(before.stage)
+        elif self._state.stage:
+            self._engine.refuse(self._state.reason)
+
+    def _act(self, before: int) -> None:
+        """Refusing is at once; what must wait for running requests goes on in a task."""
+        stage = self._state.stage
+        self._engine.refuse(self._state.reason if stage else None)
+        if stage >= 2 or before >= 2:
+            if self._acting is not None:
+                self._acting.cancel()
+            self._acting = asyncio.create_task(self._apply(stage))
+
+    async def _apply(self, stage: int) -> None:
+        try:
+            if stage >= LAST_STAGE:
+                await self._unload()
+            else:
+                self._note(await self._engine.shrink(stage >= 2))
+        except EdgeAgentError as error:
+            self._note(f"stage {stage} could not be carried out: {error}")
+
+    async def _unload(self) -> None:
+        """Running requests may end by themselves; if they do not soon, they are ended."""
+        try:
+            was_loaded = await asyncio.wait_for(self._engine.unload(), ESCALATE_S)
+        except (asyncio.TimeoutError, EdgeAgentError):
+            was_loaded = await self._engine.unload(force=True)
+        self._note("the model was unloaded" if was_loaded else "no model was loaded")
+
+    def _note(self, text: str) -> None:
+        _LOG.warning("guard: %s", text)
+        self._events.add_event("guard", text)

@@ -1,0 +1,80 @@
+"""Watts from jetson-stats' service, for boards whose sensor files only root may read.
+
+jetson-stats is AGPL-3.0 and not a dependency: it is imported only when `--power-source jtop` asks
+for it and it is installed. Flows in: the running jtop service. Flows out: Power, from its
+milliwatts (`power`, never `avg`, which is no mean). The service refreshes about once a second, so
+short answers get no joules from it. Not here: the sensor files themselves (power.py), which need no
+service.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_agent.monitor.sensors.readings import TOTAL_RAILS, Looked, Power
+
+WHAT, WHERE = "jtop service", "run/jtop.sock"
+INTERVAL_S = 0.1
+"""Asked of the service; it serves all clients at the interval of the first."""
+
+
+@dataclass
+class JtopSensor:
+    """`client` None: `reason` says why it could not be had."""
+
+    client: Any
+    reason: str
+    looked: tuple[Looked, ...]
+
+    def read(self) -> Power:
+        if self.client is None:
+            return Power("jtop", None, reasons={"total": self.reason})
+        try:
+            if not self.client.ok():
+                return Power("jtop", None, reasons={"total": "the jtop service has stopped"})
+            found = self.client.power
+        except Exception as error:  # jtop's own exception class is known only when it is installed
+            return Power("jtop", None, reasons={"total": f"jtop: {error}"})
+        return _power(found)
+
+
+def _power(found: Any) -> Power:
+    """jtop's {'rail': {name: {'power': mW}}, 'tot': {'name': ..., 'power': mW}}."""
+    total = found.get("tot") or {}
+    name = str(total.get("name"))
+    watts = {str(rail): _watts(values) for rail, values in (found.get("rail") or {}).items()}
+    reasons = {f"watts.{rail}": "jtop gave no power" for rail, w in watts.items() if w is None}
+    if name not in TOTAL_RAILS:
+        reasons["total"] = "jtop's total is a sum of rails on this board, which counts some twice"
+        return Power("jtop", None, watts, reasons=reasons)
+    return Power("jtop", name, {**watts, name: _watts(total)}, reasons=reasons)
+
+
+def _watts(values: Any) -> float | None:
+    milliwatts = values.get("power")
+    is_number = isinstance(milliwatts, int | float) and 0 <= milliwatts < 1e5
+    return milliwatts / 1000 if is_number else None
+
+
+def find(root: Path) -> JtopSensor:
+    """Connect to the service. `root` is only where its socket is looked for."""
+    where = str(root / WHERE)
+    try:
+        module = importlib.import_module("jtop")
+    except ImportError:
+        reason = "jetson-stats is not installed (sudo pip3 install jetson-stats; it is AGPL-3.0)"
+        return JtopSensor(None, reason, (Looked(WHAT, where, None, reason),))
+    try:
+        client = module.jtop(interval=INTERVAL_S)
+        client.start()
+    except Exception as error:
+        reason = f"jtop: {error} (client and service must have one version and one Python)"
+        return JtopSensor(None, reason, (Looked(WHAT, where, None, reason),))
+    return JtopSensor(client, "", (Looked(WHAT, where, "connected"),))
+
+
+def read(root: Path) -> Power:
+    return find(root).read()

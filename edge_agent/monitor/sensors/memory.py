@@ -1,0 +1,112 @@
+"""Memory: what is left, swap, compressed swap, the pressure of waiting for it, and a process's own.
+
+Flows in: a root. Flows out: Memory, in bytes. From proc(5), Documentation/accounting/psi.rst and
+Documentation/admin-guide/blockdev/zram.rst. Not here: what a model will need
+(engine/memory_check.py).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.monitor.sensors.kernel_file import listing, read_text
+from edge_agent.monitor.sensors.readings import Looked, Memory
+
+_PSI = re.compile(r"^(some|full) avg10=([0-9.]+)", re.MULTILINE)
+_FIELDS = {"MemTotal", "MemAvailable", "SwapTotal", "SwapFree"}
+MEM_USED_TOTAL = 2
+"""Column of mm_stat that counts what the compressed pages take, allocator's waste included."""
+
+
+@dataclass
+class MemorySensor:
+    root: Path
+    zram: tuple[Path, ...]
+    looked: tuple[Looked, ...]
+
+    def read(self) -> Memory:
+        reasons: dict[str, str] = {}
+        fields, reason = meminfo(self.root)
+        if reason:
+            reasons["available_bytes"] = reason
+        some, full = self._pressure(reasons)
+        total, free = fields.get("SwapTotal"), fields.get("SwapFree")
+        return Memory(
+            total_bytes=fields.get("MemTotal"),
+            available_bytes=fields.get("MemAvailable"),
+            swap_total_bytes=total,
+            swap_used_bytes=None if total is None or free is None else total - free,
+            zram_used_bytes=self._zram_bytes(reasons),
+            psi_some_percent=some,
+            psi_full_percent=full,
+            reasons=reasons,
+        )
+
+    def _pressure(self, reasons: dict[str, str]) -> tuple[float | None, float | None]:
+        text, reason = read_text(self.root / "proc/pressure/memory")
+        if text is None:
+            reasons["psi_some_percent"] = f"{reason} (kernels before 4.20 and L4T 4.9 have none)"
+            return None, None
+        found = {kind: float(value) for kind, value in _PSI.findall(text)}
+        return found.get("some"), found.get("full")
+
+    def _zram_bytes(self, reasons: dict[str, str]) -> int | None:
+        if not self.zram:
+            reasons["zram_used_bytes"] = "no zram device"
+            return None
+        used = 0
+        for path in self.zram:
+            text, reason = read_text(path)
+            columns = (text or "").split()
+            if len(columns) <= MEM_USED_TOTAL or not columns[MEM_USED_TOTAL].isdigit():
+                reasons["zram_used_bytes"] = reason or f"{path}: {text!r} has no third column"
+                return None
+            used += int(columns[MEM_USED_TOTAL])
+        return used
+
+
+def find(root: Path) -> MemorySensor:
+    zram = tuple(listing(root / "sys/block", "zram*/mm_stat"))
+    places = (
+        ("memory", root / "proc/meminfo"),
+        ("memory pressure (PSI)", root / "proc/pressure/memory"),
+    )
+    looked = [
+        Looked(what, str(at), "readable" if read_text(at)[0] else None) for what, at in places
+    ]
+    found = f"{len(zram)} devices" if zram else None
+    looked.append(Looked("compressed swap", str(root / "sys/block/zram*/mm_stat"), found))
+    return MemorySensor(root, zram, tuple(looked))
+
+
+def read(root: Path) -> Memory:
+    return find(root).read()
+
+
+def meminfo(root: Path) -> tuple[dict[str, int], str]:
+    """Fields of /proc/meminfo in bytes (the kernel's kB are 1024), and why there are none."""
+    text, reason = read_text(root / "proc/meminfo", 16_384)
+    fields = {}
+    for line in (text or "").splitlines():
+        name, _, value = line.partition(":")
+        number = value.split()[0] if value.split() else ""
+        if name in _FIELDS and number.isdigit():
+            fields[name] = int(number) * 1024
+    if text is not None and "MemAvailable" not in fields:
+        reason = f"{root / 'proc/meminfo'} has no MemAvailable"
+    return fields, reason
+
+
+def rss_anon_bytes(root: Path, pid: int) -> int | None:
+    """RssAnon of a process: pages of its own, without those mapped from the model's file.
+
+    Processes are real ones, so their /proc/PID is asked when `root` has none.
+    """
+    for base in (root, Path("/")):
+        text, _ = read_text(base / f"proc/{pid}/status")
+        for line in (text or "").splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return None

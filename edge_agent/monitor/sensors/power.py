@@ -1,0 +1,144 @@
+"""Watts by rail: chooses the source and reads the INA3221 of a Jetson, in both of its trees.
+
+JetPack 4 has NVIDIA's own driver, which shows an industrial-I/O device with power in milliwatts;
+JetPack 5 and 6 have the kernel's hwmon driver (Documentation/hwmon/ina3221.rst) with millivolts and
+milliamperes. Flows in: a root. Flows out: Power. Not here: RAPL (rapl.py), jtop (jtop.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from edge_agent.monitor.sensors import jtop, rapl
+from edge_agent.monitor.sensors.kernel_file import listing, read_number, read_text
+from edge_agent.monitor.sensors.readings import TOTAL_RAILS, Looked, Power
+
+Source = Literal["auto", "ina3221", "rapl", "jtop", "none"]
+
+JETPACK4 = "sys/bus/i2c/drivers/ina3221x"
+JETPACK5 = "sys/bus/i2c/drivers/ina3221"
+MAX_MW, MAX_MV, MAX_MA = 60_000.0, 32_767.0, 60_000.0
+"""Above what the converter can show (26 V bus range, Documentation/hwmon) or a module can take."""
+CHANNELS = 3
+
+
+class PowerSensor(Protocol):
+    """What every source offers."""
+
+    looked: tuple[Looked, ...]
+
+    def read(self) -> Power: ...
+
+
+@dataclass(frozen=True)
+class _Rail:
+    """One channel: a file of milliwatts, or files of millivolts and milliamperes."""
+
+    name: str
+    milliwatts: str | None = None
+    millivolts: str = ""
+    milliamperes: str = ""
+
+    def watts(self) -> tuple[float | None, str]:
+        if self.milliwatts is not None:
+            value, reason = read_number(self.milliwatts, 0, MAX_MW)
+            return (None if value is None else value / 1e3), reason
+        volts, reason = read_number(self.millivolts, 0, MAX_MV)
+        amperes, other = read_number(self.milliamperes, 0, MAX_MA)
+        if volts is None or amperes is None:
+            return None, reason or other
+        return volts * amperes / 1e6, ""
+
+
+@dataclass
+class Ina3221:
+    """The rails of every chip found."""
+
+    rails: tuple[_Rail, ...]
+    looked: tuple[Looked, ...]
+
+    def read(self) -> Power:
+        watts: dict[str, float | None] = {}
+        reasons: dict[str, str] = {}
+        for rail in self.rails:
+            watts[rail.name], reason = rail.watts()
+            if reason:
+                reasons[f"watts.{rail.name}"] = reason
+        total = next((name for name in TOTAL_RAILS if name in watts), None)
+        if total is None:
+            reasons["total"] = f"no rail of {', '.join(watts)} is known to feed the whole board"
+        return Power("ina3221", total, watts, reasons=reasons)
+
+
+@dataclass
+class NoPower:
+    """No source: says where it was looked for."""
+
+    looked: tuple[Looked, ...] = field(default=())
+    reason: str = "no power sensor"
+
+    def read(self) -> Power:
+        return Power("none", None, reasons={"total": self.reason})
+
+
+def find(root: Path, source: Source = "auto") -> PowerSensor:
+    """The sensor to read: INA3221, else RAPL, unless one source was asked for."""
+    if source == "none":
+        return NoPower(reason="power is switched off by --power-source none")
+    if source == "jtop":
+        return jtop.find(root)
+    rails, looked = _rails(root)
+    if rails and source in ("auto", "ina3221"):
+        return Ina3221(rails, looked)
+    if source == "ina3221":
+        return NoPower(looked, f"no INA3221 below {root / JETPACK4} or {root / JETPACK5}")
+    counter = rapl.find(root)
+    looked = (*looked, *counter.looked)
+    if counter.is_usable or source == "rapl":
+        counter.looked = looked
+        return counter
+    places = ", ".join(one.where for one in looked)
+    why = next((one.reason for one in looked if one.reason), "")
+    return NoPower(looked, f"no power sensor ({why})" if why else f"no power sensor: {places}")
+
+
+def read(root: Path, source: Source = "auto") -> Power:
+    return find(root, source).read()
+
+
+def _rails(root: Path) -> tuple[tuple[_Rail, ...], tuple[Looked, ...]]:
+    old, new = _iio_rails(root), _hwmon_rails(root)
+    looked = (
+        _looked("power rails, INA3221, JetPack 4", root / JETPACK4 / "*/iio:device*", old),
+        _looked("power rails, INA3221, JetPack 5 and 6", root / JETPACK5 / "*/hwmon/hwmon*", new),
+    )
+    return tuple(old or new), looked
+
+
+def _looked(what: str, where: Path, rails: list[_Rail]) -> Looked:
+    names = ", ".join(rail.name for rail in rails)
+    return Looked(what, str(where), f"{len(rails)} rails: {names}" if rails else None)
+
+
+def _iio_rails(root: Path) -> list[_Rail]:
+    rails = []
+    for device in listing(root / JETPACK4, "*/iio:device*"):
+        for channel in range(CHANNELS):
+            name, _ = read_text(device / f"rail_name_{channel}")
+            if name and name != "NC":
+                rails.append(_Rail(name, str(device / f"in_power{channel}_input")))
+    return rails
+
+
+def _hwmon_rails(root: Path) -> list[_Rail]:
+    """Channels 1 to 3; in7 is the kernel's sum of the shunt voltages and no rail."""
+    rails = []
+    for device in listing(root / JETPACK5, "*/hwmon/hwmon*"):
+        for channel in range(1, CHANNELS + 1):
+            name, _ = read_text(device / f"in{channel}_label")
+            if name and name != "NC":
+                volts, amperes = f"in{channel}_input", f"curr{channel}_input"
+                rails.append(_Rail(name, None, str(device / volts), str(device / amperes)))
+    return rails

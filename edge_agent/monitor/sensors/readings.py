@@ -1,0 +1,134 @@
+"""The vocabulary of the sensors: one frozen reading per subsystem.
+
+Leaf file: imports nothing of ours. A value that could not be read is None, and `reasons` says why
+under the value's own name ("watts.VDD_IN", "load", ...); nothing is ever 0 or -1 for "unknown", so
+that every mean stays honest. Units are suffixes. Not here: reading (the other files), history
+(monitor/board_sampler.py), joules (monitor/energy.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+PowerSource = Literal["ina3221", "rapl", "jtop", "none"]
+Reasons = Mapping[str, str]
+
+TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0", "SYS_VIN_HV")
+"""Rails that feed a whole module. Without one there is no total: a sum would count some twice."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One place a sensor was looked for; what `doctor` lists."""
+
+    what: str
+    """"power rails (INA3221, JetPack 4)" ..."""
+    where: str
+    """The path or pattern, below the root it was looked for in."""
+    found: str | None
+    """What was there ("3 rails: POM_5V_IN, ..."), None when nothing was."""
+    reason: str = ""
+    """Why it cannot be used although it is there (permission, driver, ...)."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """Watts by rail; the total rail covers the whole board input and is never a sum of rails.
+
+    A counter (RAPL) has no watts of its own: `joules` are what it has counted since `find`, with
+    wrap-around resolved, and watts are left to whoever holds two readings.
+    """
+
+    source: PowerSource
+    total_rail: str | None
+    """Key into `watts` or `joules`; None when no rail measures the whole board (or package)."""
+    watts: Mapping[str, float | None] = field(default_factory=dict)
+    joules: Mapping[str, float | None] = field(default_factory=dict)
+    reasons: Reasons = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Thermal:
+    """Zones by the kernel's own type name; zones that report a constant (PMIC-Die) are left out."""
+
+    zones_celsius: Mapping[str, float | None] = field(default_factory=dict)
+    critical_celsius: Mapping[str, float] = field(default_factory=dict)
+    """Lowest hot/critical trip point of a zone, where the kernel tells one."""
+    reasons: Reasons = field(default_factory=dict)
+
+    @property
+    def hottest_celsius(self) -> float | None:
+        known = [value for value in self.zones_celsius.values() if value is not None]
+        return max(known, default=None)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """/proc/meminfo, zram and pressure-stall information (PSI), system-wide."""
+
+    total_bytes: int | None = None
+    available_bytes: int | None = None
+    swap_total_bytes: int | None = None
+    swap_used_bytes: int | None = None
+    zram_used_bytes: int | None = None
+    """Memory the compressed pages take (mm_stat, mem_used_total), all zram devices together."""
+    psi_some_percent: float | None = None
+    """Share of the last 10 s in which some task waited for memory ('some avg10')."""
+    psi_full_percent: float | None = None
+    reasons: Reasons = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Counters over all cores, and clocks of the core that is fastest now."""
+
+    busy_s: float | None = None
+    """Core-seconds not idle since boot; two readings give a load."""
+    total_s: float | None = None
+    clock_hz: float | None = None
+    max_clock_hz: float | None = None
+    """The frequency the governor may use now (scaling_max_freq): falls when it is throttled."""
+    hardware_max_clock_hz: float | None = None
+    throttle_count: int | None = None
+    """x86: core_throttle_count, all cores. None where the kernel has no such counter."""
+    reasons: Reasons = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str | None = None
+    load: float | None = None
+    """0..1"""
+    clock_hz: float | None = None
+    max_clock_hz: float | None = None
+    reasons: Reasons = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """Causes that are active now, as "over_current:VDD_IN" or "thermal:cpufreq"."""
+
+    active: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Event counters the kernel keeps by cause (JetPack 5/6: oc*_event_cnt), since boot."""
+    reasons: Reasons = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Board:
+    """What does not change while a benchmark runs, but must stand in its record."""
+
+    model: str | None = None
+    l4t: str | None = None
+    """"36.4.3" as /etc/nv_tegra_release gives it; None off Jetson."""
+    jetpack: str | None = None
+    kernel: str | None = None
+    os: str | None = None
+    cpu: str | None = None
+    cores: int | None = None
+    power_mode: str | None = None
+    """nvpmodel's mode, "0 MAXN"; from files only, no command is run."""
+    governor: str | None = None
+    reasons: Reasons = field(default_factory=dict)

