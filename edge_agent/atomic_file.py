@@ -2,7 +2,7 @@
 
 Flows in: a path and bytes. Flows out: the file, durable when `write` returns. The recipe is temp
 file, fsync, rename, fsync of the directory: without the first fsync a power cut leaves a file of 0
-bytes, without the second the rename itself can be lost (both measured: dev/LOG.md). Not here:
+bytes, without the second the rename itself can be lost (both measured: dev/log). Not here:
 locking; two writers of one path each leave a whole file, and the last rename wins.
 """
 

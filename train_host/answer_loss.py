@@ -1,7 +1,7 @@
 """How much of what was learned is in the file that the device gets.
 
 Why it exists: quantizing can round a lesson away, nearly all of it where the base was quantized
-already (dev/LOG.md, llama.cpp's #13485), and a comparison on general texts does not show that.
+already (dev/log, llama.cpp's #13485), and a comparison on general texts does not show that.
 Flows in: a run and the files of its export. Flows out: a `Stage` with the loss of some learned
 answers, in nats a token: `_base` before training, `_trained` in float32, `_served` from the file as
 the daemon runs it, `_adapter` from the quantized base with the adapter beside it; and the share of

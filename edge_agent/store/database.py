@@ -2,7 +2,7 @@
 
 Flows in: a path. Flows out: a connection in WAL mode with synchronous=FULL whose schema is the
 newest. WAL with NORMAL would be faster and lost every acknowledged row in a simulated power cut
-(dev/LOG.md). A corrupt file is never deleted: it is renamed to `.corrupt-<unix time>`, a fresh one
+(dev/log). A corrupt file is never deleted: it is renamed to `.corrupt-<unix time>`, a fresh one
 is begun, and every row that can still be read is copied over; losing least beats refusing to start,
 because the registry of models is in there. A file written by a newer version is refused untouched.
 Not here: what the rows mean (rows.py), threads (store.py).

@@ -31,7 +31,7 @@ AVAILABLE_SHARE = 0.5
 LEAST_BATCH_TOKENS = 64
 LEAST_STEPS, SHORT_ROW_TOKENS = 3, 128
 """A short lesson gets shorter rows, until an epoch has so many steps or a row so few tokens: 24
-texts learned no end of turn in 16 long steps, and did in 36 (dev/LOG.md). Short rows cost more."""
+texts learned no end of turn in 16 long steps, and did in 36 (dev/log). Short rows cost more."""
 LESS_R = (8, 4, 2, 1)
 MIB = 1 << 20
 
