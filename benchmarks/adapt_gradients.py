@@ -50,9 +50,9 @@ from edge_agent.adapt.trainer.decoder.lora import (
     target_sizes,
 )
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
-from edge_agent.adapt.trainer.packing import epoch_rows
+from edge_agent.adapt.trainer.optimizer import factor
+from edge_agent.adapt.trainer.packed_samples import epoch_rows
 from edge_agent.adapt.trainer.preparation import prepare
-from edge_agent.adapt.trainer.schedule import factor
 from edge_agent.adapt.trainer.training_step import Learner
 from edge_agent.llama.type_plan import TypeRequest
 

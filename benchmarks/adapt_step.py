@@ -129,7 +129,7 @@ def store_prefix(
     decoder: Decoder, material: Material, rows: list[list[int]], path: Path
 ) -> float | None:
     """Seconds to store the states that enter the lowest trained block; None when it is block 0."""
-    from edge_agent.adapt.trainer.prefix_store import PrefixStore
+    from edge_agent.adapt.trainer.stored_states import PrefixStore
 
     if decoder.lowest == 0:
         return None

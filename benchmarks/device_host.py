@@ -41,21 +41,20 @@ from converters.base_model import open_base
 from converters.logits import LlamaLogits
 from converters.lora_to_gguf import convert
 from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.trainer.adapter_writer import AdapterHeader, write_adapter
 from edge_agent.adapt.trainer.dataset import Sample
 from edge_agent.adapt.trainer.decoder.compute import blas_threads
 from edge_agent.adapt.trainer.decoder.decoder import Decoder
 from edge_agent.adapt.trainer.decoder.lora import LoraWeight, new_loras, target_sizes
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import lora_settings
-from edge_agent.adapt.trainer.packed_samples import Material
-from edge_agent.adapt.trainer.packing import epoch_order
+from edge_agent.adapt.trainer.packed_samples import Material, epoch_order
 from edge_agent.adapt.trainer.preparation import prepare
 from edge_agent.adapt.trainer.training_step import Learner
 from edge_agent.cli.terminal import Terminal
-from edge_agent.gguf.adapter_file import AdapterHeader, write_adapter
 from edge_agent.gguf.base_identity import identify_base
 from edge_agent.gguf.model_file import read_gguf
-from edge_agent.models.pull import sha256_of
+from edge_agent.regular_file import sha256_of
 from train_host.cli import main_with
 
 LIMIT = 0.01
@@ -193,7 +192,7 @@ def write_start(gguf: Path, path: Path) -> Path:
 
 def write(path: Path, loras: Mapping[str, LoraWeight], gguf: Path) -> Path:
     model = read_gguf(gguf)
-    identity = identify_base(model, sha256_of([gguf]))
+    identity = identify_base(model, sha256_of(gguf))
     write_adapter(path, loras, AdapterHeader(path.stem, model.architecture, identity))
     return path
 

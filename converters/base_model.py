@@ -22,7 +22,7 @@ from converters.families.family import Family, Placement
 from converters.gguf_container import Metadata
 from converters.gguf_output import SourceTensor
 from edge_agent.gguf.model_file import read_gguf
-from edge_agent.models.pull import sha256_of
+from edge_agent.regular_file import sha256_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class BaseModel:
             stored = open_checkpoint(self.path).tensors.values()
             files = sorted({tensor.path for tensor in stored})
         keys = Metadata()
-        keys.put("string", "edge_agent.base.sha256", sha256_of(files))
+        keys.put("string", "edge_agent.base.sha256", sha256_of(*files))
         keys.put("string", "edge_agent.base.quantization", self.quantization)
         keys.put("string", "edge_agent.tokenizer.sha256", tokenizer_sha256(self.metadata))
         keys.put("string", "edge_agent.template.sha256", template_sha256(self.metadata))

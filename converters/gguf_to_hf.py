@@ -29,7 +29,7 @@ from converters.tokenizer_json import tokenizer_config, tokenizer_json
 from edge_agent.atomic_file import sync_directory, write
 from edge_agent.errors import ConversionError
 from edge_agent.gguf.model_file import GgufFile, read_gguf
-from edge_agent.models.pull import sha256_of
+from edge_agent.regular_file import sha256_of
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -166,7 +166,7 @@ def documents(model: GgufModel, dtype: str) -> dict[str, Any]:
         )
     origin = {
         "file": model.gguf.path.name,
-        "sha256": sha256_of([model.gguf.path]),
+        "sha256": sha256_of(model.gguf.path),
         "type": model.gguf.quantization,
     }
     config = {**model.config, **special_ids(model.metadata), "dtype": TORCH_DTYPES[dtype]}

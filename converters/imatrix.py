@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from converters.imatrix_file import Imatrix
 from converters.quantizer import How
 from edge_agent.adapt.trainer.blas import choose_threads
-from edge_agent.engine.loading import start_backend
 from edge_agent.errors import ConversionError
 from edge_agent.gguf.model_file import read_gguf
+from edge_agent.llama.binding import start_backend
 from edge_agent.llama.capture import Observer
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model

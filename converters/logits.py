@@ -18,7 +18,7 @@ from converters.extras import load_extra
 from converters.rows import F32
 from edge_agent.adapt.trainer.blas import choose_threads
 from edge_agent.engine.adapter_pool import activate
-from edge_agent.engine.loading import start_backend
+from edge_agent.llama.binding import start_backend
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
 from edge_agent.records import EngineSettings

@@ -16,8 +16,8 @@ from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.extras import load_extra
 from converters.gguf_container import Metadata, read_metadata
 from converters.special_tokens import special_keys
-from edge_agent.engine.loading import start_backend
 from edge_agent.errors import ConversionError
+from edge_agent.llama.binding import start_backend
 from edge_agent.llama.model import Model
 from edge_agent.prompt.chat_template import as_text, identify, render
 from edge_agent.prompt.template_sandbox import TemplateSandbox

@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 
-from edge_agent.adapt import activation
 from edge_agent.errors import EdgeAgentError, ModelNotFound
-from edge_agent.models.adapter_registry import Registry, split_name
+from edge_agent.model_names import split_name
+from edge_agent.models.adapter_registry import Registry
 from edge_agent.records import (
     AdapterRef,
     ApplyTemplate,
@@ -28,7 +28,6 @@ from edge_agent.records import (
     TokenLogprob,
     Tokens,
 )
-from edge_agent.store.rows import AdapterRow
 from edge_agent.store.store import ModelRow, Store
 from edge_agent.supervisor.engine_status import EngineStatus
 from edge_agent.supervisor.supervisor import Target
@@ -117,11 +116,6 @@ class FakeSupervisor:
 
     async def check_adapter(self, model: str, adapter: AdapterRef) -> None:
         self.checked.append(adapter)
-
-    async def activate(
-        self, model: str, name: str, *, force: bool = False, reason: str = ""
-    ) -> AdapterRow:
-        return await activation.activate(self, model, name, force=force, reason=reason)
 
     async def ensure_loaded(
         self, model: str | None, *, keep_alive_s: float | None = None

@@ -24,11 +24,12 @@ from tiny_checkpoint import write_checkpoint
 from converters.base_model import tokenizer_sha256 as converters_tokenizer_sha256
 from converters.gguf_container import read_metadata
 from converters.logits import LlamaLogits
+from edge_agent.adapt.trainer.adapter_writer import AdapterHeader, write_adapter
 from edge_agent.adapt.trainer.decoder.decoder import Decoder, pack
 from edge_agent.adapt.trainer.decoder.lora import LoraSettings, LoraWeight, new_loras
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.errors import AdapterRefused
-from edge_agent.gguf.adapter_file import AdapterHeader, check_adapter, write_adapter
+from edge_agent.gguf.adapter_file import check_adapter
 from edge_agent.gguf.base_identity import BaseIdentity, identify_base, tokenizer_sha256
 from edge_agent.gguf.header import TensorInfo
 from edge_agent.gguf.model_file import GgufFile, read_gguf

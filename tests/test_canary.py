@@ -20,9 +20,8 @@ from random_adapter import write_adapter
 from test_daemon import RunningDaemon, make_state
 from test_daemon import until as wait_until
 
-from edge_agent.adapt.activation import fault, prove_unproved
+from edge_agent.adapt.activation import activate, fault, prove_unproved
 from edge_agent.config import Settings
-from edge_agent.daemon.front import WORKER_ARGV
 from edge_agent.errors import (
     AdapterNotFound,
     AdapterRefused,
@@ -46,6 +45,7 @@ from edge_agent.records import (
 )
 from edge_agent.store.store import Store
 from edge_agent.supervisor.supervisor import Supervisor
+from edge_agent.supervisor.worker_link import WORKER_ARGV
 
 LOOP = "la " * 40
 
@@ -118,7 +118,7 @@ def test_an_adapter_that_answers_is_active_and_proved(store: Store) -> None:
     async def work() -> None:
         async with supervising(store) as supervisor:
             add(supervisor, "a")
-            row = await supervisor.activate("tiny", "a")
+            row = await activate(supervisor, "tiny", "a")
             assert (row.name, active(supervisor)) == ("a", "a")
             assert supervisor.registry.is_proved("tiny")
             assert supervisor.status().adapter == "a"
@@ -152,16 +152,16 @@ def test_a_canary_that_fails_rolls_back_to_what_was_active_before(
         async with supervising(store) as supervisor:
             add(supervisor, "good")
             add(supervisor, "bad", **plan)
-            await supervisor.activate("tiny", "good")
+            await activate(supervisor, "tiny", "good")
             with pytest.raises(AdapterRefused, match="bad of tiny was rolled back") as refused:
-                await supervisor.activate("tiny", "bad")
+                await activate(supervisor, "tiny", "bad")
             assert why in refused.value.why
             assert "good" in refused.value.hint
             assert active(supervisor) == "good" and supervisor.registry.is_proved("tiny")
             assert supervisor.registry.adapter("tiny", "bad").status == "rolled_back"
             await drive(supervisor)
             with pytest.raises(AdapterRefused, match="it was rolled back"):
-                await supervisor.activate("tiny", "bad")
+                await activate(supervisor, "tiny", "bad")
 
     run(work())
     assert len(events(store, "adapter_rolled_back")) == 1
@@ -175,7 +175,7 @@ def test_an_adapter_is_not_blamed_for_what_the_one_before_does_too(store: Store)
             add(supervisor, "too", text=LOOP)
             supervisor.registry.activate("tiny", "loops", force=False, reason="test")
             supervisor.registry.prove("tiny", "loops")
-            await supervisor.activate("tiny", "too")
+            await activate(supervisor, "tiny", "too")
             assert active(supervisor) == "too" and supervisor.registry.is_proved("tiny")
 
     run(work())
@@ -186,10 +186,10 @@ def test_what_never_reached_the_engine_changes_nothing(store: Store) -> None:
         async with supervising(store) as supervisor:
             add(supervisor, "a")
             with pytest.raises(AdapterNotFound):
-                await supervisor.activate("tiny", "nosuch")
+                await activate(supervisor, "tiny", "nosuch")
             supervisor.refuse("memory: 10 MB are left")
             with pytest.raises(Overloaded):
-                await supervisor.activate("tiny", "a")
+                await activate(supervisor, "tiny", "a")
             assert active(supervisor) is None
             assert supervisor.registry.adapter("tiny", "a").status == "passed"
 
@@ -211,7 +211,7 @@ def test_an_engine_too_busy_for_the_canary_leaves_the_adapter_unblamed(store: St
 
             supervisor.check_adapter = check_and_close  # type: ignore[method-assign]
             with pytest.raises(Overloaded):
-                await supervisor.activate("tiny", "a")
+                await activate(supervisor, "tiny", "a")
             assert active(supervisor) is None
             assert supervisor.registry.adapter("tiny", "a").status == "passed"
 
@@ -222,7 +222,7 @@ def test_a_caller_that_leaves_does_not_stop_an_activation_half_way(store: Store)
     async def work() -> None:
         async with supervising(store) as supervisor:
             add(supervisor, "slow", chunks=1, every_s=0.3)
-            task = asyncio.create_task(supervisor.activate("tiny", "slow"))
+            task = asyncio.create_task(activate(supervisor, "tiny", "slow"))
             await until(lambda: active(supervisor) == "slow")
             task.cancel()
             await until(lambda: supervisor.registry.is_proved("tiny"))
@@ -238,7 +238,7 @@ def test_a_crash_soon_after_the_activation_takes_the_adapter_back(store: Store) 
     async def work() -> None:
         async with supervising(store) as supervisor:
             add(supervisor, "a")
-            await supervisor.activate("tiny", "a")
+            await activate(supervisor, "tiny", "a")
             with pytest.raises(WorkerFailed, match="SIGSEGV"):
                 await drive(supervisor, then="die:SIGSEGV")
             await drive(supervisor)
@@ -255,7 +255,7 @@ def test_a_crash_that_is_not_the_adapters_leaves_it_active(store: Store, asked: 
     async def work() -> None:
         async with supervising(store) as supervisor:
             add(supervisor, "a")
-            await supervisor.activate("tiny", "a")
+            await activate(supervisor, "tiny", "a")
             if asked == "long ago":
                 move = "UPDATE activations SET at = at - 601"
                 store.transact(lambda db: db.execute(move).rowcount)
@@ -278,7 +278,7 @@ def test_an_active_adapter_the_worker_refuses_is_taken_back(store: Store) -> Non
     async def work() -> None:
         async with supervising(store) as supervisor:
             add(supervisor, "a")
-            await supervisor.activate("tiny", "a")
+            await activate(supervisor, "tiny", "a")
             refusing = fakes.generate(then="error:adapter_refused")
             with pytest.raises(AdapterRefused):
                 async for _ in supervisor.generate("tiny:a", refusing):
@@ -293,7 +293,7 @@ def test_a_refusal_of_what_a_request_chose_itself_takes_nothing_back(store: Stor
     async def work() -> None:
         async with supervising(store) as supervisor:
             add(supervisor, "a")
-            row = await supervisor.activate("tiny", "a")
+            row = await activate(supervisor, "tiny", "a")
             request = fakes.generate(then="error:adapter_refused")
             chosen = Generate(
                 id=0,
@@ -318,7 +318,7 @@ def test_each_name_reaches_the_worker_as_its_adapter(store: Store) -> None:
         async with supervising(store) as supervisor:
             add(supervisor, "a")
             add(supervisor, "b")
-            await supervisor.activate("tiny", "a")
+            await activate(supervisor, "tiny", "a")
             told: list[AdapterRef | None] = []
             for name in (None, "tiny", "tiny:latest", "tiny:base", "tiny:b"):
                 async for _ in supervisor.generate(name, fakes.generate(), told=told.append):
@@ -339,7 +339,7 @@ def test_the_configured_model_may_name_the_base(store: Store) -> None:
     async def work() -> None:
         async with supervising(store, model="tiny:base") as supervisor:
             add(supervisor, "a")
-            await supervisor.activate("tiny", "a")
+            await activate(supervisor, "tiny", "a")
             await drive(supervisor)
 
     run(work())
@@ -533,11 +533,11 @@ def test_a_real_worker_answers_with_the_adapter_and_afterwards_as_before(
             add_random(supervisor, store, "one", tiny_model, seed=1)
             add_random(supervisor, store, "two", tiny_model, seed=2)
             pid = supervisor.status().worker_pid
-            await supervisor.activate("tiny", "one", force=True)
+            await activate(supervisor, "tiny", "one", force=True)
             assert supervisor.registry.is_proved("tiny")
             one = await text_of(supervisor, "tiny")
             assert one != before and one == await text_of(supervisor, "tiny:one")
-            await supervisor.activate("tiny", "two", force=True)
+            await activate(supervisor, "tiny", "two", force=True)
             two = await text_of(supervisor, "tiny")
             assert two not in (one, before)
             assert await text_of(supervisor, "tiny:base") == before
@@ -564,7 +564,7 @@ def test_a_real_worker_refuses_what_the_check_of_the_file_let_pass_and_lives(
             add_random(supervisor, store, "huge", tiny_model, strength=1e30)
             pid = supervisor.status().worker_pid
             with pytest.raises(AdapterRefused):
-                await supervisor.activate("tiny", "huge", force=True)
+                await activate(supervisor, "tiny", "huge", force=True)
             assert active(supervisor) is None
             assert await text_of(supervisor, "tiny") == before
             assert supervisor.status().worker_pid == pid
@@ -579,7 +579,7 @@ def test_a_real_worker_killed_at_work_comes_back_with_the_base(
         async with real_engine(store, tiny_model) as supervisor:
             before = await text_of(supervisor, "tiny")
             add_random(supervisor, store, "one", tiny_model)
-            await supervisor.activate("tiny", "one", force=True)
+            await activate(supervisor, "tiny", "one", force=True)
             endless = Generate(id=0, sampling=Sampling(), max_tokens=-1, text="a", ignore_eos=True)
             with pytest.raises(WorkerFailed, match="SIGKILL"):
                 async for event in supervisor.generate("tiny", endless):

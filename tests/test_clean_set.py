@@ -8,10 +8,8 @@ from importlib.resources import files
 import pytest
 
 from edge_agent.adapt.gate.clean_set import LANGUAGES, CleanRow, choose, clean_set
-from edge_agent.adapt.gate.detectors import is_looping
+from edge_agent.adapt.gate.detectors import is_looping, is_wrong_script, news_signs
 from edge_agent.adapt.gate.identity import asks_identity
-from edge_agent.adapt.gate.register import news_signs
-from edge_agent.adapt.gate.script import is_wrong_script
 
 ROWS = clean_set()
 

@@ -14,15 +14,10 @@ from http_front import serving
 
 from edge_agent import __version__
 from edge_agent.cli.commands.engine import until_text
-from edge_agent.cli.commands.serve import (
-    ServeOptions,
-    daemon_command,
-    flags_of,
-    parse_duration,
-    parse_size,
-)
+from edge_agent.cli.commands.serve import ServeOptions, daemon_command, flags_of
 from edge_agent.cli.main import build_app, main_with
 from edge_agent.cli.terminal import Terminal, aligned, error_lines, printable
+from edge_agent.cli.units import parse_duration, parse_size
 from edge_agent.config import Settings, settings_from_json
 from edge_agent.errors import EdgeAgentError, UsageError
 

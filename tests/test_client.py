@@ -12,8 +12,7 @@ import pytest
 from fake_engine import FakeSupervisor
 from http_front import eventually, serving
 
-from edge_agent.client.connection import Client, Ending, error_from_body
-from edge_agent.client.daemon_socket import find_daemon, socket_paths
+from edge_agent.client.connection import Client, Ending, error_from_body, find_daemon, socket_paths
 from edge_agent.errors import (
     DaemonNotRunning,
     EdgeAgentError,

@@ -7,10 +7,16 @@ import math
 import pytest
 
 from edge_agent.adapt.gate.copying import Taught, longest_common_span
-from edge_agent.adapt.gate.detectors import has_stuck_end, is_looping, repeats_a_sentence, seq_rep
+from edge_agent.adapt.gate.detectors import (
+    has_stuck_end,
+    is_looping,
+    is_wrong_script,
+    news_signs,
+    repeats_a_sentence,
+    seq_rep,
+    share_of,
+)
 from edge_agent.adapt.gate.identity import Identity, asks_identity
-from edge_agent.adapt.gate.register import news_signs
-from edge_agent.adapt.gate.script import is_wrong_script, share_of
 from edge_agent.adapt.gate.significance import bootstrap_lower, sign_test
 from edge_agent.adapt.gate.words import content_stems, n_shared, sentences, words
 from edge_agent.records import Message

@@ -17,8 +17,8 @@ import pytest
 
 from edge_agent.adapt.gate.checks import ALPHA
 from edge_agent.adapt.gate.clean_set import CleanRow, clean_set
+from edge_agent.adapt.gate.detectors import SCRIPTS, share_of
 from edge_agent.adapt.gate.gate import Answer, Gate, GateReport, prepare, run_gate
-from edge_agent.adapt.gate.script import SCRIPTS, share_of
 from edge_agent.clocks import Clocks
 from edge_agent.errors import WorkerFailed
 from edge_agent.records import AdapterRef, Message, Scores

@@ -131,7 +131,7 @@ def test_dtype_is_checked_before_anything_is_read(tmp_path: Path, flag: str, cod
 def test_tokenizers_cuts_text_as_llama_cpp_does(tmp_path: Path, texts: list[str]) -> None:
     from tokenizers import Tokenizer
 
-    from edge_agent.engine.loading import start_backend
+    from edge_agent.llama.binding import start_backend
     from edge_agent.llama.model import Model
     from edge_agent.records import EngineSettings
 

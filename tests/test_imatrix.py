@@ -14,8 +14,8 @@ from tiny_gguf import CHATML_TEMPLATE, IM_END_ID, IM_START_ID, write_tiny_model
 
 from converters.imatrix import N_CTX, read_tokens
 from converters.imatrix_file import read_imatrix
-from edge_agent.engine.loading import start_backend
 from edge_agent.errors import ConversionError
+from edge_agent.llama.binding import start_backend
 from edge_agent.llama.capture import check_layout
 from edge_agent.llama.model import Model
 from edge_agent.records import EngineSettings

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edge_agent.adapt.trainer.optimizer import AdamW, Parameter, clip
-from edge_agent.adapt.trainer.schedule import factor
+from edge_agent.adapt.trainer.optimizer import AdamW, Parameter, clip, factor
 
 
 def parameters(dtype: type = np.float64) -> list[Parameter]:

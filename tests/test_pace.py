@@ -1,4 +1,4 @@
-from edge_agent.engine.pace import Pace
+from edge_agent.engine.batch import Pace
 
 
 def settle(rate_tok_s: float, n_batch: int = 512, call_s: float = 0.2) -> Pace:

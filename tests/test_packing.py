@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.adapt.trainer.decoder.decoder import pack
-from edge_agent.adapt.trainer.packing import bins, epoch_order, epoch_rows, n_tokens
+from edge_agent.adapt.trainer.packed_samples import bins, epoch_order, epoch_rows, n_tokens
 
 CAPACITY = 512
 

@@ -1,4 +1,5 @@
-from edge_agent.engine.prefix_cache import common_prefix, encode, reusable
+from edge_agent.engine.prefix_cache import common_prefix, reusable
+from edge_agent.prompt.encoding import encode
 
 USER, END = 1000, 1001
 CONTROLS = {USER, END}

@@ -9,8 +9,8 @@ import pytest
 
 from edge_agent.adapt.trainer.decoder.decoder import Decoder, pack
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
-from edge_agent.adapt.trainer.influence import block_influence, cosines
-from edge_agent.adapt.trainer.prefix_store import MAGIC, PrefixStore
+from edge_agent.adapt.trainer.layer_choice import block_influence, cosines
+from edge_agent.adapt.trainer.stored_states import MAGIC, PrefixStore
 from edge_agent.errors import TrainingFailed
 
 LIMIT = 1e-3

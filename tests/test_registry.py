@@ -23,8 +23,9 @@ from edge_agent.errors import (
     StoreError,
 )
 from edge_agent.gguf.model_file import read_gguf
+from edge_agent.model_names import split_name
 from edge_agent.models import checked_copy
-from edge_agent.models.adapter_registry import TRIAL_S, Registry, split_name
+from edge_agent.models.adapter_registry import TRIAL_S, Registry
 from edge_agent.models.pull import model_row
 from edge_agent.store.store import Store
 

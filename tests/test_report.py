@@ -15,8 +15,7 @@ from cli_runner import cli
 from edge_agent.bench.imported import ImportFailed, read_documents
 from edge_agent.bench.published import ROWS
 from edge_agent.bench.report import NOT_MEASURED, build
-from edge_agent.bench.report_markdown import markdown
-from edge_agent.bench.report_pages import STYLE, html
+from edge_agent.bench.report_pages import STYLE, html, markdown
 from edge_agent.bench.svg_chart import Bar, Line, bars, lines, number, ticks
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.engine.loading import start_backend
 from edge_agent.errors import RequestError, SchemaError
+from edge_agent.llama.binding import start_backend
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
 from edge_agent.llama.sampling import Sampler, best, chosen_logprob, logits_of

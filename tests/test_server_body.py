@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from edge_agent.errors import RequestError
 from edge_agent.server.body import parse_json, validate
+from edge_agent.server.error_body import FieldError
 from edge_agent.server.limits import Limits
 from edge_agent.server.llama_server import TokenizeRequest
 from edge_agent.server.openai_schema import ChatRequest
-from edge_agent.server.refusal import FieldError
 
 DEPTH = 64
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from test_chat_template import CHATML, GEMMA, QWEN3
 from tiny_gguf import CONTROL_TOKENS, spm_vocabulary, vocabulary, write_tiny_model
 
-from edge_agent.engine.prefix_cache import encode
 from edge_agent.errors import EdgeAgentError, ModelFormatError, RequestError, TemplateError
+from edge_agent.prompt.encoding import encode
 from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.prompt.training_sequence import Encoded, encode_chat, encode_turns, vocabulary_only
 from edge_agent.records import Generate, Message, Sampling

@@ -15,8 +15,16 @@ from http_front import serving
 from rich.console import Console
 
 from edge_agent.cli.commands import watch as watching
-from edge_agent.cli.commands.engine import StatusOptions, status_rows
-from edge_agent.cli.commands.watch import looks, one_line, rows, sparkline, view, watch
+from edge_agent.cli.commands.engine import status_rows
+from edge_agent.cli.commands.watch import (
+    StatusOptions,
+    looks,
+    one_line,
+    rows,
+    sparkline,
+    view,
+    watch,
+)
 from edge_agent.cli.terminal import Terminal
 from edge_agent.cli.timing_block import timing_block
 from edge_agent.client.connection import Ending

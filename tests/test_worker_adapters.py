@@ -19,8 +19,8 @@ from worker_process import WorkerProcess, chat
 from converters.divergence import log_softmax
 from converters.logits import LlamaLogits
 from edge_agent.engine.adapter_pool import KEPT, AdapterPool
-from edge_agent.engine.loading import start_backend
 from edge_agent.errors import AdapterRefused
+from edge_agent.llama.binding import start_backend
 from edge_agent.llama.context import READING_ROWS, Context
 from edge_agent.llama.model import Model
 from edge_agent.prompt.training_sequence import encode_turns, vocabulary_only

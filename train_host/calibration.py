@@ -15,8 +15,8 @@ from pathlib import Path
 from converters.imatrix import N_CTX, compute, read_tokens
 from converters.imatrix_file import Imatrix
 from converters.quantizer import How
-from edge_agent.engine.loading import start_backend
 from edge_agent.gguf.model_file import read_gguf
+from edge_agent.llama.binding import start_backend
 from edge_agent.llama.model import Model
 from edge_agent.records import EngineSettings
 from train_host.samples import read_data

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent import atomic_file
-from edge_agent.adapt.trainer.run_directory import sha256
+from edge_agent.regular_file import sha256_of
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
@@ -56,7 +56,7 @@ def is_complete(directory: Path) -> bool:
         expected = json.loads((directory / MARKER).read_bytes())["files"]
         found = {str(path.relative_to(directory)): path for path in _files(directory)}
         return expected.keys() == found.keys() and all(
-            sha256(path) == expected[name] for name, path in found.items()
+            sha256_of(path) == expected[name] for name, path in found.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -105,4 +105,4 @@ def _synced_sha256(path: Path) -> str:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return sha256(path)
+    return sha256_of(path)

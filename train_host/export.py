@@ -33,7 +33,8 @@ from converters.quantizer import How
 from edge_agent import atomic_file
 from edge_agent.errors import ConversionError, UsageError
 from edge_agent.llama.type_plan import FILE_TYPES, TypeRequest
-from edge_agent.models.pull import name_from_file, sha256_of
+from edge_agent.models.pull import name_from_file
+from edge_agent.regular_file import sha256_of
 from train_host import answer_loss, proof
 from train_host.calibration import CHUNKS, importance_of
 from train_host.merge import merge
@@ -310,5 +311,5 @@ def _document(work: _Work, written: Written, files: list[dict[str, Any]]) -> dic
 
 
 def _file(path: Path) -> dict[str, Any]:
-    sha256 = sha256_of([path])
+    sha256 = sha256_of(path)
     return {"file": path.name, "sha256": sha256, "bytes": path.stat().st_size}

@@ -26,7 +26,7 @@ from converters.gguf_to_hf import convert
 from converters.hf_to_gguf import load
 from edge_agent import atomic_file
 from edge_agent.errors import DownloadError, ModelNotFound
-from edge_agent.models.pull import sha256_of
+from edge_agent.regular_file import sha256_of
 
 HUB = "hf:"
 FETCHED = ("*.json", "*.safetensors", "tokenizer.model", "LICENSE*", "README.md")
@@ -72,16 +72,12 @@ def directory_sha256(directory: Path) -> str:
     others = {directory / name for name in HASHED if (directory / name).is_file()}
     digest = hashlib.sha256()
     for path in sorted(weights | others, key=lambda path: path.name):
-        digest.update(f"{path.name} {_file_sha256(path)}\n".encode())
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _file_sha256(path: Path) -> str:
-    return sha256_of([path])
-
-
 def _from_gguf(path: Path, origin: str, cache: Path) -> ModelSource:
-    sha256 = _file_sha256(path)
+    sha256 = sha256_of(path)
     directory = cache / "hf" / sha256
     with _locked(cache / "hf" / f"{sha256}.lock"):
         if not directory.exists():

@@ -28,7 +28,7 @@ from edge_agent.errors import UsageError
 from edge_agent.gguf.adapter_file import check_base
 from edge_agent.gguf.cursor import Malformed
 from edge_agent.gguf.header import parse_header
-from edge_agent.models.pull import sha256_of
+from edge_agent.regular_file import sha256_of
 from train_host.model_source import ModelSource
 from train_host.settings import SftSettings, Wishes
 
@@ -79,7 +79,7 @@ def read_start(path: Path, source: ModelSource) -> StartAdapter:
     _check_base(path, source)
     _check_uniform(path, adapter)
     files = [path / "adapter_config.json", path / WEIGHTS] if path.is_dir() else [path]
-    sha256 = sha256_of(files)
+    sha256 = sha256_of(*files)
     pairs = _by_slot(path, adapter, placements)
     return StartAdapter(path, sha256, pairs, int(checkpoint.config["num_hidden_layers"]))
 

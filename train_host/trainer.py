@@ -26,7 +26,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from edge_agent.adapt.trainer.schedule import factor
+from edge_agent.adapt.trainer.optimizer import factor
 from train_host.methods import adapter_config, widen_adapter
 from train_host.samples import Samples
 from train_host.sealed_trainer import SealedTrainer

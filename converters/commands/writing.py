@@ -51,7 +51,7 @@ def write(
 
 
 def _memory(options: TypeOptions) -> int:
-    from edge_agent.cli.commands.serve import parse_size
+    from edge_agent.cli.units import parse_size
 
     if options.memory is None:
         raise UsageError("--type auto needs --memory", "", "say how much the board has: 4G")

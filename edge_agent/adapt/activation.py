@@ -62,13 +62,23 @@ class CanaryEngine(Protocol):
 
 
 async def activate(
-    engine: CanaryEngine, model: str, name: str, *, force: bool, reason: str
+    engine: CanaryEngine, model: str, name: str, *, force: bool = False, reason: str = "asked for"
 ) -> AdapterRow:
     """The adapter, now active and proved. `model` is a registered name without a tag.
 
-    Raises AdapterNotFound, AdapterRefused (not activated, or rolled back by its canary) and what
-    keeps the engine from answering; what was active before is active then.
+    A caller that is cancelled does not stop it half-way. Raises AdapterNotFound, AdapterRefused
+    (not activated, or rolled back by its canary) and what keeps the engine from answering; what was
+    active before is active then.
     """
+    task = asyncio.create_task(_activate(engine, model, name, force, reason))
+    # Nobody waits for it any more when the caller was cancelled.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
+
+
+async def _activate(
+    engine: CanaryEngine, model: str, name: str, force: bool, reason: str
+) -> AdapterRow:
     registry = engine.registry
     row = await asyncio.to_thread(registry.activatable, model, name, force=force)
     await engine.check_adapter(model, registry.reference(row))

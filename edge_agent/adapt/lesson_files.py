@@ -19,10 +19,9 @@ import msgspec
 from edge_agent import atomic_file
 from edge_agent.adapt.lesson import RunRequest
 from edge_agent.adapt.messages import Finished, Start
-from edge_agent.client.models import Library
-from edge_agent.errors import DataRefused, ModelNotFound, TrainingFailed, UsageError
+from edge_agent.errors import DataRefused, TrainingFailed, UsageError
+from edge_agent.model_names import MODEL_NAME
 from edge_agent.records import Message
-from edge_agent.store.store import MODEL_NAME, ModelRow
 
 FEEDBACK = "feedback"
 FEEDBACK_FILE = "feedback.jsonl"
@@ -49,30 +48,22 @@ class RunFiles:
         return path
 
     def start(
-        self, request: RunRequest, row: ModelRow, *, resume: bool = False, plan_only: bool = False
+        self,
+        request: RunRequest,
+        path: str,
+        sha256: str,
+        *,
+        resume: bool = False,
+        plan_only: bool = False,
     ) -> Start:
-        """The trainer's first message."""
-        path = self._state_dir / row.path
-        return self._start(request, path, row.sha256, resume, plan_only)
-
-    def start_of(self, request: RunRequest, library: Library, *, resume: bool) -> Start:
-        """The same for a model of which only a library knows. Raises ModelNotFound."""
-        details = library.details(request.model)
-        if details.path is None or details.sha256 is None:
-            raise ModelNotFound(f"the file of {request.model} is not known", "", "pull it again")
-        path = self._state_dir / details.path
-        return self._start(request, path, details.sha256, resume, False)
-
-    def _start(
-        self, request: RunRequest, path: Path, sha256: str, resume: bool, plan_only: bool
-    ) -> Start:
+        """The trainer's first message. `path`: the model's file, relative to STATE or absolute."""
         directory = self.directory(request.name)
         is_feedback = request.data == FEEDBACK
         return Start(
             run_dir=str(directory),
             name=request.name,
             model=request.model,
-            model_path=str(path),
+            model_path=str(self._state_dir / path),
             model_sha256=sha256,
             data_path=str(directory / FEEDBACK_FILE) if is_feedback else request.data,
             settings=request.settings,

@@ -14,24 +14,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edge_agent.adapt.board import Board
+from edge_agent.adapt import activation
 from edge_agent.adapt.feedback import mark_used, training_rows
+from edge_agent.adapt.gate.checks import Answer
 from edge_agent.adapt.gate.gate import GateReport, run_gate
 from edge_agent.adapt.lesson import Run, RunRequest
 from edge_agent.adapt.lesson_files import FEEDBACK, RunFiles
 from edge_agent.adapt.messages import Finished, Planned, Start
-from edge_agent.adapt.serving_engine import ServingEngine
+from edge_agent.adapt.pause_policy import Board
 from edge_agent.adapt.trainer_control import Training
-from edge_agent.errors import EdgeAgentError, TrainingBusy, UsageError
-from edge_agent.records import AdapterRef
+from edge_agent.errors import EdgeAgentError, TrainingBusy, UsageError, WorkerFailed
+from edge_agent.records import AdapterRef, Done, Generate, Message, Sampling, Scores
 from edge_agent.store.store import Store
 from edge_agent.supervisor.supervisor import Supervisor
+
+_NO_PATH = AdapterRef(path="", sha256="", scale=0.0)
+"""Scale 0 is the base, whatever adapter is active."""
 
 STOP_S = 10.0
 """How long a trainer may take for its step and its checkpoint when the daemon stops."""
@@ -95,7 +99,8 @@ class Adaptation:
             return
         self.check_free()
         request = self.files.stored_request(name)
-        start = self.files.start(request, self._store.model(request.model), resume=True)
+        row = self._store.model(request.model)
+        start = self.files.start(request, row.path, row.sha256, resume=True)
         self._launch(Run(request, started_at=time.time()), start)
 
     def judge(self, name: str) -> None:
@@ -166,7 +171,7 @@ class Adaptation:
         if request.data == FEEDBACK:
             rows = await asyncio.to_thread(training_rows, self._store, row.name)
             self.files.write_feedback(request.name, rows)
-        return self.files.start(request, row, plan_only=plan_only)
+        return self.files.start(request, row.path, row.sha256, plan_only=plan_only)
 
     def _launch(self, run: Run, start: Start | None) -> None:
         self._training.is_held = False
@@ -247,7 +252,7 @@ class Adaptation:
         )
         await asyncio.to_thread(self._register, run, finished, run.gate)
         if run.gate.passed and request.activate:
-            await self._supervisor.activate(request.model, request.name)
+            await activation.activate(self._supervisor, request.model, request.name)
             run.is_active = True
         self.files.write_outcome(request.name, run.as_json()["result"])
 
@@ -267,3 +272,34 @@ class Adaptation:
             rows = training_rows(self._store, request.model)
             ids = [row["id"] for row in rows if row["messages"] in learned]
             mark_used(self._store, ids, request.name)
+
+
+class ServingEngine:
+    """Answers as a client would get them at temperature 0, without the prefix cache."""
+
+    def __init__(self, supervisor: Supervisor, model: str) -> None:
+        self._supervisor = supervisor
+        self._model = model
+
+    async def score(self, messages: list[Message], adapter: AdapterRef | None) -> Scores:
+        """Log-probabilities of the assistant's turns. Raises every engine error."""
+        return await self._supervisor.score(self._model, messages, adapter or _NO_PATH)
+
+    async def answer(
+        self, messages: list[Message], adapter: AdapterRef | None, max_tokens: int
+    ) -> Answer:
+        """The greedy answer. Raises every engine error."""
+        request = Generate(
+            id=0,
+            sampling=Sampling(temperature=0.0),
+            max_tokens=max_tokens,
+            messages=messages,
+            stream=False,
+            cache_prompt=False,
+            adapter=adapter or _NO_PATH,
+        )
+        async with aclosing(self._supervisor.generate(self._model, request)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    return Answer(event.text, event.finish_reason == "length")
+        raise WorkerFailed("the gate got no answer", "the generation ended without Done")

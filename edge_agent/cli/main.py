@@ -17,7 +17,17 @@ from typing import Annotated
 import typer
 
 from edge_agent import __version__
-from edge_agent.cli.commands import adapt, adapters, bench, doctor, engine, feedback, models, serve
+from edge_agent.cli.commands import (
+    adapt,
+    adapters,
+    bench,
+    doctor,
+    engine,
+    feedback,
+    models,
+    serve,
+    watch,
+)
 from edge_agent.cli.commands.bench_options import BenchOptions
 from edge_agent.cli.commands.chat import ChatOptions, chat
 from edge_agent.cli.commands.dashboard import DashboardOptions, dashboard
@@ -57,7 +67,7 @@ def build_app() -> typer.Typer:
     app.add_typer(adapt.build_group(), name="adapt")
     app.add_typer(adapters.build_group(), name="adapters")
     app.add_typer(feedback.build_group(), name="feedback")
-    add_command(app, "status", engine.StatusOptions, engine.status)
+    add_command(app, "status", watch.StatusOptions, engine.status)
     add_command(app, "dashboard", DashboardOptions, dashboard)
     add_command(app, "bench", BenchOptions, bench.bench)
     add_command(app, "report", ReportOptions, report)

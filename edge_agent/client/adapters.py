@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from edge_agent.client.connection import ANSWER_TIMEOUT_S, Client
-from edge_agent.client.daemon_socket import find_daemon, state_dir_of
+from edge_agent.client.connection import ANSWER_TIMEOUT_S, Client, find_daemon, state_dir_of
 from edge_agent.errors import AdapterRefused, DaemonNotRunning, UsageError
 from edge_agent.state_dir import StateDir
 
@@ -173,7 +172,7 @@ class LocalAdapters:
 
     def _model(self, given: str | None) -> str:
         """The model's own name. Raises ModelNotFound, and UsageError when it is not clear."""
-        from edge_agent.models.adapter_registry import split_name
+        from edge_agent.model_names import split_name
 
         name = given or self.default
         rows = self.store.models()

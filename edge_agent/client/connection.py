@@ -18,6 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.errors import DaemonNotRunning, EdgeAgentError, WorkerFailed, error_from_code
+from edge_agent.state_dir import StateDir
+
+SERVICE_SOCKET = Path("/run/edge-agent/agent.sock")
+"""systemd/edge-agent.socket listens here, mode 0660, group edge-agent."""
+GROUP_HINT = "sudo usermod -aG edge-agent $USER, then log in again"
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 900.0
@@ -264,3 +269,49 @@ START_HINT = (
     "start one with `edge-agent serve --model smollm2-135m`, "
     "or as a service with `systemctl start edge-agent`"
 )
+
+
+def state_dir_of(given: Path | None, environ: Mapping[str, str]) -> Path:
+    """The state directory of this command, absolute."""
+    if given is not None:
+        return given.expanduser().absolute()
+    from edge_agent.config import state_dir_from
+
+    return state_dir_from(environ)
+
+
+def socket_paths(
+    given: Path | None, environ: Mapping[str, str], service_socket: Path = SERVICE_SOCKET
+) -> list[Path]:
+    """Sockets to try, in this order; STATE/run.json knows a socket moved by `serve --socket`."""
+    state = state_dir_of(given, environ)
+    run = StateDir(state).read_run() or {}
+    named_socket = run.get("socket")
+    moved = [Path(named_socket)] if isinstance(named_socket, str) else []
+    own = [*moved, state / "agent.sock"]
+    is_named = given is not None or bool(environ.get("EDGE_AGENT_STATE_DIR"))
+    return list(dict.fromkeys(own if is_named else [service_socket, *own]))
+
+
+def find_daemon(
+    given: Path | None, environ: Mapping[str, str], timeout_s: float = ANSWER_TIMEOUT_S
+) -> Client:
+    """The first daemon that accepts a connection. Raises DaemonNotRunning."""
+    refusals: list[str] = []
+    hint = START_HINT
+    for path in socket_paths(given, environ):
+        try:
+            connect(path).close()
+        except OSError as error:
+            refusals.append(f"{path}: {error.strerror or error}")
+            hint = GROUP_HINT if isinstance(error, PermissionError) else hint
+        else:
+            return Client(path, timeout_s)
+    raise DaemonNotRunning("no daemon answers", "; ".join(refusals), _with_state_dir(hint, given))
+
+
+def _with_state_dir(hint: str, given: Path | None) -> str:
+    """The hint's command must start the daemon this very command would find."""
+    if given is None:
+        return hint
+    return hint.replace("edge-agent serve", f"edge-agent serve --state-dir {given}")

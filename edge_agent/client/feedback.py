@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from edge_agent.client.connection import Client
-from edge_agent.client.daemon_socket import state_dir_of
+from edge_agent.client.connection import Client, state_dir_of
 from edge_agent.client.models import DaemonLibrary, LocalLibrary, open_library
 from edge_agent.errors import UsageError
 

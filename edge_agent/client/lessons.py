@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from edge_agent.adapt.messages import RunSettings
-from edge_agent.client.bridge import Event, Tell, followed, until_set
-from edge_agent.client.connection import Client
-from edge_agent.client.daemon_socket import find_daemon
-from edge_agent.errors import DaemonNotRunning, DataRefused, EdgeAgentError, UsageError
+from edge_agent.client.connection import Client, find_daemon
+from edge_agent.errors import (
+    DaemonNotRunning,
+    DataRefused,
+    EdgeAgentError,
+    ModelNotFound,
+    UsageError,
+)
+
+Event = dict[str, Any]
+Tell = Callable[[Event], None]
+Work = Callable[[Tell, threading.Event], Awaitable[None]]
 
 if TYPE_CHECKING:
     from edge_agent.adapt.lesson import RunRequest
@@ -169,15 +178,19 @@ class BesideClassroom:
     async def _trained(
         self, request: RunRequest, resume: bool, tell: Tell, has_left: threading.Event
     ) -> None:
-        from edge_agent.adapt.board import Board
         from edge_agent.adapt.lesson import Run
         from edge_agent.adapt.lesson_files import RunFiles
+        from edge_agent.adapt.pause_policy import Board
         from edge_agent.adapt.trainer_control import Training
         from edge_agent.client.models import DaemonLibrary
         from edge_agent.config import load_settings
 
         state_dir = Path(self.client.get("/status")["state_dir"])
-        start = RunFiles(state_dir).start_of(request, DaemonLibrary(self.client), resume=resume)
+        details = DaemonLibrary(self.client).details(request.model)
+        if details.path is None or details.sha256 is None:
+            raise ModelNotFound(f"the file of {request.model} is not known", "", "pull it again")
+        files = RunFiles(state_dir)
+        start = files.start(request, details.path, details.sha256, resume=resume)
         run = Run(request, started_at=time.time())
         training = Training(Board(load_settings({"state_dir": state_dir})), self._busy)
         watching = asyncio.create_task(until_set(has_left, training.stop))
@@ -222,13 +235,13 @@ async def _adaptation(
     state_dir: Path | None, environ: Mapping[str, str]
 ) -> AsyncIterator[tuple[Adaptation, Settings, Store]]:
     """Under STATE/lock. Raises DaemonRunning, UsageError."""
-    from edge_agent.adapt.board import Board
     from edge_agent.adapt.lesson_runner import Adaptation
+    from edge_agent.adapt.pause_policy import Board
     from edge_agent.config import load_settings
-    from edge_agent.daemon.front import WORKER_ARGV
     from edge_agent.state_dir import StateDir
     from edge_agent.store.store import Store
     from edge_agent.supervisor.supervisor import Supervisor
+    from edge_agent.supervisor.worker_link import WORKER_ARGV
 
     settings = load_settings({} if state_dir is None else {"state_dir": state_dir})
     state = StateDir(settings.state_dir)
@@ -282,3 +295,38 @@ def _body(lesson: Lesson) -> dict[str, Any]:
         return {**body, "rows": lesson.data.read_text("utf-8")}
     except (OSError, UnicodeDecodeError) as error:
         raise DataRefused(f"cannot read {lesson.data}", str(error), "give UTF-8 JSONL") from error
+
+
+def followed(work: Work) -> Iterator[Event]:
+    """Runs `work` in a thread until it ends; closing the iterator asks it to end and waits."""
+    events: queue.Queue[Event | Exception | None] = queue.Queue()
+    has_left = threading.Event()
+
+    def carry() -> None:
+        try:
+            asyncio.run(_as_coroutine(work, events.put, has_left))
+        except Exception as error:  # raised again by the thread that reads
+            events.put(error)
+        events.put(None)
+
+    thread = threading.Thread(target=carry, name="lesson")
+    thread.start()
+    try:
+        while (event := events.get()) is not None:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+    finally:
+        has_left.set()
+        thread.join()
+
+
+async def _as_coroutine(work: Work, tell: Tell, has_left: threading.Event) -> None:
+    await work(tell, has_left)
+
+
+async def until_set(event: threading.Event, then: Callable[[], object]) -> None:
+    """Calls `then` once the event is set; cancel it when it is needed no longer."""
+    while not event.is_set():
+        await asyncio.sleep(0.1)
+    then()

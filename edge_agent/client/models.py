@@ -20,8 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edge_agent.client.connection import ANSWER_TIMEOUT_S, Client
-from edge_agent.client.daemon_socket import find_daemon, state_dir_of
+from edge_agent.client.connection import ANSWER_TIMEOUT_S, Client, find_daemon, state_dir_of
 from edge_agent.errors import DaemonNotRunning, DownloadError, error_from_code
 from edge_agent.state_dir import StateDir
 
@@ -191,7 +190,7 @@ class LocalLibrary:
         return [_entry_of_row(row) for row in self.store.models()]
 
     def details(self, name: str) -> ModelDetails:
-        from edge_agent.models.adapter_registry import split_name
+        from edge_agent.model_names import split_name
 
         model, tag = split_name(name)
         row = self.store.model(model)

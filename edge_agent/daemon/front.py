@@ -26,23 +26,23 @@ from aiohttp import web
 
 from edge_agent import __version__
 from edge_agent.adapt.activation import prove_unproved
-from edge_agent.adapt.board import Board
 from edge_agent.adapt.lesson_runner import Adaptation
+from edge_agent.adapt.pause_policy import Board
 from edge_agent.config import Settings, load_settings, settings_from_json
 from edge_agent.daemon import listeners, sd_notify
 from edge_agent.daemon.listeners import Listeners, open_listeners
 from edge_agent.daemon.sd_notify import Notifier
 from edge_agent.errors import EdgeAgentError, StoreError, UsageError
-from edge_agent.models.adapter_registry import split_name
+from edge_agent.model_names import split_name
 from edge_agent.monitor import monitor
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.state_dir import StateDir
 from edge_agent.store.store import Store
 from edge_agent.supervisor.supervisor import Supervisor
+from edge_agent.supervisor.worker_link import WORKER_ARGV
 
 _LOG = logging.getLogger("edge_agent")
 
-WORKER_ARGV = (sys.executable, "-m", "edge_agent.engine.worker")
 HANDLER_GRACE_S = 2.0
 """After the engine has ended every request, handlers get this long to write their last bytes."""
 PROGRESS_PERIOD_S = 5.0

@@ -10,21 +10,20 @@ is (adapter_turns.py), names and gates (adapt/).
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from edge_agent.errors import AdapterRefused, ModelRefused, RequestError
-from edge_agent.gguf.adapter_file import check_open, open_regular
+from edge_agent.gguf.adapter_file import check_open
 from edge_agent.gguf.cursor import Malformed
 from edge_agent.gguf.model_file import GgufFile, read_gguf
-from edge_agent.llama.adapter import free_adapter, load_adapter
 from edge_agent.llama.binding import LogTail
 from edge_agent.llama.context import Context
-from edge_agent.llama.model import Model
+from edge_agent.llama.model import Model, free_adapter, load_adapter
 from edge_agent.records import AdapterRef
+from edge_agent.regular_file import open_regular, sha256_of_stream
 
 AdapterKey = tuple[str, float]
 """SHA-256 and scale: what a KV cache depends on. None stands for the base."""
@@ -64,7 +63,7 @@ def _checked(
     Raises AdapterRefused.
     """
     try:
-        with open_regular(path) as stream:
+        with open_regular(path, follow_links=False) as stream:
             if adapter is not None:
                 _check_sha256(stream, adapter)
             check_open(stream, path, base, None)
@@ -153,13 +152,11 @@ class AdapterPool:
 
 def _check_sha256(stream: BinaryIO, adapter: AdapterRef) -> None:
     """Raises AdapterRefused, OSError."""
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    if digest.hexdigest() != adapter.sha256:
+    found, _ = sha256_of_stream(stream)
+    if found != adapter.sha256:
         raise AdapterRefused(
             f"{adapter.path} is not the adapter that was registered",
-            f"its SHA-256 is {digest.hexdigest()}, expected {adapter.sha256}",
+            f"its SHA-256 is {found}, expected {adapter.sha256}",
             "remove the adapter and train or import it again; check the disk",
         )
 

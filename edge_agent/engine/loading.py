@@ -7,7 +7,6 @@ before weights are read. Raises ModelCorrupt, ModelFormatError, ModelRefused. No
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -19,13 +18,14 @@ import psutil
 
 from edge_agent.engine.adapter_pool import AdapterPool, activate
 from edge_agent.engine.memory_check import Admission, admit, read_memory, still_fits
-from edge_agent.errors import ModelCorrupt, ModelFormatError
+from edge_agent.errors import ModelFormatError
 from edge_agent.gguf.model_file import read_gguf
-from edge_agent.llama.binding import LogTail, build_name, lib, system_info
+from edge_agent.llama.binding import LogTail, build_name, system_info
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
 from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.records import EngineSettings, Load, ModelInfo
+from edge_agent.regular_file import check_sha256
 
 _WARM_UP_TOKENS = 16
 
@@ -58,25 +58,6 @@ def load(message: Load, log: LogTail) -> Engine:
     info = _info(message, settings, model, context, prompts, admission)
     info = msgspec.structs.replace(info, load_s=time.monotonic() - began)
     return Engine(model, context, prompts, AdapterPool(model, context, path, log, always), info)
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Raises ModelCorrupt when the file's hash differs, ModelFormatError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise ModelFormatError(
-            f"{path} cannot be read", str(error), "pull the model again"
-        ) from error
-    if digest.hexdigest() != expected:
-        raise ModelCorrupt(
-            f"{path} is not the file that was registered",
-            f"its SHA-256 is {digest.hexdigest()}, expected {expected}",
-            "remove the model and pull it again; check the disk",
-        )
 
 
 def _with_threads(settings: EngineSettings) -> EngineSettings:
@@ -171,11 +152,3 @@ def _info(
         build=build_name(),
         notes=list(admission.notes),
     )
-
-
-def start_backend() -> LogTail:
-    """Once per process, before anything else of llama.cpp."""
-    log = LogTail()
-    log.install()
-    lib.llama_backend_init()
-    return log

@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from edge_agent.engine.prefix_cache import common_prefix, encode, reusable
+from edge_agent.engine.prefix_cache import common_prefix, reusable
 from edge_agent.engine.scoring import Reading
 from edge_agent.engine.slots import Request, Slot, Work
 from edge_agent.errors import ContextExceeded
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
+from edge_agent.prompt.encoding import encode
 from edge_agent.prompt.prompt_builder import PromptBuilder
 
 Offer = tuple[int, list[int], Slot]

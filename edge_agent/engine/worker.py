@@ -17,9 +17,10 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from edge_agent.engine.loading import Engine, load, start_backend
+from edge_agent.engine.loading import Engine, load
 from edge_agent.engine.scheduler import Scheduler
 from edge_agent.errors import EdgeAgentError
+from edge_agent.llama.binding import start_backend
 from edge_agent.llama.context import DecodeFailed
 from edge_agent.records import Failed, FromWorker, Load, Loaded, ToWorker
 from edge_agent.wire import FrameDecoder, WireError, encode, to_worker

@@ -10,53 +10,31 @@ checks too. Layout: llama.cpp's llama-adapter.cpp. Not here: whether an adapter 
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import math
 import os
-import stat
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from edge_agent import atomic_file
 from edge_agent.errors import AdapterRefused
-from edge_agent.gguf.base_identity import BaseIdentity
 from edge_agent.gguf.cursor import Malformed
 from edge_agent.gguf.header import Header, TensorInfo, Value, parse_header
 from edge_agent.gguf.model_file import GgufFile
 from edge_agent.gguf.value_scan import check_values
-
-if TYPE_CHECKING:
-    from edge_agent.adapt.trainer.decoder.lora import LoraWeight
+from edge_agent.regular_file import open_regular, sha256_of_stream
 
 LORA_A, LORA_B = ".lora_a", ".lora_b"
 MAX_FILE_BYTES = 1 << 30
 """r 64 on every linear layer of a 1B model is 420 MB."""
 MAX_ALPHA = 65536.0
 _BLOCK_BYTES = 1 << 18
-_ALIGNMENT = 32
-_F32_KIND, _STRING_KIND = 6, 8
-"""GGUF's numbers for value types (gguf.h); the tensor type F32 is 0."""
 
-_BASE_SHA256, _BASE_QUANTIZATION = "edge_agent.base.sha256", "edge_agent.base.quantization"
-_TOKENIZER, _TEMPLATE = "edge_agent.tokenizer.sha256", "edge_agent.template.sha256"
-_NAME, _SETTINGS = "edge_agent.adapter.name", "edge_agent.adapter.settings"
-_SCORES = "edge_agent.adapter.scores"
-
-
-@dataclass(frozen=True)
-class AdapterHeader:
-    """What is written beside the matrices. `settings` and `scores` become JSON."""
-
-    name: str
-    architecture: str
-    base: BaseIdentity
-    settings: dict[str, Any] | None = None
-    scores: dict[str, Any] | None = None
+BASE_SHA256_KEY, BASE_QUANTIZATION_KEY = "edge_agent.base.sha256", "edge_agent.base.quantization"
+TOKENIZER_KEY, TEMPLATE_KEY = "edge_agent.tokenizer.sha256", "edge_agent.template.sha256"
+NAME_KEY, SETTINGS_KEY = "edge_agent.adapter.name", "edge_agent.adapter.settings"
+SCORES_KEY = "edge_agent.adapter.scores"
 
 
 @dataclass(frozen=True)
@@ -86,95 +64,6 @@ class AdapterInfo:
         return tuple(sorted({int(p[1]) for p in parts if p[0] == "blk" and p[1].isdecimal()}))
 
 
-# ---- writing ---------------------------------------------------------------------------------
-
-
-def write_adapter(path: Path, loras: Mapping[str, LoraWeight], header: AdapterHeader) -> str:
-    """Write float32 matrices, durable when this returns; the file's SHA-256.
-
-    adapter.lora.alpha is one number and llama.cpp divides it by each pair's r: it is the alpha of
-    the first weight (rsLoRA's root is in it), and a weight scaled otherwise has the rest in its B.
-    Raises OSError when the disk is full or fails; a former file of this name then remains.
-    """
-    digest = hashlib.sha256()
-
-    def hashed() -> Iterator[bytes]:
-        for part in _parts(loras, header):
-            digest.update(part)
-            yield part
-
-    atomic_file.write_parts(path, hashed())
-    return digest.hexdigest()
-
-
-def _parts(loras: Mapping[str, LoraWeight], header: AdapterHeader) -> Iterator[bytes]:
-    names = sorted(loras)
-    first = loras[names[0]]
-    alpha = first.scale * len(first.a)
-    shapes = {}
-    for name in names:
-        (r, n_in), n_out = loras[name].a.shape, len(loras[name].b)
-        shapes[name + LORA_A], shapes[name + LORA_B] = (n_in, r), (r, n_out)
-    yield _head(_metadata(header, alpha), shapes)
-    for name in names:
-        lora = loras[name]
-        factor = lora.scale * len(lora.a) / alpha
-        yield _padded(lora.a.astype("<f4").tobytes())
-        b = lora.b if abs(factor - 1) < 1e-6 else lora.b * factor
-        yield _padded(b.astype("<f4").tobytes())
-
-
-def _metadata(header: AdapterHeader, alpha: float) -> dict[str, str | float]:
-    """Keys in the order `edge-convert lora` has them, then ours."""
-    found: dict[str, str | float | None] = {
-        "general.architecture": header.architecture,
-        "general.type": "adapter",
-        "general.name": header.name,
-        "adapter.type": "lora",
-        "adapter.lora.alpha": alpha,
-        _BASE_SHA256: header.base.sha256,
-        _BASE_QUANTIZATION: header.base.quantization,
-        _TOKENIZER: header.base.tokenizer_sha256,
-        _TEMPLATE: header.base.template_sha256,
-        _NAME: header.name,
-        _SETTINGS: _json(header.settings),
-        _SCORES: _json(header.scores),
-    }
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _json(document: dict[str, Any] | None) -> str | None:
-    return None if document is None else json.dumps(document, sort_keys=True, allow_nan=False)
-
-
-def _head(metadata: Mapping[str, str | float], shapes: Mapping[str, tuple[int, int]]) -> bytes:
-    """Everything before the data. Shapes are innermost first."""
-    parts = [b"GGUF", struct.pack("<IQQ", 3, len(shapes), len(metadata))]
-    for key, value in metadata.items():
-        parts.append(_string(key))
-        if isinstance(value, str):
-            parts += [struct.pack("<I", _STRING_KIND), _string(value)]
-        else:
-            parts.append(struct.pack("<If", _F32_KIND, value))
-    offset = 0
-    for name, (inner, outer) in shapes.items():
-        parts += [_string(name), struct.pack("<IQQIQ", 2, inner, outer, 0, offset)]
-        offset = -(-(offset + 4 * inner * outer) // _ALIGNMENT) * _ALIGNMENT
-    return _padded(b"".join(parts))
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode("utf-8")
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % _ALIGNMENT)
-
-
-# ---- checking --------------------------------------------------------------------------------
-
-
 def check_adapter(path: Path, base: GgufFile, base_sha256: str | None) -> AdapterInfo:
     """Read the whole file and compare it with its base; memory stays below a few MB.
 
@@ -182,7 +71,7 @@ def check_adapter(path: Path, base: GgufFile, base_sha256: str | None) -> Adapte
     `why` says what is wrong with this very file.
     """
     try:
-        with open_regular(path) as stream:
+        with open_regular(path, follow_links=False) as stream:
             return check_open(stream, path, base, base_sha256)
     except Malformed as error:
         raise _refusal(path, base, str(error)) from None
@@ -215,39 +104,23 @@ def _info(stream: BinaryIO, path: Path, base: GgufFile, base_sha256: str | None)
     alpha = _alpha(header)
     pairs = _pairs(header, base)
     _check_all_values(stream, header, pairs)
+    stream.seek(0)
+    sha256, _ = sha256_of_stream(stream)
     return AdapterInfo(
-        name=_text(header, _NAME) or _text(header, "general.name") or path.stem,
-        sha256=_sha256(stream),
+        name=_text(header, NAME_KEY) or _text(header, "general.name") or path.stem,
+        sha256=sha256,
         file_bytes=file_bytes,
         architecture=base.architecture,
         lora_alpha=alpha,
         ranks=tuple(sorted({a.shape[1] for a, _ in pairs.values()})),
         weights=tuple(pairs),
         n_params=sum(tensor.n_elements for tensor in header.tensors),
-        base_sha256=_text(header, _BASE_SHA256),
-        tokenizer_sha256=_text(header, _TOKENIZER),
-        template_sha256=_text(header, _TEMPLATE),
-        settings=_document(header, _SETTINGS),
-        scores=_document(header, _SCORES),
+        base_sha256=_text(header, BASE_SHA256_KEY),
+        tokenizer_sha256=_text(header, TOKENIZER_KEY),
+        template_sha256=_text(header, TEMPLATE_KEY),
+        settings=_document(header, SETTINGS_KEY),
+        scores=_document(header, SCORES_KEY),
     )
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open without following a link and without waiting for the writer of a pipe.
-
-    Raises Malformed, OSError.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise Malformed("it is a symbolic link, and what that names can change") from None
-        raise
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    raise Malformed("it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file")
 
 
 def _check_kind(header: Header, base: GgufFile) -> None:
@@ -270,8 +143,8 @@ def check_base(header: Header, base_sha256: str | None) -> None:
 
     An adapter converted against a checkpoint directory names that, and no quantization.
     """
-    named = _text(header, _BASE_SHA256)
-    if named is None or base_sha256 is None or _BASE_QUANTIZATION not in header.metadata:
+    named = _text(header, BASE_SHA256_KEY)
+    if named is None or base_sha256 is None or BASE_QUANTIZATION_KEY not in header.metadata:
         return
     if named != base_sha256:
         raise Malformed(f"it was made for the file with SHA-256 {named}, not {base_sha256}")
@@ -351,17 +224,6 @@ def _check_all_values(
     }
     if not any(a.name in filled and b.name in filled for a, b in pairs.values()):
         raise Malformed("it changes nothing: one side of every pair is 0")
-
-
-def _sha256(stream: BinaryIO) -> str:
-    stream.seek(0)
-    digest = hashlib.sha256()
-    while block := stream.read(_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-# ---- what the header says --------------------------------------------------------------------
 
 
 def _text(header: Header, key: str) -> str | None:

@@ -10,16 +10,15 @@ file's SHA-256 (models/pull.py). Structure: header.py; what llama.cpp cannot bea
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from edge_agent.errors import ModelFormatError
 from edge_agent.gguf.cursor import Malformed
 from edge_agent.gguf.header import ArraySummary, Header, Scalar, TensorInfo, Value, parse_header
 from edge_agent.gguf.rules import check_rules
+from edge_agent.regular_file import open_regular
 
 __all__ = ["ArraySummary", "GgufFile", "TensorInfo", "kv_cache_bytes", "read_gguf"]
 
@@ -147,7 +146,7 @@ def read_gguf(path: Path) -> GgufFile:
     rule of header.py or rules.py. Costs below 1 s and 64 MiB whatever the file holds.
     """
     try:
-        with _open_regular(path) as stream:
+        with open_regular(path) as stream:
             file_bytes = os.fstat(stream.fileno()).st_size
             header = parse_header(stream, file_bytes)
         check_rules(header)
@@ -168,15 +167,6 @@ def _gguf_file(path: Path, file_bytes: int, header: Header) -> GgufFile:
         data_start=header.data_start,
         n_vocab=header.vocabulary.size if header.vocabulary else 0,
     )
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """Open without blocking on a pipe and without following it into a device."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise Malformed("it is not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def _refusal(path: Path, why: str) -> ModelFormatError:

@@ -104,3 +104,11 @@ def build_name() -> str:
     """Which llama.cpp this is: the binding's release and the library's own version."""
     own = lib.llama_version().decode("utf-8", "replace")
     return f"llama-cpp-python {metadata.version('llama-cpp-python')}, llama.cpp {own}"
+
+
+def start_backend() -> LogTail:
+    """Once per process, before anything else of llama.cpp."""
+    log = LogTail()
+    log.install()
+    lib.llama_backend_init()
+    return log

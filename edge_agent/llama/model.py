@@ -226,3 +226,21 @@ def _load_error(path: Path, reason: str) -> ModelFormatError | ModelRefused:
         reason or "it gave no reason",
         "check the file with `edge-agent show`, or pull it again",
     )
+
+
+def load_adapter(path: str, model: Model, log: LogTail) -> Any:
+    """A handle, valid until `free_adapter` or the model's end. Raises ModelRefused."""
+    with log.listening():
+        handle = lib.llama_adapter_lora_init(model.handle, path.encode())
+        if not handle:
+            raise ModelRefused(
+                f"the adapter {path} does not fit the model",
+                log.errors() or "llama.cpp gave no reason",
+                "use one that was trained on this very model",
+            )
+    return handle
+
+
+def free_adapter(handle: Any) -> None:
+    """Give its memory back. It must not be active in any context."""
+    lib.llama_adapter_lora_free(handle)

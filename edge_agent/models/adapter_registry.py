@@ -21,17 +21,17 @@ from typing import Any
 from edge_agent.errors import AdapterNotFound, AdapterRefused, RequestError
 from edge_agent.gguf.adapter_file import check_adapter
 from edge_agent.gguf.model_file import read_gguf
-from edge_agent.models.checked_copy import checked_copy, sha256_of, unlink
+from edge_agent.model_names import BASE_TAG, LATEST_TAG, MODEL_NAME
+from edge_agent.models.checked_copy import checked_copy, sha256_if_readable, unlink
 from edge_agent.records import AdapterRef
 from edge_agent.store import adapter_table
 from edge_agent.store.adapter_table import UNPROVED, is_proved
 from edge_agent.store.rows import ActivationRow, AdapterRow
-from edge_agent.store.store import MODEL_NAME, Store
+from edge_agent.store.store import Store
 
 KEEP_ADAPTERS = 3
 TRIAL_S = 600.0
 """A worker that dies this soon after an activation, with the adapter at work, takes it back."""
-BASE_TAG, LATEST_TAG = "base", "latest"
 BASE = AdapterRef(path="", sha256="", scale=0.0)
 """The base, whatever adapter is active."""
 
@@ -42,16 +42,6 @@ CheckFile = Callable[[Path, Path, str], None]
 def check_file(path: Path, base: Path, base_sha256: str) -> None:
     """Names, dimensions, finite values, the base it was made for. Raises AdapterRefused."""
     check_adapter(path, read_gguf(base), base_sha256)
-
-
-def split_name(name: str) -> tuple[str, str | None]:
-    """MODEL and what stands after its first colon.
-
-    >>> split_name("tiny:latest"), split_name("tiny")
-    (('tiny', 'latest'), ('tiny', None))
-    """
-    model, colon, tag = name.partition(":")
-    return model, tag if colon else None
 
 
 class Registry:
@@ -168,7 +158,7 @@ class Registry:
         """
         with self._adding:
             known = self._store.adapters().adapters.get((model, name))
-            if known is None or known.sha256 != sha256_of(source_path):
+            if known is None or known.sha256 != sha256_if_readable(source_path):
                 self.check_name(model, name)
                 self._add(self._candidate(model, name, source_path, source, settings))
                 self._make_room(model, name)
@@ -189,7 +179,7 @@ class Registry:
         if row.status != "passed" and not force:
             raise _not_passed(row)
         path = self._state_dir / row.path
-        if sha256_of(path) != row.sha256:
+        if sha256_if_readable(path) != row.sha256:
             raise AdapterRefused(
                 f"{path} is not the file that was registered",
                 f"its SHA-256 is not {row.sha256}",

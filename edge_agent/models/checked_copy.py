@@ -10,10 +10,8 @@ good adapter is (gguf/adapter_file.py).
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import BinaryIO
 from edge_agent.atomic_file import TEMP_SUFFIX, sync_directory
 from edge_agent.errors import AdapterRefused, StoreError
 from edge_agent.gguf.adapter_file import MAX_FILE_BYTES
+from edge_agent.regular_file import open_regular, sha256_of_stream
 
 BLOCK_BYTES = 1 << 20
 RESERVE_BYTES = 64 << 20
@@ -52,11 +51,11 @@ def checked_copy(source: Path, final: Path, check: Callable[[Path], None]) -> tu
     return sha256, size
 
 
-def sha256_of(path: Path) -> str | None:
+def sha256_if_readable(path: Path) -> str | None:
     """None when it cannot be read."""
     try:
-        with _open_regular(path) as stream:
-            return _hashed(stream, None)[0]
+        with open_regular(path) as stream:
+            return sha256_of_stream(stream)[0]
     except OSError:
         return None
 
@@ -70,7 +69,7 @@ def unlink(path: Path) -> None:
 @contextmanager
 def _readable(path: Path) -> Iterator[BinaryIO]:
     try:
-        stream = _open_regular(path)
+        stream = open_regular(path)
     except OSError as error:
         raise AdapterRefused(
             f"the adapter {path} cannot be read",
@@ -79,15 +78,6 @@ def _readable(path: Path) -> Iterator[BinaryIO]:
         ) from error
     with stream:
         yield stream
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """Without blocking on a pipe and without following it into a device. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("it is not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def _checked_size(stream: BinaryIO, path: Path) -> int:
@@ -104,22 +94,11 @@ def _write(stream: BinaryIO, path: Path) -> tuple[str, int]:
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as out:
-        sha256, size = _hashed(stream, out)
+        sha256, size = sha256_of_stream(stream, out)
         out.flush()
         os.fchmod(descriptor, 0o444)
         os.fsync(descriptor)
     return sha256, size
-
-
-def _hashed(stream: BinaryIO, out: BinaryIO | None) -> tuple[str, int]:
-    """SHA-256 and bytes of the rest of a stream, copied to `out` on the way."""
-    digest, size = hashlib.sha256(), 0
-    while block := stream.read(BLOCK_BYTES):
-        digest.update(block)
-        size += len(block)
-        if out is not None:
-            out.write(block)
-    return digest.hexdigest(), size
 
 
 def _make_directory(path: Path) -> None:

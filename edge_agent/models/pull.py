@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 from edge_agent.atomic_file import sync_directory
 from edge_agent.errors import (
@@ -37,10 +37,12 @@ from edge_agent.errors import (
     UsageError,
 )
 from edge_agent.gguf.model_file import GgufFile, read_gguf
+from edge_agent.model_names import MODEL_NAME
 from edge_agent.models import hub
 from edge_agent.models.embedded import embedded_model, embedded_parts
 from edge_agent.models.export_directory import model_in
-from edge_agent.store.store import MODEL_NAME, ModelRow
+from edge_agent.regular_file import sha256_of
+from edge_agent.store.store import ModelRow
 
 CHUNK_BYTES = 1 << 20
 RESERVE_BYTES = 64 << 20
@@ -198,31 +200,10 @@ def _bring(plan: Plan, job: Job) -> tuple[Path, str]:
 
 def _hash_or_copy(plan: Plan, partial: Path, job: Job) -> str:
     if plan.hub_file:
-        return sha256_of([partial], None, _Throttle(job.report, "verifying"))
+        return sha256_of(partial, progress=_Throttle(job.report, "verifying"))
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as out:
-        return sha256_of(plan.parts, out, _Throttle(job.report, "copying"))
-
-
-def _silent(done: int, total: int | None) -> None:
-    pass
-
-
-def sha256_of(
-    paths: Sequence[Path], out: BinaryIO | None = None, progress: hub.Progress = _silent
-) -> str:
-    """Hash the concatenation of `paths`, copying it into `out` on the way when one is given."""
-    total = sum(path.stat().st_size for path in paths)
-    digest, done = hashlib.sha256(), 0
-    for path in paths:
-        with path.open("rb") as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                digest.update(chunk)
-                if out is not None:
-                    out.write(chunk)
-                done += len(chunk)
-                progress(done, total)
-    return digest.hexdigest()
+        return sha256_of(*plan.parts, out=out, progress=_Throttle(job.report, "copying"))
 
 
 def _check_hash(plan: Plan, sha256: str) -> None:
@@ -258,7 +239,8 @@ def _already_there(plan: Plan, job: Job) -> Path | None:
     path = job.models_dir / f"{plan.sha256}.gguf"
     if _size(path) != plan.size_bytes:
         return None
-    found = sha256_of([path], None, _Throttle(job.report, "verifying the file that is there"))
+    watch = _Throttle(job.report, "verifying the file that is there")
+    found = sha256_of(path, progress=watch)
     return path if found == plan.sha256 else None
 
 

@@ -12,7 +12,6 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from edge_agent.engine.prefix_cache import Part
 from edge_agent.errors import RequestError, TemplateError
 from edge_agent.llama.model import Model, Vocabulary
 from edge_agent.prompt.chat_template import (
@@ -23,6 +22,7 @@ from edge_agent.prompt.chat_template import (
     as_text,
     identify,
 )
+from edge_agent.prompt.encoding import Part
 from edge_agent.prompt.grammar import schema_to_gbnf
 from edge_agent.records import Generate, Message
 

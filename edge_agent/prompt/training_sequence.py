@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from edge_agent.engine.loading import start_backend
-from edge_agent.engine.prefix_cache import Part, encode
 from edge_agent.errors import RequestError
 from edge_agent.gguf.model_file import read_gguf
+from edge_agent.llama.binding import start_backend
 from edge_agent.llama.model import Model, Vocabulary
+from edge_agent.prompt.encoding import Part, encode
 from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.records import EngineSettings, Generate, Message, Sampling
 

@@ -16,11 +16,12 @@ from typing import Any, BinaryIO, Literal
 from aiohttp import web
 from pydantic import BaseModel, Field
 
+from edge_agent.adapt import activation
 from edge_agent.errors import AdapterRefused
-from edge_agent.models.adapter_registry import split_name
+from edge_agent.model_names import split_name
 from edge_agent.server.body import read_request
+from edge_agent.server.error_body import FieldError, Refusal
 from edge_agent.server.model_name import requested_model
-from edge_agent.server.refusal import FieldError, Refusal
 from edge_agent.server.reply import Stream, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import Body
@@ -101,7 +102,7 @@ async def activate(request: web.Request) -> web.Response:
     """Answers when the canary has."""
     service, body = await _read(request, ActivateRequest)
     model = _model(service, body.model)
-    await service.supervisor.activate(model, body.name, force=body.force, reason=REASON)
+    await activation.activate(service.supervisor, model, body.name, force=body.force, reason=REASON)
     return _active(service, model)
 
 

@@ -37,9 +37,8 @@ from edge_agent.server import (
     status,
 )
 from edge_agent.server.auth import CALLER, caller, check_framing, check_peer
-from edge_agent.server.error_body import error_response, typed
+from edge_agent.server.error_body import Refusal, error_response, typed
 from edge_agent.server.limits import Limits
-from edge_agent.server.refusal import Refusal
 from edge_agent.server.reply import finish
 from edge_agent.server.route import Route
 from edge_agent.server.service import SERVICE, Service

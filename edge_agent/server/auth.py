@@ -20,7 +20,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.web_request import BaseRequest
 
-from edge_agent.server.refusal import Refusal
+from edge_agent.server.error_body import Refusal
 from edge_agent.server.session import Sessions, cookie_name
 
 GROUP = "edge-agent"

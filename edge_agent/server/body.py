@@ -17,8 +17,8 @@ from aiohttp.web_request import BaseRequest
 from pydantic import BaseModel, ValidationError
 
 from edge_agent.errors import RequestError
+from edge_agent.server.error_body import FieldError, Refusal
 from edge_agent.server.limits import Limits
-from edge_agent.server.refusal import FieldError, Refusal
 
 MAX_INTEGER_DIGITS = 20
 """Enough for any 64-bit number; Python's own limit is 4,300 digits."""

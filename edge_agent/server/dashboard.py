@@ -16,8 +16,8 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from edge_agent.server.body import read_request
+from edge_agent.server.error_body import Refusal
 from edge_agent.server.ollama import GREETING
-from edge_agent.server.refusal import Refusal
 from edge_agent.server.reply import json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import Body

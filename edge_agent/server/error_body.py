@@ -8,13 +8,13 @@ client. Not here: where an error inside a running stream is written (openai.py, 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
 
-from edge_agent.errors import EdgeAgentError, Overloaded, ShuttingDown
-from edge_agent.server.refusal import FieldError, Refusal
+from edge_agent.errors import EdgeAgentError, Overloaded, RequestError, ShuttingDown
 
 Dialect = Literal["openai", "ollama", "llama_server"]
 LLAMA_SERVER_PATHS = frozenset(
@@ -111,3 +111,26 @@ def _from_aiohttp(error: web.HTTPException, asked: str) -> EdgeAgentError:
     )
     allow = error.headers.get("Allow")
     return refusal.with_headers({"Allow": allow}) if allow else refusal
+
+
+class Refusal(EdgeAgentError):
+    """An HTTP request turned away before any model saw it."""
+
+    def __init__(self, status: int, code: str, what: str, why: str = "", hint: str = "") -> None:
+        super().__init__(what, why, hint)
+        self.status = status
+        self.code = code
+        self.headers: Mapping[str, str] = {}
+
+    def with_headers(self, headers: Mapping[str, str]) -> Refusal:
+        """The same refusal, to be sent with these response headers."""
+        self.headers = headers
+        return self
+
+
+class FieldError(RequestError):
+    """A field of a request body that cannot be. `param` is its path, as in `messages.0.role`."""
+
+    def __init__(self, param: str, why: str, hint: str = "") -> None:
+        super().__init__(f"field '{param}' is not valid" if param else "invalid body", why, hint)
+        self.param = param

@@ -23,9 +23,9 @@ from edge_agent.errors import FeedbackNotFound, StoreError
 from edge_agent.server.adapt import ADAPTATION
 from edge_agent.server.auth import CALLER, is_operator
 from edge_agent.server.body import parse_json, read_body, read_request, validate
+from edge_agent.server.error_body import FieldError, Refusal
 from edge_agent.server.model_name import registered_name
 from edge_agent.server.openai_schema import MAX_MESSAGES, ChatMessage
-from edge_agent.server.refusal import FieldError, Refusal
 from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import Body

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from edge_agent.errors import StoreError
 from edge_agent.monitor.telemetry import KEEP_POINTS, Telemetry
 from edge_agent.server.body import parse_json, read_body, validate
-from edge_agent.server.refusal import FieldError
+from edge_agent.server.error_body import FieldError
 from edge_agent.server.reply import Stream, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.service import SERVICE

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from edge_agent import __version__
 from edge_agent.errors import EdgeAgentError
-from edge_agent.models.adapter_registry import split_name
+from edge_agent.model_names import split_name
 from edge_agent.records import (
     ApplyTemplate,
     Detokenize,
@@ -27,9 +27,9 @@ from edge_agent.records import (
     Tokens,
 )
 from edge_agent.server.body import read_request
+from edge_agent.server.error_body import FieldError, Refusal
 from edge_agent.server.model_name import requested_model
 from edge_agent.server.openai_schema import MAX_MESSAGES, ChatMessage, TokenId
-from edge_agent.server.refusal import FieldError, Refusal
 from edge_agent.server.reply import json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import MAX_TOKENS, Body

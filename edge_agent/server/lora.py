@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 from pydantic import BaseModel, Field, model_validator
 
+from edge_agent.adapt import activation
 from edge_agent.errors import ModelNotFound
 from edge_agent.models.adapter_registry import BASE
 from edge_agent.records import AdapterRef
@@ -96,7 +97,7 @@ async def set_lora_adapters(request: web.Request) -> web.Response:
         await asyncio.to_thread(registry.deactivate, model, "POST /lora-adapters")
         return json_response({"success": True})
     row, scale = chosen
-    await service.supervisor.activate(model, row.name, reason="POST /lora-adapters")
+    await activation.activate(service.supervisor, model, row.name, reason="POST /lora-adapters")
     registry.set_scale(row, scale)
     return json_response({"success": True})
 

@@ -8,8 +8,9 @@ found through the store's rows.
 from __future__ import annotations
 
 from edge_agent.errors import ModelNotFound
-from edge_agent.models.adapter_registry import BASE_TAG, LATEST_TAG, Registry, split_name
-from edge_agent.store.store import MODEL_NAME, ModelRow
+from edge_agent.model_names import BASE_TAG, LATEST_TAG, MODEL_NAME, split_name
+from edge_agent.models.adapter_registry import Registry
+from edge_agent.store.store import ModelRow
 
 
 def requested_model(name: str | None) -> str | None:

@@ -17,11 +17,12 @@ from aiohttp import web
 
 from edge_agent import __version__
 from edge_agent.errors import EdgeAgentError, RequestError
-from edge_agent.models.adapter_registry import BASE_TAG, split_name
+from edge_agent.model_names import BASE_TAG, split_name
 from edge_agent.records import Done, Generate, Message, ModelInfo
 from edge_agent.server.auth import CALLER
 from edge_agent.server.body import read_request
 from edge_agent.server.error_body import error_json, typed
+from edge_agent.server.generation import Call, generate, whole
 from edge_agent.server.model_name import (
     listed_names,
     registered_name,
@@ -45,7 +46,7 @@ from edge_agent.server.ollama_schema import (
 from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import stop_list
-from edge_agent.server.service import SERVICE, Call, Service, generate, whole
+from edge_agent.server.service import SERVICE, Service
 from edge_agent.store.store import ModelRow
 
 GREETING = "Ollama is running"

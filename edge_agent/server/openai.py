@@ -18,7 +18,8 @@ from edge_agent.errors import EdgeAgentError
 from edge_agent.records import Done, Generate
 from edge_agent.server.auth import CALLER
 from edge_agent.server.body import read_request
-from edge_agent.server.error_body import error_json, typed
+from edge_agent.server.error_body import FieldError, Refusal, error_json, typed
+from edge_agent.server.generation import Call, generate, whole
 from edge_agent.server.lora import lora_reference
 from edge_agent.server.model_name import (
     listed_names,
@@ -39,11 +40,10 @@ from edge_agent.server.openai_schema import (
     ModelList,
     OpenAIError,
 )
-from edge_agent.server.refusal import FieldError, Refusal
 from edge_agent.server.reply import EVENT_STREAM, Stream, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import stop_list
-from edge_agent.server.service import SERVICE, Call, Service, generate, whole
+from edge_agent.server.service import SERVICE, Service
 from edge_agent.store.store import ModelRow
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 from edge_agent.errors import SchemaError
 from edge_agent.prompt.json_schema import check_schema
 from edge_agent.records import Message
-from edge_agent.server.refusal import FieldError
+from edge_agent.server.error_body import FieldError
 from edge_agent.server.sampling_fields import (
     MAX_TOKENS,
     Body,

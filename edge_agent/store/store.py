@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import queue
-import re
 import sqlite3
 import threading
 import time
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from edge_agent.errors import ModelNotFound, RequestError, StoreError
+from edge_agent.model_names import MODEL_NAME
 from edge_agent.store import adapter_table, sample_table
 from edge_agent.store.adapter_table import Book
 from edge_agent.store.database import is_corruption, open_database
@@ -44,7 +44,6 @@ from edge_agent.store.rows import (
 
 __all__ = ["BenchmarkRow", "EventRow", "GenerationRow", "ModelRow", "SampleRow", "Store"]
 
-MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_PENDING = 10_000
 """Rows waiting for a stuck disk; more are refused, so that memory stays bounded."""
 MAX_BATCH = 256

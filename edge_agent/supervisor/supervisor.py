@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from edge_agent.adapt import activation
 from edge_agent.clocks import Clocks
 from edge_agent.config import Settings
 from edge_agent.errors import AdapterRefused, EdgeAgentError, ModelNotFound, WorkerFailed
-from edge_agent.models.adapter_registry import Registry, split_name
+from edge_agent.model_names import split_name
+from edge_agent.models.adapter_registry import Registry
 from edge_agent.records import (
     AdapterRef,
     ApplyTemplate,
@@ -153,17 +153,6 @@ class Supervisor:
         """Let the worker load it and compute with it once. Raises AdapterRefused, WorkerFailed and
         every other engine error."""
         await self.ask(model, CheckAdapter(0, adapter))
-
-    async def activate(
-        self, model: str, name: str, *, force: bool = False, reason: str = "asked for"
-    ) -> AdapterRow:
-        """Check, activate, ask the canary; as canary.activate, which a caller that is cancelled
-        does not stop half-way."""
-        work = activation.activate(self, model, name, force=force, reason=reason)
-        task = asyncio.create_task(work)
-        # Nobody waits for it any more when the caller was cancelled.
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(task)
 
     async def ask(self, model: str | None, message: Question) -> Answer:
         """One question, one answer. QuerySlots neither loads a model nor keeps one alive."""

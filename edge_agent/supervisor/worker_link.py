@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from edge_agent.records import (
     ToWorker,
 )
 from edge_agent.wire import WireError, encode, to_front
+
+WORKER_ARGV = (sys.executable, "-m", "edge_agent.engine.worker")
 
 READ_BYTES = 64 * 1024
 MAX_UNREAD = 4096

@@ -17,10 +17,8 @@ from statistics import fmean
 
 from edge_agent.adapt.gate.clean_set import CleanRow
 from edge_agent.adapt.gate.copying import Taught
-from edge_agent.adapt.gate.detectors import is_looping, seq_rep
+from edge_agent.adapt.gate.detectors import is_looping, is_wrong_script, news_signs, seq_rep
 from edge_agent.adapt.gate.identity import Identity
-from edge_agent.adapt.gate.register import news_signs
-from edge_agent.adapt.gate.script import is_wrong_script
 from edge_agent.adapt.gate.significance import bootstrap_lower, sign_test
 from edge_agent.adapt.gate.words import words
 from edge_agent.records import Message

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from edge_agent.adapt.gate.script import SCRIPTS
+from edge_agent.adapt.gate.detectors import SCRIPTS
 from edge_agent.adapt.gate.words import words
 from edge_agent.records import Message
 

@@ -18,9 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edge_agent.adapt.gate.detectors import is_looping
-from edge_agent.adapt.gate.register import news_signs
-from edge_agent.adapt.gate.script import SCRIPTS, share_of
+from edge_agent.adapt.gate.detectors import SCRIPTS, is_looping, news_signs, share_of
 from edge_agent.adapt.gate.words import words
 from edge_agent.adapt.trainer.dataset import SHOWN, Row
 from edge_agent.adapt.trainer.same_meaning import Terms, agree, asked_terms, terms

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from edge_agent.adapt.gate.words import words
 from edge_agent.errors import DataRefused
 from edge_agent.records import Message
+from edge_agent.regular_file import open_regular
 
 if TYPE_CHECKING:
     from edge_agent.prompt.prompt_builder import PromptBuilder
@@ -79,7 +79,7 @@ class _Bad(Exception):
 def read_rows(path: Path) -> list[Row]:
     """All rows of the file. Raises DataRefused, which names the first SHOWN bad lines."""
     try:
-        with _open_regular(path) as stream:
+        with open_regular(path) as stream:
             if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
                 raise _Bad(f"it is larger than {MAX_FILE_BYTES >> 20} MB")
             return parse_rows(_lines(stream), str(path))
@@ -109,15 +109,6 @@ def parse_rows(lines: Iterable[bytes], name: str) -> list[Row]:
     if not rows:
         raise DataRefused(f"there is nothing to learn in {name}", "it holds no row", _HINT)
     return rows
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """Without waiting for the writer of a pipe."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _Bad("it is not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

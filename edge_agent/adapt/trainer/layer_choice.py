@@ -10,16 +10,17 @@ in Gemma 3 270M the blocks of highest influence are 0, 1 and 5. Not here: traini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge_agent.adapt.messages import RunSettings
-from edge_agent.adapt.trainer.decoder.decoder import Decoder
+from edge_agent.adapt.trainer.decoder.compute import Array
+from edge_agent.adapt.trainer.decoder.decoder import Batch, Decoder
 from edge_agent.adapt.trainer.decoder.lora import LoraSettings, LoraWeight, new_loras, target_sizes
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
-from edge_agent.adapt.trainer.influence import block_influence
-from edge_agent.adapt.trainer.packed_samples import Material
-from edge_agent.adapt.trainer.packing import bins, epoch_order
+from edge_agent.adapt.trainer.packed_samples import Material, bins, epoch_order
 from edge_agent.adapt.trainer.run_directory import StateFiles
 from edge_agent.adapt.trainer.stored_states import PrefixFiller
 from edge_agent.adapt.trainer.training_loop import Desk
@@ -211,3 +212,26 @@ def head_share(gguf: GgufFile, material: Material) -> float:
     share = material.supervised(material.train) / material.tokens(material.train)
     block = sum(t.n_elements for t in gguf.tensors if t.name.startswith("blk.0."))
     return 2.0 * share * gguf.n_vocab * gguf.n_embd / block
+
+
+def block_influence(decoder: Decoder, batches: Iterable[Batch]) -> list[float]:
+    """Of every block, 0 (passes its input on) to 2. Raises ValueError without a token."""
+    sums, n_tokens = np.zeros(decoder.shape.n_layer), 0
+    for batch in batches:
+        n_tokens += len(batch.tokens)
+        before = None
+        for number, x in enumerate(decoder.blocks(batch)):
+            after = decoder.compute.to_host(x).astype(np.float64)
+            if before is not None:
+                sums[number - 1] += (1.0 - cosines(before, after)).sum()
+            before = after
+    if not n_tokens:
+        raise ValueError("block influence needs at least one token")
+    return [float(value) for value in sums / n_tokens]
+
+
+def cosines(a: Array, b: Array) -> Array:
+    """Of each row of a with the same row of b (n, m)."""
+    lengths = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    found: Array = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return found

@@ -21,9 +21,8 @@ from edge_agent.adapt.trainer.decoder.layer import LINEARS
 from edge_agent.adapt.trainer.decoder.lora import TARGETS
 from edge_agent.adapt.trainer.decoder.packed_weights import HEAD_TILE_BYTES, TILE_BYTES
 from edge_agent.adapt.trainer.decoder.shape import read_shape
-from edge_agent.adapt.trainer.packed_samples import Material, supervised
-from edge_agent.adapt.trainer.packing import bins
-from edge_agent.adapt.trainer.prefix_store import PrefixStore
+from edge_agent.adapt.trainer.packed_samples import Material, bins, supervised
+from edge_agent.adapt.trainer.stored_states import PrefixStore
 from edge_agent.gguf.model_file import GgufFile
 
 FLOAT = 4

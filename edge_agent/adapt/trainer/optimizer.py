@@ -70,3 +70,16 @@ def clip(parameters: Iterable[Parameter], max_norm: float) -> float:
         for gradient in gradients:
             gradient *= max_norm / (norm + CLIP_EPSILON)
     return norm
+
+
+def factor(step: int, n_steps: int, warmup_ratio: float) -> float:
+    """Of step 0 .. n_steps - 1, in (0, 1].
+
+    >>> [round(factor(step, 5, 0.4), 3) for step in range(5)]
+    [0.5, 1.0, 1.0, 0.75, 0.25]
+    """
+    warmup = round(warmup_ratio * n_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, n_steps - warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * done))

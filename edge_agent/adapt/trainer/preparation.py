@@ -25,11 +25,10 @@ from edge_agent.adapt.trainer.dataset import Row, Sample, encode_rows, read_rows
 from edge_agent.adapt.trainer.decoder import packed_weights
 from edge_agent.adapt.trainer.manifest import Circumstances
 from edge_agent.adapt.trainer.packed_samples import Material
-from edge_agent.adapt.trainer.run_directory import sha256
-from edge_agent.engine.loading import check_sha256
 from edge_agent.errors import DataRefused, TrainingFailed, UsageError
 from edge_agent.llama.binding import build_name
 from edge_agent.prompt.training_sequence import vocabulary_only
+from edge_agent.regular_file import check_sha256, sha256_of
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def circumstances(start: Start, data: Path, n_threads: int) -> Circumstances:
         )
     return Circumstances(
         model_sha256=start.model_sha256,
-        data_sha256=sha256(data),
+        data_sha256=sha256_of(data),
         samples_sha256="",
         settings=start.settings,
         n_threads=n_threads,

@@ -8,10 +8,8 @@ small JSON documents that are whole or not there. What the front keeps in the sa
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from edge_agent import atomic_file
 from edge_agent.adapt.trainer import manifest
 from edge_agent.adapt.trainer.dataset import MAX_FILE_BYTES
 from edge_agent.errors import DataRefused, TrainingBusy
+from edge_agent.regular_file import open_regular
 
 _BLOCK_BYTES = 1 << 20
 
@@ -78,7 +77,7 @@ class RunDirectory:
         """Copy the data: what is edited later belongs to another run. Raises DataRefused, OSError
         for the copy."""
         try:
-            stream = _open_regular(source)
+            stream = open_regular(source)
         except OSError as error:
             why = error.strerror or str(error)
             raise DataRefused(f"cannot read the training data {source}", why, "") from error
@@ -99,24 +98,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def sha256(path: Path) -> str:
-    """Of a whole file. Raises OSError."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """Without waiting for the writer of a pipe. Raises OSError, DataRefused."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise DataRefused(f"cannot read the training data {path}", "it is not a regular file", "")
-    return os.fdopen(descriptor, "rb")
 
 
 def _bounded(stream: BinaryIO, source: Path) -> Iterator[bytes]:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from edge_agent.adapt.messages import RunSettings
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import new_decoder
-from edge_agent.adapt.trainer.packed_samples import Material
-from edge_agent.adapt.trainer.packing import bins
+from edge_agent.adapt.trainer.packed_samples import Material, bins
 from edge_agent.adapt.trainer.training_loop import Desk
 from edge_agent.adapt.trainer.training_step import Learner
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from edge_agent.adapt.messages import RunSettings
 from edge_agent.adapt.trainer.checkpoint import Checkpoint, Checkpoints
 from edge_agent.adapt.trainer.decoder.lora import parameters
-from edge_agent.adapt.trainer.interlude import Interlude
-from edge_agent.adapt.trainer.packing import epoch_rows
+from edge_agent.adapt.trainer.packed_samples import epoch_rows
+from edge_agent.adapt.trainer.pauses import Interlude
 from edge_agent.adapt.trainer.reporter import Reporter
 from edge_agent.adapt.trainer.run_log import RunLog
 from edge_agent.adapt.trainer.training_step import Learner, Score, Stepped

@@ -18,25 +18,25 @@ import msgspec
 from edge_agent import atomic_file
 from edge_agent.adapt.messages import Finished, FromTrainer, Start, Stopped
 from edge_agent.adapt.trainer import heap, manifest
+from edge_agent.adapt.trainer.adapter_writer import AdapterHeader, write_adapter
 from edge_agent.adapt.trainer.checkpoint import Checkpoints
 from edge_agent.adapt.trainer.decoder.compute import blas_threads
 from edge_agent.adapt.trainer.decoder.lora import LoraWeight, parameters
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
-from edge_agent.adapt.trainer.interlude import Interlude
 from edge_agent.adapt.trainer.layer_choice import Trial, Trials, best, new_decoder, validation_rows
 from edge_agent.adapt.trainer.manifest import FREE_SETTINGS, Circumstances, Decisions, Manifest
-from edge_agent.adapt.trainer.pauses import Orders, StopAsked
+from edge_agent.adapt.trainer.pauses import Interlude, Orders, StopAsked
 from edge_agent.adapt.trainer.plan import Planner
 from edge_agent.adapt.trainer.preparation import Lesson, check_settings, circumstances, prepare
 from edge_agent.adapt.trainer.reporter import Reporter
-from edge_agent.adapt.trainer.run_directory import RunDirectory, read_json, sha256, write_json
+from edge_agent.adapt.trainer.run_directory import RunDirectory, read_json, write_json
 from edge_agent.adapt.trainer.run_log import RunLog
 from edge_agent.adapt.trainer.stored_states import PrefixFiller
 from edge_agent.adapt.trainer.training_loop import Course, Desk, Epochs, Syllabus
 from edge_agent.adapt.trainer.training_step import Learner
 from edge_agent.errors import TrainingFailed
-from edge_agent.gguf.adapter_file import AdapterHeader, write_adapter
 from edge_agent.gguf.base_identity import identify_base
+from edge_agent.regular_file import sha256_of
 
 WITHOUT_VALIDATION = 4
 """Top blocks that `auto` takes when there is nothing to compare trials with."""
@@ -100,7 +100,7 @@ class _Run:
         """The result of a run that had ended, if its adapter is still the one it wrote."""
         try:
             found = msgspec.json.decode(self._directory.result.read_bytes(), type=Finished)
-            is_whole = sha256(self._directory.adapter) == found.adapter_sha256
+            is_whole = sha256_of(self._directory.adapter) == found.adapter_sha256
         except (OSError, msgspec.DecodeError):
             return None
         if not is_whole:

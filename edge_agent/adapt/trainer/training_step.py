@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from edge_agent.adapt.messages import RunSettings
 from edge_agent.adapt.trainer.decoder.decoder import Decoder
 from edge_agent.adapt.trainer.decoder.lora import Loras, parameters
-from edge_agent.adapt.trainer.optimizer import AdamW, clip
+from edge_agent.adapt.trainer.optimizer import AdamW, clip, factor
 from edge_agent.adapt.trainer.packed_samples import Material
-from edge_agent.adapt.trainer.schedule import factor
 from edge_agent.errors import TrainingFailed
 
 Rows = Sequence[Sequence[int]]

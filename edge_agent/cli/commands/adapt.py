@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_agent.cli.commands.serve import parse_size
 from edge_agent.cli.options import Options, add_command, command_group, complete_model
 from edge_agent.cli.terminal import Progress, Terminal, duration_text, size_text
-from edge_agent.client.daemon_socket import find_daemon
+from edge_agent.cli.units import parse_size
+from edge_agent.client.connection import find_daemon
 from edge_agent.errors import TrainingFailed, error_from_code
 
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ def bench(options: BenchOptions, terminal: Terminal) -> int:
 
 def _targets(options: BenchOptions, terminal: Terminal) -> list[Target]:
     """Raises ModelNotFound, and UsageError when nothing is registered."""
-    from edge_agent.client.daemon_socket import state_dir_of
+    from edge_agent.client.connection import state_dir_of
     from edge_agent.client.models import open_library
 
     asked = options.models or []
@@ -124,7 +124,7 @@ def _documents(
 
 def _refuse_beside_daemon(options: BenchOptions, terminal: Terminal) -> None:
     """Two engines on the same cores measure each other. Raises DaemonRunning."""
-    from edge_agent.client.daemon_socket import find_daemon
+    from edge_agent.client.connection import find_daemon
     from edge_agent.errors import DaemonNotRunning
 
     try:
@@ -146,7 +146,7 @@ def _engine(
 ) -> Iterator[tuple[BenchEngine, ModelInfo]]:
     """A worker of our own, or the daemon with the model loaded."""
     from edge_agent.bench.engines import DaemonEngine, WorkerEngine
-    from edge_agent.client.daemon_socket import find_daemon
+    from edge_agent.client.connection import find_daemon
 
     if not options.daemon:
         with WorkerEngine(target.path, target.name, settings) as worker:

@@ -15,8 +15,7 @@ from edge_agent.cli.commands.persona import system_prompt
 from edge_agent.cli.commands.run import base_model_note, is_registered, with_model_hint
 from edge_agent.cli.options import StateOptions, complete_model
 from edge_agent.cli.terminal import Terminal
-from edge_agent.client.connection import Client
-from edge_agent.client.daemon_socket import find_daemon, state_dir_of
+from edge_agent.client.connection import Client, find_daemon, state_dir_of
 from edge_agent.errors import AdapterNotFound, ModelNotFound
 
 HISTORY_FILE = "chat_history"

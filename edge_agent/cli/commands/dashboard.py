@@ -13,7 +13,7 @@ import typer
 
 from edge_agent.cli.options import Options
 from edge_agent.cli.terminal import Terminal
-from edge_agent.client.daemon_socket import find_daemon
+from edge_agent.client.connection import find_daemon
 
 TIMEOUT_S = 10.0
 

@@ -14,7 +14,7 @@ import typer
 
 from edge_agent.cli.options import Options
 from edge_agent.cli.terminal import Terminal
-from edge_agent.client.daemon_socket import find_daemon, state_dir_of
+from edge_agent.client.connection import find_daemon, state_dir_of
 from edge_agent.client.models import Library, open_library
 from edge_agent.errors import DaemonNotRunning, EdgeAgentError
 

@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
+from edge_agent.cli.commands.watch import StatusOptions
 from edge_agent.cli.options import Options, complete_model
 from edge_agent.cli.terminal import Terminal, duration_text, size_text
-from edge_agent.client.daemon_socket import find_daemon, socket_paths
+from edge_agent.client.connection import find_daemon, socket_paths
 from edge_agent.errors import DaemonNotRunning
 
 QUICK_TIMEOUT_S = 30.0
@@ -30,14 +31,6 @@ class StopOptions(Options):
             metavar="MODEL", help="Model [the loaded one].", autocompletion=complete_model
         ),
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatusOptions(Options):
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep it on the screen.")] = False
-    interval: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="Seconds between two looks.")
-    ] = 1.0
 
 
 def ps(options: Options, terminal: Terminal) -> int:

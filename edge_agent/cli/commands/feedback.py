@@ -20,7 +20,7 @@ from edge_agent import atomic_file
 from edge_agent.cli.commands.run import checked_text
 from edge_agent.cli.options import Options, add_command, command_group, complete_model
 from edge_agent.cli.terminal import Terminal
-from edge_agent.client.daemon_socket import find_daemon
+from edge_agent.client.connection import find_daemon
 from edge_agent.client.feedback import DaemonFeedback, open_feedback
 from edge_agent.errors import UsageError
 

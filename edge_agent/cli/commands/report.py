@@ -54,8 +54,7 @@ def report(options: ReportOptions, terminal: Terminal) -> int:
     """
     from edge_agent import atomic_file
     from edge_agent.bench.report import build
-    from edge_agent.bench.report_markdown import markdown
-    from edge_agent.bench.report_pages import STYLE, html
+    from edge_agent.bench.report_pages import STYLE, html, markdown
 
     documents = _documents(options, terminal)
     if not documents:

@@ -23,8 +23,7 @@ from edge_agent.cli.commands.persona import read_text, system_prompt
 from edge_agent.cli.options import Options, complete_model
 from edge_agent.cli.terminal import Terminal
 from edge_agent.cli.timing_block import load_s_since, ready_worker, timing_block
-from edge_agent.client.connection import Client, Ending
-from edge_agent.client.daemon_socket import find_daemon
+from edge_agent.client.connection import Client, Ending, find_daemon
 from edge_agent.errors import EdgeAgentError, ModelNotFound, TemplateError, UsageError
 
 STDIN_PATIENCE_S = 3.0

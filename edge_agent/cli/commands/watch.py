@@ -10,16 +10,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from edge_agent.cli.options import Options
 from edge_agent.cli.terminal import Terminal, size_text
-from edge_agent.client.daemon_socket import find_daemon
+from edge_agent.client.connection import find_daemon
 from edge_agent.errors import EdgeAgentError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edge_agent.cli.commands.engine import StatusOptions
 
 TIMEOUT_S = 5.0
 SECONDS = 60
@@ -230,3 +233,11 @@ def _or_reason(value: float | None, unit: str, reason: object) -> str:
 
 def _size(value: int | None) -> str:
     return NOT_MEASURED if value is None else size_text(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(Options):
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep it on the screen.")] = False
+    interval: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Seconds between two looks.")
+    ] = 1.0
