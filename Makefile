@@ -30,7 +30,7 @@ check: venv      ## ruff, mypy --strict, the direction of imports
 	@$(BIN)/ruff check $(CHECKED) $(SCRIPTS)
 	@$(BIN)/ruff format --check $(CHECKED) $(SCRIPTS)
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest tests/test_imports.py
+	@$(BIN)/python -m pytest tests/repo/test_imports.py
 
 fix: venv        ## format, repair what ruff can, rewrite the README's tree and docs/cli.md
 	@$(BIN)/ruff check --fix $(CHECKED) $(SCRIPTS)
@@ -39,7 +39,7 @@ fix: venv        ## format, repair what ruff can, rewrite the README's tree and 
 	@$(BIN)/python docs/make_cli.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 
 test-host: host  ## the tests of training, which need torch (make host)
-	@$(HOST)/bin/python -m pytest tests/host
+	@$(HOST)/bin/python -m pytest tests/train_host
 
 # uv resolves for every Python >= 3.10 at once; it is needed only here. The host's packages (torch,
 # trl, ...) have a lock of their own, because they would triple this one; what both need is in the

@@ -57,7 +57,7 @@ from edge_agent.adapt.trainer.training_step import Learner
 from edge_agent.llama.type_plan import TypeRequest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "helpers"))
 
 from tiny_checkpoint import write_checkpoint  # noqa: E402
 

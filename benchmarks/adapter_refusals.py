@@ -1,15 +1,15 @@
 """Does a bad adapter ever end the worker, or change an answer of the adapter that is in use?
 
-Every kind of tests/bad_adapters.py (the classes of reliability M1 and F13, and more) meets the two
-gates it would meet in a daemon. First adapter_file.check_adapter, through which every adapter gets
-into the registry: it must refuse, for the reason that is wrong with this file. Then, as if somebody
-had changed the file behind the registry, the worker process itself: while it answers with a good
-adapter it is told to check the bad one (CheckAdapter) and to answer with it (Generate). It must
-live, and the good adapter's answer and the base's, temperature 0, must be those of before. What the
-worker takes all the same is shown: "made for another base" is a question only the registry asks,
-and a link is whatever it names, held to its SHA-256. Exit status 1: a kind was not refused by the
-registry's check, a kind of M1 or F13 that can be computed with was not refused by the worker, an
-answer changed, or the worker died.
+Every kind of tests/helpers/bad_adapters.py (the classes of reliability M1 and F13, and more) meets
+the two gates it would meet in a daemon. First adapter_file.check_adapter, through which every
+adapter gets into the registry: it must refuse, for the reason that is wrong with this file. Then,
+as if somebody had changed the file behind the registry, the worker process itself: while it answers
+with a good adapter it is told to check the bad one (CheckAdapter) and to answer with it (Generate).
+It must live, and the good adapter's answer and the base's, temperature 0, must be those of before.
+What the worker takes all the same is shown: "made for another base" is a question only the registry
+asks, and a link is whatever it names, held to its SHA-256. Exit status 1: a kind was not refused by
+the registry's check, a kind of M1 or F13 that can be computed with was not refused by the worker,
+an answer changed, or the worker died.
 
     .venv/bin/python benchmarks/adapter_refusals.py                   # last line: JSON
     .venv/bin/python benchmarks/adapter_refusals.py --model embedded:smollm2-135m
@@ -29,7 +29,7 @@ from typing import Any
 
 from servers import BenchmarkError, register
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 from bad_adapters import BadAdapter, good_adapter, write_bad_adapters
 from tiny_gguf import CHATML_TEMPLATE, write_tiny_model

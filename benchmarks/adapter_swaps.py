@@ -34,7 +34,7 @@ from typing import Any
 from memory import rss_anon_bytes
 from servers import BenchmarkError, register
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 from random_adapter import reference, write_adapter
 from worker_process import WorkerProcess, chat

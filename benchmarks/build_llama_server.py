@@ -21,9 +21,11 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "dev"))
+from install import FLAGS, build_flags, processor
+
 DISTRIBUTION = "llama-cpp-python"
 TARGETS = ("llama-server", "llama-bench", "llama-imatrix", "llama-quantize")
-BUILD_FLAGS = Path(__file__).resolve().parent.parent / "dev" / "build_flags"
 
 # The wheel's own CMakeLists sets the first two; the others leave out what neither side measures.
 # The web page of llama-server would be fetched over the network at build time.
@@ -54,12 +56,6 @@ def peer_program(name: str) -> Path:
             f"{path} is missing; build it: .venv/bin/python benchmarks/build_llama_server.py"
         )
     return path
-
-
-def shared_flags(flags_file: Path, extra: str) -> list[str]:
-    """The arguments the wheel was built with: the file's lines, then CMAKE_ARGS of the caller."""
-    lines = (line.strip() for line in flags_file.read_text().splitlines())
-    return [line for line in lines if line and not line.startswith("#")] + extra.split()
 
 
 def fetch_source(release: str, target: Path) -> None:
@@ -100,7 +96,8 @@ def main() -> None:
     if args.source_only:
         print(source)
         return
-    flags = [*PEER_FLAGS, *shared_flags(BUILD_FLAGS, os.environ.get("CMAKE_ARGS", ""))]
+    shared = build_flags(FLAGS.read_text(), os.environ.get("CMAKE_ARGS", ""), processor())
+    flags = [*PEER_FLAGS, *shared.split()]
     build(source, root / "build", flags, args.jobs)
     for name in TARGETS:
         print(peer_program(name))

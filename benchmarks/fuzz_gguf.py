@@ -7,8 +7,8 @@ Every mutant goes through `read_gguf` in this process, with its time and its pea
 then loaded by the installed llama.cpp in a process of its own: a text with all kinds of bytes is
 tokenized, two tokens are decoded and sampled. Printed: untyped errors (must be 0), time and memory
 (max, p99), and how many accepted files made llama.cpp die. `--no-validator` is the negative
-control: it hands every mutant to llama.cpp. Bases: tests/tiny_gguf.py, BPE and Gemma-like SPM.
-The loading processes are forked from one that has imported llama.cpp but never used it.
+control: it hands every mutant to llama.cpp. Bases: tests/helpers/tiny_gguf.py, BPE and Gemma-like
+SPM. The loading processes are forked from one that has imported llama.cpp but never used it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from tiny_gguf import write_tiny_model  # noqa: E402
 

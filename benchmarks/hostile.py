@@ -21,7 +21,7 @@ from pathlib import Path
 from socket import create_connection, socket
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 from hostile_case import Case, Outcome, Target, head, run_case
 from hostile_requests import CASES

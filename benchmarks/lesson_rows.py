@@ -2,8 +2,8 @@
 
 In: recipes/lesson/facts.jsonl (what is true, six to eight ways to ask for it, further wordings kept
 apart) and talk.jsonl (persona, small talk, general questions). Out: train.jsonl, demo.jsonl and
-paraphrase.jsonl beside them, a pure function of the two; tests/test_lesson.py compares. Not here:
-asking a model, which is lesson.py.
+paraphrase.jsonl beside them, a pure function of the two; tests/repo/test_lesson_recipe.py compares.
+Not here: asking a model, which is lesson.py.
 
     .venv/bin/python benchmarks/lesson_rows.py          # writes the three files anew
 """

@@ -5,7 +5,8 @@ a clean one, one with 20 rows that answer a question of the others with another 
 with 20 rows that say their answer again and again. First as it is by default: the audit has to
 refuse the two, with data_refused and no adapter, and has nothing against the clean one. Then once
 more with --no-audit, which is no target: it shows what the gate alone would have caught. Exit
-status 1 when the audit misses. Not here: every other kind of poison (tests/test_audit.py).
+status 1 when the audit misses. Not here: every other kind of poison
+(tests/adapt/trainer/test_audit.py).
 
     .venv/bin/python benchmarks/poison.py                    # last line: JSON
     .venv/bin/python benchmarks/poison.py --audit-only       # trains nothing

@@ -53,10 +53,17 @@ def note(text: str) -> None:
     print(f"install: {text}", file=sys.stderr, flush=True)
 
 
-def build_flags(text: str, extra: str) -> str:
-    """dev/build_flags without comments, then the caller's CMAKE_ARGS, as CMake takes them."""
+def build_flags(text: str, extra: str, features: str = "") -> str:
+    """dev/build_flags without comments, then the caller's CMAKE_ARGS, as CMake takes them.
+
+    On a processor whose `features` have AMX, its kernels are left out: they crash on the first
+    batch of some models (llama.cpp #20824; SmolLM2 in Q4_1 on a Sapphire Rapids, dev/log).
+    """
     lines = (line.strip() for line in text.splitlines())
-    return " ".join([line for line in lines if line and not line.startswith("#")] + extra.split())
+    flags = [line for line in lines if line and not line.startswith("#")]
+    if "amx_int8" in features:
+        flags.append("-DCMAKE_CXX_FLAGS=-mno-amx-int8")
+    return " ".join(flags + extra.split())
 
 
 def split_lock(text: str) -> tuple[str, str]:
@@ -181,7 +188,7 @@ def cpu_build(entry: str) -> str:
 def stamp_text(venv: Path, environ: Mapping[str, str], *, is_host: bool = False) -> str:
     """Changes whenever the environment would: locks, project file, flags, processor, place."""
     project = (ROOT / "pyproject.toml").read_text()
-    flags = build_flags(FLAGS.read_text(), environ.get("CMAKE_ARGS", ""))
+    flags = build_flags(FLAGS.read_text(), environ.get("CMAKE_ARGS", ""), processor())
     locks = LOCK.read_text() + (HOST_LOCK.read_text() if is_host else "")
     return digest(locks, project, flags, processor(), str(venv))
 
@@ -198,7 +205,7 @@ def main(arguments: list[str]) -> int:
     places = [argument for argument in arguments if argument != "--host"]
     default = ROOT / (".venv-host" if is_host else ".venv")
     venv = Path(places[0] if places else default).absolute()
-    flags = build_flags(FLAGS.read_text(), os.environ.get("CMAKE_ARGS", ""))
+    flags = build_flags(FLAGS.read_text(), os.environ.get("CMAKE_ARGS", ""), processor())
     wanted = stamp_text(venv, os.environ, is_host=is_host)
     stamp = venv / ".installed"
     if stamp.exists() and stamp.read_text() == wanted:

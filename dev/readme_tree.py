@@ -1,7 +1,8 @@
 """Writes the README's tree: one line a file, the first line of its own docstring.
 
 In: the packages' sources. Out: the text between the two markers of README.md, rewritten in place.
-`make fix` runs it and tests/test_readme.py compares, so the README and the files cannot disagree.
+`make fix` runs it and tests/repo/test_readme.py compares, so the README and the files cannot
+disagree.
 
     .venv/bin/python dev/readme_tree.py
 """

@@ -1,7 +1,7 @@
 """Writes docs/cli.md from the commands' own --help, so that the two cannot differ.
 
-Run `.venv/bin/python docs/make_cli.py > docs/cli.md` after changing a command; tests/test_cli.py
-compares.
+Run `.venv/bin/python docs/make_cli.py > docs/cli.md` after changing a command;
+tests/cli/test_main.py compares.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes docs/grafana.json, a Grafana dashboard, from the names and kinds in server/metrics.py.
 
 Run `.venv/bin/python docs/make_grafana.py > docs/grafana.json` after changing a metric;
-tests/test_server_metrics.py compares. In Grafana: Dashboards, New, Import, upload the file, choose
+tests/server/test_metrics.py compares. In Grafana: Dashboards, New, Import, upload the file, choose
 the Prometheus data source. A name that /metrics does not have is a KeyError here.
 """
 

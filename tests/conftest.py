@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 from pathlib import Path
 
 import pytest
 from tiny_gguf import write_tiny_model
+
+# Threads of llama.cpp that wait for each other spin; beside any other work on two cores that
+# makes a decode 3.6 to 50 times slower. Read when libgomp loads: by the workers the tests start.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -100,6 +100,12 @@ def system_info() -> str:
     return str(lib.llama_print_system_info().decode("utf-8", "replace")).strip()
 
 
+def has_amx() -> bool:
+    """Whether llama.cpp would use its AMX kernels, which crash on the first batch of some models
+    (llama.cpp #20824). dev/install.py leaves them out; a wheel from elsewhere may have them."""
+    return "AMX_INT8 = 1" in system_info()
+
+
 def build_name() -> str:
     """Which llama.cpp this is: the binding's release and the library's own version."""
     own = lib.llama_version().decode("utf-8", "replace")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.errors import ModelFormatError, ModelRefused, RequestError
-from edge_agent.llama.binding import LogTail, lib
+from edge_agent.llama.binding import LogTail, has_amx, lib
 from edge_agent.records import EngineSettings
 
 _LOAD_MODES = {"auto": -1, "read": 0, "mmap": 1, "mlock": 3, "direct_io": 4}
@@ -142,7 +142,7 @@ class Model:
         params.n_gpu_layers = settings.n_gpu_layers
         params.load_mode = 0 if no_alloc else _LOAD_MODES[settings.load_mode]
         params.no_alloc = no_alloc
-        params.use_extra_bufts = settings.repack
+        params.use_extra_bufts = settings.repack and not has_amx()
         params.vocab_only = vocab_only
         handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not handle:
