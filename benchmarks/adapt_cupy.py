@@ -26,7 +26,7 @@ import cupy
 import numpy as np
 from random_models import SIZES, write_random_model
 
-from edge_agent.adapt.trainer.decoder.decoder import Batch, Decoder, pack
+from edge_agent.adapt.trainer.decoder.decoder import Decoder, PackedRow, pack
 from edge_agent.adapt.trainer.decoder.lora import LoraSettings, new_loras, parameters, target_sizes
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.optimizer import AdamW, clip
@@ -44,7 +44,7 @@ class Way:
     xp: Any
     keeps_all: bool
 
-    def prepare(self, path: Path, threads: int, batch: Batch) -> None:
+    def prepare(self, path: Path, threads: int, batch: PackedRow) -> None:
         weights = PackedWeights(path, n_threads=threads, xp=self.xp)
         settings = LoraSettings()
         sizes = target_sizes(weights.gguf, settings)
@@ -56,7 +56,7 @@ class Way:
         self.losses: list[float] = []
         self.seconds: list[float] = []
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: PackedRow) -> None:
         began_s, count = time.perf_counter(), len(batch.supervised)
         for lora in self.loras.values():
             lora.clear()

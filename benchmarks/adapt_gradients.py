@@ -53,7 +53,7 @@ from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.optimizer import factor
 from edge_agent.adapt.trainer.packed_samples import epoch_rows
 from edge_agent.adapt.trainer.preparation import prepare
-from edge_agent.adapt.trainer.training_step import Learner
+from edge_agent.adapt.trainer.training_step import TrainingStep
 from edge_agent.llama.type_plan import TypeRequest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -324,13 +324,13 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 def curves_of(base: Base, n_steps: int) -> Iterator[Curve]:
     """`n_steps` of all three on the lesson's rows, every block trained, from B = 0; ours against
     both references, then peft in float32 against its own with the loss in float64."""
-    material = prepare(LESSON, base.gguf, SETTINGS).material
+    packed = prepare(LESSON, base.gguf, SETTINGS).packed
     weights, settings = PackedWeights(base.gguf), LoraSettings()
     loras = new_loras(target_sizes(weights.gguf, settings), settings, seed=1)
     peers = [PeftPeer(base.directory, base.gguf, settings) for _ in CURVE_LOSSES]
     for peer in peers:
         peer.put(loras)
-    ours = Learner(Decoder(weights, loras), loras, material, SETTINGS, n_steps)
+    ours = TrainingStep(Decoder(weights, loras), loras, packed, SETTINGS, n_steps)
     theirs = [
         PeftLearner(
             peer, SETTINGS, lambda n: factor(n, n_steps, SETTINGS.warmup_ratio), np.dtype(dtype)
@@ -338,10 +338,10 @@ def curves_of(base: Base, n_steps: int) -> Iterator[Curve]:
         for peer, dtype in zip(peers, CURVE_LOSSES.values(), strict=True)
     ]
     losses: list[list[float]] = [[] for _ in range(1 + len(peers))]
-    for number, row in enumerate(rows(material.samples[: len(material.train)], n_steps)):
+    for number, row in enumerate(rows(packed.samples[: len(packed.train)], n_steps)):
         print(f"\rcurves: step {number + 1} of {n_steps}", end="", file=sys.stderr, flush=True)
         losses[0].append(ours.step([row], number).loss)
-        texts = [(list(material.samples[n].ids), material.samples[n].learned) for n in row]
+        texts = [(list(packed.samples[n].ids), packed.samples[n].learned) for n in row]
         for place, peer_learner in enumerate(theirs, 1):
             losses[place].append(peer_learner.step(texts, number))
     print(file=sys.stderr)

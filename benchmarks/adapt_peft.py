@@ -74,9 +74,9 @@ def model(job: dict[str, Any]) -> Any:
     return peft.get_peft_model(base, settings).train()
 
 
-def steps(job: dict[str, Any], learner: Any) -> dict[str, Any]:
+def steps(job: dict[str, Any], training_step: Any) -> dict[str, Any]:
     """As adapt_step.py's: the first is not timed."""
-    trained = [value for value in learner.parameters() if value.requires_grad]
+    trained = [value for value in training_step.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
     walls, processor, losses = [], [], []
     for row in job["rows"]:
@@ -85,7 +85,7 @@ def steps(job: dict[str, Any], learner: Any) -> dict[str, Any]:
         labels = ids.clone()
         labels[:, : ids.shape[1] - round(job["supervised"] * ids.shape[1])] = -100
         optimizer.zero_grad()
-        loss = learner(input_ids=ids, labels=labels).loss
+        loss = training_step(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()

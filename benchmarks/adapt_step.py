@@ -22,7 +22,7 @@ from edge_agent.adapt.trainer import blas, heap
 
 if TYPE_CHECKING:
     from edge_agent.adapt.trainer.decoder.decoder import Decoder
-    from edge_agent.adapt.trainer.packed_samples import Material
+    from edge_agent.adapt.trainer.packed_samples import PackedSamples
 
 SGEMM_SIZES = (2048, 3072)
 SGEMM_REPEATS = 4
@@ -65,22 +65,22 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
     from edge_agent.adapt.messages import RunSettings
     from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
     from edge_agent.adapt.trainer.layer_choice import new_decoder, parse_layers
-    from edge_agent.adapt.trainer.training_step import Learner
+    from edge_agent.adapt.trainer.training_step import TrainingStep
 
     weights = PackedWeights(Path(job["model"]), n_threads=job["n_threads"])
     heap.give_back()
-    material, rows = lesson(job)
-    row_tokens = max(map(material.tokens, rows))
+    packed, rows = lesson(job)
+    row_tokens = max(map(packed.tokens, rows))
     settings = RunSettings(r=job["r"], layers=job["layers"], batch_tokens=row_tokens)
     layers = parse_layers(settings.layers, weights.gguf.n_layer) or []
     decoder, loras = new_decoder(weights, settings, layers)
-    planned = plan(job, decoder, material, settings, layers)
-    prefix_s = store_prefix(decoder, material, rows, Path(job["scratch"]) / "prefix.f16")
-    learner = Learner(decoder, loras, material, settings, len(rows))
+    planned = plan(job, decoder, packed, settings, layers)
+    prefix_s = store_prefix(decoder, packed, rows, Path(job["scratch"]) / "prefix.f16")
+    training_step = TrainingStep(decoder, loras, packed, settings, len(rows))
     walls, processor, losses, flops = [], [], [], 0
     for number, row in enumerate(rows):
         began_s, used_s, before = time.perf_counter(), time.process_time(), decoder.compute.flops
-        losses.append(learner.step([row], number).loss)
+        losses.append(training_step.step([row], number).loss)
         walls.append(time.perf_counter() - began_s)
         processor.append(time.process_time() - used_s)
         flops = decoder.compute.flops - before
@@ -88,12 +88,12 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
             "tokens": row_tokens, "prefix_s": prefix_s, **planned}  # fmt: skip
 
 
-def lesson(job: dict[str, Any]) -> tuple[Material, list[list[int]]]:
+def lesson(job: dict[str, Any]) -> tuple[PackedSamples, list[list[int]]]:
     """The texts of the job as samples, and the rows they make."""
     from array import array
 
     from edge_agent.adapt.trainer.dataset import Sample
-    from edge_agent.adapt.trainer.packed_samples import Material
+    from edge_agent.adapt.trainer.packed_samples import PackedSamples
 
     samples: list[Sample] = []
     rows = []
@@ -103,43 +103,43 @@ def lesson(job: dict[str, Any]) -> tuple[Material, list[list[int]]]:
             first = len(ids) - round(job["supervised"] * len(ids))
             learned = [place >= first for place in range(len(ids))]
             samples.append(Sample(0, array("i", ids), learned, 1))
-    return Material(samples, []), rows
+    return PackedSamples(samples, []), rows
 
 
 def plan(
-    job: dict[str, Any], decoder: Decoder, material: Material, settings: Any, layers: list[int]
+    job: dict[str, Any], decoder: Decoder, packed: PackedSamples, settings: Any, layers: list[int]
 ) -> dict[str, Any]:
     """What the trainer's plan says of the bytes; spends the rest of `memory_bytes` on speed."""
-    from edge_agent.adapt.trainer.memory_estimate import Footprint, row_sizes
+    from edge_agent.adapt.trainer.memory_estimate import MemoryEstimate, row_sizes
     from edge_agent.gguf.model_file import read_gguf
 
-    footprint = Footprint(
+    memory_estimate = MemoryEstimate(
         read_gguf(Path(job["model"])),
-        row_sizes(material, settings.batch_tokens),
+        row_sizes(packed, settings.batch_tokens),
         settings,
         job["n_threads"],
     )
-    spare = max(0, job["memory_bytes"] - footprint.bytes_of(layers)["total"])
+    spare = max(0, job["memory_bytes"] - memory_estimate.bytes_of(layers)["total"])
     kept = decoder.keep_within(spare, [len(ids) for ids in job["rows"][0]])
-    total = footprint.bytes_of(layers, kept.n_bytes)["total"]
+    total = memory_estimate.bytes_of(layers, kept.n_bytes)["total"]
     return {"planned_bytes": total, "kept_bytes": kept.n_bytes}
 
 
 def store_prefix(
-    decoder: Decoder, material: Material, rows: list[list[int]], path: Path
+    decoder: Decoder, packed: PackedSamples, rows: list[list[int]], path: Path
 ) -> float | None:
     """Seconds to store the states that enter the lowest trained block; None when it is block 0."""
-    from edge_agent.adapt.trainer.stored_states import PrefixStore
+    from edge_agent.adapt.trainer.stored_states import StateStore
 
     if decoder.lowest == 0:
         return None
     began_s = time.perf_counter()
-    store = PrefixStore.create(path, material.n_tokens, decoder.shape.n_embd)
+    store = StateStore.create(path, packed.n_tokens, decoder.shape.n_embd)
     for row in rows:
-        batch, _ = material.batch(row)
-        store.write(material.first_token(row[0]), decoder.states(batch, decoder.lowest))
+        batch, _ = packed.batch(row)
+        store.write(packed.first_token(row[0]), decoder.states(batch, decoder.lowest))
     store.finish()
-    material.prefix = store
+    packed.prefix = store
     return time.perf_counter() - began_s
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from converters.families import FAMILIES
-from converters.families.family import Family, Placement
+from converters.families.family import Family, TensorPlacement
 from converters.gguf_container import Metadata, read_pairs
 from converters.output_file import OutputFile
 from converters.safetensors_file import pack_header
@@ -88,13 +88,15 @@ def write_tokenizer(directory: Path, metadata: Metadata) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(metadata)))
 
 
-def _parts(places: Sequence[Placement], count: int) -> Iterator[list[Placement]]:
+def _parts(places: Sequence[TensorPlacement], count: int) -> Iterator[list[TensorPlacement]]:
     step = -(-len(places) // count)
     for first in range(0, len(places), step):
         yield list(places[first : first + step])
 
 
-def _write(path: Path, places: Sequence[Placement], dtype: str, rng: np.random.Generator) -> None:
+def _write(
+    path: Path, places: Sequence[TensorPlacement], dtype: str, rng: np.random.Generator
+) -> None:
     head, starts = pack_header({p.source: (dtype, p.shape) for p in places}, {"format": "pt"})
     with OutputFile(path) as output:
         output.write_at(0, head)
@@ -102,7 +104,7 @@ def _write(path: Path, places: Sequence[Placement], dtype: str, rng: np.random.G
             output.write_at(starts[place.source], _random(place, dtype, rng))
 
 
-def _random(place: Placement, dtype: str, rng: np.random.Generator) -> bytes:
+def _random(place: TensorPlacement, dtype: str, rng: np.random.Generator) -> bytes:
     """Normal values with the spread a trained matrix has; norms near their usual 1 (or 0)."""
     spread = 0.02 if len(place.shape) == 2 else 0.1
     values = rng.standard_normal(place.shape, np.float32) * np.float32(spread)

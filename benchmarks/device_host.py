@@ -48,9 +48,9 @@ from edge_agent.adapt.trainer.decoder.decoder import Decoder
 from edge_agent.adapt.trainer.decoder.lora import LoraWeight, new_loras, target_sizes
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import lora_settings
-from edge_agent.adapt.trainer.packed_samples import Material, epoch_order
+from edge_agent.adapt.trainer.packed_samples import PackedSamples, epoch_order
 from edge_agent.adapt.trainer.preparation import prepare
-from edge_agent.adapt.trainer.training_step import Learner
+from edge_agent.adapt.trainer.training_step import TrainingStep
 from edge_agent.cli.terminal import Terminal
 from edge_agent.gguf.base_identity import identify_base
 from edge_agent.gguf.model_file import read_gguf
@@ -123,14 +123,14 @@ def main() -> int:
 
 def compared(base: Base, budget: Budget, scratch: Path) -> dict[str, Any]:
     """Both trainings and both evaluations; the document of the last line."""
-    material, held_out = read_lesson(base.gguf, budget, scratch)
+    packed, held_out = read_lesson(base.gguf, budget, scratch)
     order = row_order(budget)
     start = write_start(base.gguf, scratch / "start.gguf")
-    device = on_device(base.gguf, material, order, budget, scratch)
+    device = on_device(base.gguf, packed, order, budget, scratch)
     print(step_line("device", device), flush=True)
-    host, settings = on_host(base.gguf, material, order, budget, scratch)
+    host, settings = on_host(base.gguf, packed, order, budget, scratch)
     print(step_line("host", host), flush=True)
-    sets = {"learned": material.samples, "held out": held_out}
+    sets = {"learned": packed.samples, "held out": held_out}
     adapters = {"base": start, "device": device.adapter, "host": host.adapter}
     losses = show("torch", torch_losses(base, sets, adapters))
     served = show("llama.cpp", llama_losses(base.gguf, sets, {**adapters, "base": None}))
@@ -154,17 +154,17 @@ def compared(base: Base, budget: Budget, scratch: Path) -> dict[str, Any]:
 # ---- what is learned, and from where ----------------------------------------------------------
 
 
-def read_lesson(gguf: Path, budget: Budget, scratch: Path) -> tuple[Material, list[Sample]]:
+def read_lesson(gguf: Path, budget: Budget, scratch: Path) -> tuple[PackedSamples, list[Sample]]:
     """The rows to learn, also as rows.jsonl, and wordings of the same facts that are not."""
     facts = [fact for fact in read_facts(LESSON) if fact.language == "en"][: budget.facts]
     write_rows(scratch / "rows.jsonl", facts, [fact.questions[: budget.wordings] for fact in facts])
     write_rows(scratch / "held.jsonl", facts, [fact.held_out for fact in facts])
-    material, held_out = (
-        prepare(scratch / name, gguf, SETTINGS).material for name in ("rows.jsonl", "held.jsonl")
+    packed, held_out = (
+        prepare(scratch / name, gguf, SETTINGS).packed for name in ("rows.jsonl", "held.jsonl")
     )
-    if [sample.row for sample in material.samples] != list(range(1, budget.n_rows + 1)):
+    if [sample.row for sample in packed.samples] != list(range(1, budget.n_rows + 1)):
         raise SystemExit(f"{budget.n_rows} rows, one sample of each, are wanted: take fewer facts")
-    return material, held_out.samples
+    return packed, held_out.samples
 
 
 def write_rows(path: Path, facts: Sequence[Fact], questions: Sequence[Sequence[str]]) -> None:
@@ -206,22 +206,22 @@ def read(path: Path, gguf: Path) -> dict[str, LoraWeight]:
 
 
 def on_device(
-    gguf: Path, material: Material, order: Sequence[Sequence[int]], budget: Budget, scratch: Path
+    gguf: Path, packed: PackedSamples, order: Sequence[Sequence[int]], budget: Budget, scratch: Path
 ) -> Course:
     """The device's learner; the rows of a step are one packed row."""
     loras = read(scratch / "start.gguf", gguf)
     decoder = Decoder(PackedWeights(gguf), loras)
-    learner = Learner(decoder, loras, material, SETTINGS, len(order))
-    done = [learner.step([rows], number) for number, rows in enumerate(order)]
+    training_step = TrainingStep(decoder, loras, packed, SETTINGS, len(order))
+    done = [training_step.step([rows], number) for number, rows in enumerate(order)]
     losses, tokens = [step.loss for step in done], [step.n_tokens for step in done]
     return Course(losses, tokens, write(scratch / "device.gguf", loras, gguf))
 
 
 def on_host(
-    gguf: Path, material: Material, order: Sequence[Sequence[int]], budget: Budget, scratch: Path
+    gguf: Path, packed: PackedSamples, order: Sequence[Sequence[int]], budget: Budget, scratch: Path
 ) -> tuple[Course, dict[str, Any]]:
     """`edge-train sft` in this process, and the settings of its run.json."""
-    lines = [material.samples[number].row for rows in order for number in rows]
+    lines = [packed.samples[number].row for rows in order for number in rows]
     (scratch / "order.txt").write_text("".join(f"{line}\n" for line in lines))
     run = scratch / "run"
     options = {
@@ -247,8 +247,8 @@ def on_host(
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     adapter = scratch / "host.gguf"
     convert(run / "adapter", gguf, adapter)
-    course = Course([row["loss"] for row in log], [row["tokens"] for row in log], adapter)
-    return course, json.loads((run / "run.json").read_text())["settings"]
+    resumable = Course([row["loss"] for row in log], [row["tokens"] for row in log], adapter)
+    return resumable, json.loads((run / "run.json").read_text())["settings"]
 
 
 # ---- asking ------------------------------------------------------------------------------------
@@ -302,8 +302,8 @@ def texts(samples: Sequence[Sample]) -> list[Text]:
 # ---- telling -----------------------------------------------------------------------------------
 
 
-def step_line(side: str, course: Course) -> str:
-    losses = course.losses
+def step_line(side: str, resumable: Course) -> str:
+    losses = resumable.losses
     return f"{side:7} {len(losses)} steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}"
 
 

@@ -21,7 +21,7 @@ import transformers
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
-from converters.families.family import Placement
+from converters.families.family import TensorPlacement
 from converters.gguf_to_hf import open_model
 from converters.rows import rotary_order
 from edge_agent.adapt.messages import RunSettings
@@ -96,7 +96,7 @@ class PeftPeer:
         self._slots = dict(self._find_slots(open_model(gguf).placements))
         self.trained = [matrix for slot in self._slots.values() for matrix in (slot.a, slot.b)]
 
-    def _find_slots(self, placements: Sequence[Placement]) -> Iterator[tuple[str, Slot]]:
+    def _find_slots(self, placements: Sequence[TensorPlacement]) -> Iterator[tuple[str, Slot]]:
         for place in placements:
             if place.target.split(".")[-2] not in TARGETS.values():
                 continue

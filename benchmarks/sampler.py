@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_agent.monitor.board_sampler import Sampler
+from edge_agent.monitor.board_sampler import BoardSampler
 
 TARGET = 0.01
 HZ = {"idle": 10.0, "busy": 20.0}
@@ -52,7 +52,7 @@ def jitter_s(times_s: list[float], period_s: float) -> dict[str, float] | None:
 def measure(root: Path, *, is_busy: bool, seconds: float) -> dict[str, Any]:
     """One run of a sampler below `root`."""
     before = set(threading.enumerate())
-    sampler = Sampler(root, pids=lambda: {"front": os.getpid()})
+    sampler = BoardSampler(root, pids=lambda: {"front": os.getpid()})
     sampler.start()
     sampler.set_busy(is_busy)
     try:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from converters.checkpoint import read_json, refuse_code
-from converters.families.family import Placement
+from converters.families.family import TensorPlacement
 from converters.gguf_arrays import read_arrays
 from converters.rows import F32, check_finite, rotary_order, stored_rows
 from converters.safetensors_file import StoredTensor, map_file, read_header
@@ -49,7 +49,7 @@ Adapter = Mapping[str, Pair]
 """By the GGUF name of the weight, `blk.0.attn_q.weight`."""
 
 
-def read_adapter(path: Path, placements: Mapping[str, Placement]) -> Adapter:
+def read_adapter(path: Path, placements: Mapping[str, TensorPlacement]) -> Adapter:
     """A PEFT directory or a GGUF adapter for a base with these tensors, by GGUF name.
 
     Raises ConversionError: not an adapter, one that cannot be expressed, or another model's.
@@ -78,7 +78,7 @@ def refusal(path: Path, why: str, hint: str = "") -> ConversionError:
     )
 
 
-def _read_peft(directory: Path, placements: Mapping[str, Placement]) -> Adapter:
+def _read_peft(directory: Path, placements: Mapping[str, TensorPlacement]) -> Adapter:
     refuse_code(directory)
     settings = read_json(directory / "adapter_config.json")
     _refuse_unsupported(directory, settings)
@@ -136,7 +136,7 @@ def _module(directory: Path, name: str) -> tuple[str, str]:
     return module.replace("model.language_model.", "model."), match.group(2)
 
 
-def _no_place(module: str, sources: Mapping[str, Placement]) -> str:
+def _no_place(module: str, sources: Mapping[str, TensorPlacement]) -> str:
     if module == "lm_head":
         return (
             "it trains lm_head, but this base ties its head to the embedding: the adapter would"
@@ -165,7 +165,7 @@ def _array(tensor: StoredTensor, mapped: Any) -> F32:
     return array
 
 
-def _ordered(b: F32, place: Placement) -> F32:
+def _ordered(b: F32, place: TensorPlacement) -> F32:
     if not place.n_heads or b.shape[0] != place.shape[0]:
         return b
     return np.ascontiguousarray(b[rotary_order(len(b), place.n_heads, to_gguf=True)])

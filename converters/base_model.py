@@ -18,7 +18,7 @@ from converters import gguf_to_hf, hf_to_gguf
 from converters import quantize as gguf_file
 from converters.checkpoint import open_checkpoint
 from converters.families import family_of_config
-from converters.families.family import Family, Placement
+from converters.families.family import Family, TensorPlacement
 from converters.gguf_container import Metadata
 from converters.gguf_output import SourceTensor
 from edge_agent.gguf.model_file import read_gguf
@@ -31,7 +31,7 @@ class BaseModel:
 
     path: Path
     family: Family
-    placements: Mapping[str, Placement]
+    placements: Mapping[str, TensorPlacement]
     metadata: Metadata
     tensors: tuple[SourceTensor, ...]
     quantization: str | None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from converters.gguf_container import Metadata, TensorSpec, pack_head, padded
 from converters.output_file import OutputFile
-from converters.quantizer import How, Job, Quantizer
+from converters.quantizer import How, Quantizer, TensorJob
 from converters.rows import FLOAT_TYPES, PackedRows, Rows
 from edge_agent.errors import ConversionError, ModelFormatError
 from edge_agent.gguf.model_file import read_gguf
@@ -127,7 +127,7 @@ def network_keys(metadata: Metadata) -> Metadata:
 
 def _job(
     tensor: SourceTensor, spec: TensorSpec, starts: dict[str, int], request: TypeRequest
-) -> Job:
+) -> TensorJob:
     importance = request.imatrix.get(tensor.name)
     if importance is not None and importance.size != tensor.rows.n_columns:
         raise ConversionError(
@@ -141,10 +141,10 @@ def _job(
             "so few bits need an importance matrix, and there is none for this tensor",
             "run `edge-convert imatrix` and give its file with --imatrix",
         )
-    return Job(tensor.rows, spec.type, starts[tensor.name], importance)
+    return TensorJob(tensor.rows, spec.type, starts[tensor.name], importance)
 
 
-def _refuse_requantizing(jobs: Sequence[Job]) -> None:
+def _refuse_requantizing(jobs: Sequence[TensorJob]) -> None:
     for job in jobs:
         rows = job.rows
         if isinstance(rows, PackedRows) and rows.type not in (*FLOAT_TYPES, job.type):

@@ -19,10 +19,10 @@ import msgspec
 
 from converters.checkpoint import SINGLE
 from converters.families import family_of_architecture
-from converters.families.family import Family, Placement
+from converters.families.family import Family, TensorPlacement
 from converters.gguf_container import Metadata, read_metadata
 from converters.output_file import OutputFile
-from converters.quantizer import How, Job, Quantizer
+from converters.quantizer import How, Quantizer, TensorJob
 from converters.rows import Rows, gguf_rows, reordered
 from converters.safetensors_file import map_file, pack_header
 from converters.tokenizer_json import tokenizer_config, tokenizer_json
@@ -44,7 +44,7 @@ class GgufModel:
     metadata: Metadata
     family: Family
     config: dict[str, Any]
-    placements: tuple[Placement, ...]
+    placements: tuple[TensorPlacement, ...]
 
     def rows(self) -> dict[str, Rows]:
         """The weights under their checkpoint names, as a checkpoint stores them."""
@@ -93,7 +93,7 @@ class Weights:
     """The tensors of a directory to be written, by their names in a checkpoint."""
 
     rows: Mapping[str, Rows]
-    placements: Sequence[Placement]
+    placements: Sequence[TensorPlacement]
     dtype: str
 
 
@@ -130,14 +130,14 @@ def _write_weights(path: Path, weights: Weights, how: How) -> int:
     type_name = DTYPES[weights.dtype]
     stored = {place.source: (type_name, place.shape) for place in weights.placements}
     head, starts = pack_header(stored, {"format": "pt"})
-    jobs = [Job(weights.rows[name], type_name, starts[name]) for name in stored]
+    jobs = [TensorJob(weights.rows[name], type_name, starts[name]) for name in stored]
     with OutputFile(path) as output:
         output.write_at(0, head)
         Quantizer(output, how).run(jobs)
     return path.stat().st_size
 
 
-def _check_complete(gguf: GgufFile, placements: Sequence[Placement]) -> None:
+def _check_complete(gguf: GgufFile, placements: Sequence[TensorPlacement]) -> None:
     shapes = {tensor.name: tuple(reversed(tensor.shape)) for tensor in gguf.tensors}
     for place in placements:
         if shapes.get(place.target) != place.shape:

@@ -12,7 +12,7 @@ from pathlib import Path
 from converters.bpe_vocabulary import read_bpe
 from converters.checkpoint import Checkpoint, open_checkpoint, refusal
 from converters.families import family_of_config
-from converters.families.family import Family, Placement
+from converters.families.family import Family, TensorPlacement
 from converters.families.llama import rope_factors
 from converters.gguf_container import Metadata
 from converters.gguf_output import SourceTensor
@@ -74,7 +74,7 @@ def source_tensors(checkpoint: Checkpoint, family: Family) -> list[SourceTensor]
     return found + _computed(checkpoint, family)
 
 
-def placed(rows: PackedRows, place: Placement) -> PackedRows:
+def placed(rows: PackedRows, place: TensorPlacement) -> PackedRows:
     """The rows as GGUF wants them: shifted, reordered, without rows beyond the vocabulary."""
     rows = reordered(rows, place.n_heads, place.shift, to_gguf=True)
     if len(place.shape) == 2 and rows.n_rows > place.shape[0]:
@@ -121,7 +121,9 @@ def _vocabulary(checkpoint: Checkpoint, family: Family, size: int) -> Vocabulary
     return read_bpe(checkpoint, size)
 
 
-def _check_shape(checkpoint: Checkpoint, place: Placement, tensor: StoredTensor | None) -> None:
+def _check_shape(
+    checkpoint: Checkpoint, place: TensorPlacement, tensor: StoredTensor | None
+) -> None:
     if tensor is None:
         raise refusal(
             checkpoint.directory,

@@ -15,7 +15,7 @@ from pathlib import Path
 from converters.gguf_container import Metadata
 from converters.gguf_output import SourceTensor, planned_types, write_hollow
 from edge_agent.engine.loading import DryRun
-from edge_agent.engine.memory_check import Memory, admit
+from edge_agent.engine.memory_check import MemoryInfo, admit
 from edge_agent.errors import ConversionError, ModelRefused
 from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.binding import start_backend
@@ -52,7 +52,7 @@ def plan_file(path: Path, memory_bytes: int, n_ctx: int) -> MemoryPlan:
     """The plan of `edge-agent serve` for this file. Raises ModelRefused when it does not fit."""
     settings = EngineSettings(n_ctx=n_ctx, memory_budget_bytes=memory_bytes)
     with DryRun(path, settings, start_backend()) as dry_run:
-        memory = Memory(memory_bytes, memory_bytes)
+        memory = MemoryInfo(memory_bytes, memory_bytes)
         return admit(read_gguf(path), settings, memory, dry_run.compute_bytes).plan
 
 

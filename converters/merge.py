@@ -17,7 +17,7 @@ from converters import gguf_to_hf
 from converters.adapter import Adapter, Pair, read_adapter
 from converters.base_model import BaseModel, open_base
 from converters.checkpoint import read_json
-from converters.families.family import Placement
+from converters.families.family import TensorPlacement
 from converters.gguf_container import Metadata
 from converters.gguf_output import SourceTensor
 from converters.gguf_to_hf import Weights, write_directory
@@ -82,7 +82,7 @@ def _sum(rows: Rows, pair: Pair | None) -> Rows:
     return rows if pair is None else SumRows(rows, pair.a, pair.b, pair.scale)
 
 
-def _as_stored(rows: PackedRows, place: Placement) -> PackedRows:
+def _as_stored(rows: PackedRows, place: TensorPlacement) -> PackedRows:
     """Rows of a base in the order and with the shift of a checkpoint.
 
     A checkpoint's own rows carry the change that GGUF wants: without it they are as stored.
@@ -92,7 +92,7 @@ def _as_stored(rows: PackedRows, place: Placement) -> PackedRows:
     return reordered(rows, place.n_heads, -place.shift, to_gguf=False)
 
 
-def as_trained(pair: Pair, place: Placement) -> Pair:
+def as_trained(pair: Pair, place: TensorPlacement) -> Pair:
     """The same with the rows of `b` in the order of a checkpoint."""
     if not place.n_heads:
         return pair

@@ -42,7 +42,7 @@ class How:
 
 
 @dataclass(frozen=True)
-class Job:
+class TensorJob:
     """One tensor: where its rows come from, the type it gets and where it starts in the file."""
 
     rows: Rows
@@ -64,7 +64,7 @@ class Quantizer:
         self._progress = how.progress
         self._local = threading.local()
 
-    def run(self, jobs: Sequence[Job]) -> None:
+    def run(self, jobs: Sequence[TensorJob]) -> None:
         """Write every job. Raises ConversionError of the first slab that fails."""
         total = sum(job.n_bytes for job in jobs)
         done = 0
@@ -88,7 +88,7 @@ class Quantizer:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _write(self, job: Job, first: int, count: int) -> int:
+    def _write(self, job: TensorJob, first: int, count: int) -> int:
         n_columns = job.rows.n_columns
         row = ggml.row_bytes(job.type, n_columns)
         as_it_is = _verbatim(job, first, count)
@@ -111,7 +111,7 @@ class Quantizer:
         return values[:n_values], self._local.packed[:n_bytes]
 
 
-def _verbatim(job: Job, first: int, count: int) -> NDArray[np.uint8] | None:
+def _verbatim(job: TensorJob, first: int, count: int) -> NDArray[np.uint8] | None:
     """The bytes of rows that already have the wanted quantized type: packing again would blur."""
     rows = job.rows
     if not isinstance(rows, PackedRows) or rows.type != job.type or job.type in FLOAT_TYPES:
@@ -119,7 +119,7 @@ def _verbatim(job: Job, first: int, count: int) -> NDArray[np.uint8] | None:
     return rows.data[first : first + count] if rows.order is None and not rows.shift else None
 
 
-def _slabs(jobs: Sequence[Job]) -> Iterator[tuple[Job, int, int]]:
+def _slabs(jobs: Sequence[TensorJob]) -> Iterator[tuple[TensorJob, int, int]]:
     for job in jobs:
         step = max(1, SLAB_ELEMENTS // job.rows.n_columns)
         for first in range(0, job.rows.n_rows, step):

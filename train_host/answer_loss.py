@@ -25,8 +25,8 @@ from converters.logits import WINDOW, LlamaLogits, LogitSource, TorchLogits
 from converters.quantizer import How
 from converters.verify import BLOCK
 from edge_agent.prompt.training_sequence import encode_turns, vocabulary_only
-from train_host.proof import Stage
-from train_host.run_directory import Run
+from train_host.export_checks import Stage
+from train_host.run_directory import FinishedRun
 from train_host.samples import read_data
 
 N_TOKENS = 2048
@@ -38,7 +38,7 @@ NOTED_SHARE = 0.9
 
 
 @dataclass(frozen=True)
-class Taught:
+class TaughtSequence:
     """Token ids of one sequence; `places`: positions whose next token was learned."""
 
     ids: list[int]
@@ -54,7 +54,7 @@ class Files:
     adapter: Path | None
 
 
-def kept(run: Run, files: Files, how: How) -> Stage:
+def kept(run: FinishedRun, files: Files, how: How) -> Stage:
     """Ask every model, one after the other; losses in nats a token.
 
     Raises DataRefused, RequestError, ModelFormatError, and EdgeAgentError without torch when the
@@ -77,12 +77,12 @@ def kept(run: Run, files: Files, how: How) -> Stage:
     return Stage(passed, figures, {}, None if passed else "a loss is not finite")
 
 
-def taught_rows(path: Path, gguf: Path) -> list[Taught]:
+def taught_rows(path: Path, gguf: Path) -> list[TaughtSequence]:
     """Some rows of a file, as the device spells them, cut at WINDOW tokens.
 
     `gguf` gives tokenizer and template. Raises DataRefused, RequestError, ModelFormatError.
     """
-    rows, found = read_data(path).rows, list[Taught]()
+    rows, found = read_data(path).rows, list[TaughtSequence]()
     random.Random(0).shuffle(rows)
     with vocabulary_only(gguf) as prompts:
         for row in rows:
@@ -90,13 +90,13 @@ def taught_rows(path: Path, gguf: Path) -> list[Taught]:
                 ids = encoded.ids[:WINDOW]
                 places = [n - 1 for n in range(1, len(ids)) if encoded.learned[n]]
                 if places:
-                    found.append(Taught(ids, places))
+                    found.append(TaughtSequence(ids, places))
             if sum(len(one.ids) for one in found) >= N_TOKENS:
                 break
     return found
 
 
-def answer_loss(source: LogitSource, rows: Sequence[Taught]) -> float:
+def answer_loss(source: LogitSource, rows: Sequence[TaughtSequence]) -> float:
     """Mean over all learned tokens, in nats."""
     nats = 0.0
     for row in rows:
@@ -108,7 +108,7 @@ def answer_loss(source: LogitSource, rows: Sequence[Taught]) -> float:
     return nats / sum(len(row.places) for row in rows)
 
 
-def _sources(run: Run, files: Files, how: How) -> Iterator[tuple[str, LogitSource]]:
+def _sources(run: FinishedRun, files: Files, how: How) -> Iterator[tuple[str, LogitSource]]:
     """One model at a time is in memory."""
     base, threads = run.base_gguf, how.threads
     if base is None:

@@ -7,7 +7,7 @@ The student's vocabulary is the teacher's (checked token by token); a wider head
 `Job`. Flows out: a run directory that `export` reads, with the KL to the teacher before and after,
 on rows that were kept back. Trains every weight in float32. Not here: the loss (TRL's, arXiv
 2306.13649; distill_trainer.py), a shallower student (layer_cut.py), how a killed run goes on
-(course.py).
+(resumable_run.py).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from edge_agent.adapt.trainer.dataset import split
 from edge_agent.errors import ConversionError, UsageError
 from edge_agent.prompt.training_sequence import vocabulary_only
 from train_host import curves, results, run_directory
-from train_host.course import Console, Course, begin, follow, peak_memory
 from train_host.layer_cut import parse_blocks, write_cut
 from train_host.model_source import ModelSource, open_source
+from train_host.resumable_run import Console, ResumableRun, begin, follow, peak_memory
 from train_host.run_directory import RunFiles
 from train_host.samples import Data, Samples, encode_rows, read_data, refuse_unlearnable
 from train_host.settings import EVALUATIONS
@@ -37,7 +37,7 @@ from train_host.sft import PACKAGES, versions
 
 
 @dataclass(frozen=True)
-class Job:
+class DistillJob:
     """What a user asks for. `model` None: the teacher's own blocks `keep_layers`."""
 
     teacher: str
@@ -60,7 +60,7 @@ class Job:
     resume: bool = False
 
 
-def distill(job: Job, console: Console) -> dict[str, Any]:
+def distill(job: DistillJob, console: Console) -> dict[str, Any]:
     """Run it; the content of metrics.json. Raises EdgeAgentError."""
     for name in PACKAGES:
         load_extra(name, "edge-train distill-logits")
@@ -78,7 +78,7 @@ def distill(job: Job, console: Console) -> dict[str, Any]:
         os.close(descriptor)
 
 
-def _carry_out(job: Job, files: RunFiles, console: Console) -> dict[str, Any]:
+def _carry_out(job: DistillJob, files: RunFiles, console: Console) -> dict[str, Any]:
     teacher = open_source(job.teacher, job.cache)
     student = _student(job, teacher, files)
     _check_same_tokens(teacher, student)
@@ -96,7 +96,7 @@ def _carry_out(job: Job, files: RunFiles, console: Console) -> dict[str, Any]:
     return metrics
 
 
-def _student(job: Job, teacher: ModelSource, files: RunFiles) -> ModelSource:
+def _student(job: DistillJob, teacher: ModelSource, files: RunFiles) -> ModelSource:
     if job.model is not None:
         return open_source(job.model, job.cache)
     n_layer = int(open_checkpoint(teacher.directory).config["num_hidden_layers"])
@@ -133,7 +133,7 @@ def _tokens(directory: Path) -> dict[str, int]:
     return {text: number for text, number in found.items() if not text.startswith("[PAD")}
 
 
-def _settings(job: Job) -> dict[str, Any]:
+def _settings(job: DistillJob) -> dict[str, Any]:
     import torch
 
     wanted = asdict(job)
@@ -148,7 +148,7 @@ def _settings(job: Job) -> dict[str, Any]:
 
 
 def _document(
-    job: Job,
+    job: DistillJob,
     teacher: ModelSource,
     student: ModelSource,
     data: Data,
@@ -174,7 +174,7 @@ def _document(
 
 
 def _teach(
-    job: Job,
+    job: DistillJob,
     sources: tuple[ModelSource, ModelSource],
     samples: tuple[Samples, Samples],
     ends: list[int],
@@ -195,7 +195,7 @@ def _teach(
     console.note(f"KL to the teacher before: {before:.4f} nats a token")
     turns = turns_of(samples[0])
     trainer = new_distiller((teacher, student), turns, settings, files.checkpoints)
-    reason = follow(trainer, Course(files, console, settings["device"], job.learning_rate))
+    reason = follow(trainer, ResumableRun(files, console, settings["device"], job.learning_rate))
     after = divergence(teacher, student, measured)
     console.note(f"KL to the teacher after: {after:.4f} nats a token")
     shutil.rmtree(files.model, ignore_errors=True)

@@ -17,8 +17,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 from trl import DistillationConfig, DistillationTrainer
 
+from train_host.resumable_trainer import SealedTrainer
 from train_host.samples import IGNORED, Samples
-from train_host.sealed_trainer import SealedTrainer
 from train_host.step_rows import Epoch, StepRows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_agent.monitor.board_sampler import Sampler
+from edge_agent.monitor.board_sampler import BoardSampler
 from edge_agent.monitor.energy import integrate
 
 COVERED = 0.9
@@ -23,7 +23,7 @@ class EnergyMeter:
 
     def __init__(self, device: str, root: Path = Path("/")) -> None:
         """`root`: of the sensor files."""
-        self._sampler = Sampler(root) if device == "cpu" else None
+        self._sampler = BoardSampler(root) if device == "cpu" else None
         self._total_j: float | None = None
         self._reason = "" if self._sampler else NOT_OF_A_GPU
 

@@ -5,10 +5,11 @@
     RUN/adapter ─────────────────convert────────────────> OUT/NAME-lora.gguf
     OUT/imatrix.gguf  OUT/README.md  OUT/export.json
 
-Every arrow is checked before the next one starts (proof.py); OUT appears whole or not at all, and
-not when a check fails. `edge-agent pull OUT` takes the model by OUT/export.json, hash included.
-Flows in: a `Run` and what is wanted. Flows out: OUT and the document of export.json. Needs room for
-the model twice in float32 beside OUT. Not here: each step's own work (converters/).
+Every arrow is checked before the next one starts (export_checks.py); OUT appears whole or not at
+all, and not when a check fails. `edge-agent pull OUT` takes the model by OUT/export.json, hash
+included. Flows in: a `FinishedRun` and an `ExportRequest`. Flows out: OUT and the document of
+export.json. Needs room for the model twice in float32 beside OUT. Not here: each step's own work
+(converters/).
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from edge_agent.errors import ConversionError, UsageError
 from edge_agent.llama.type_plan import FILE_TYPES, TypeRequest
 from edge_agent.models.pull import name_from_file
 from edge_agent.regular_file import sha256_of
-from train_host import answer_loss, proof
+from train_host import answer_loss, export_checks
 from train_host.calibration import CHUNKS, importance_of
 from train_host.merge import merge
 from train_host.model_card import Card, card
-from train_host.run_directory import Run
+from train_host.run_directory import FinishedRun
 
 MANIFEST = "export.json"
 FORMAT = 1
@@ -47,7 +48,7 @@ SPARE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportRequest:
     """What to make. `name` None: the run's; `chunks` 0: no importance matrix.
 
     `data_licence` is the user's word for the rows, for the card.
@@ -65,8 +66,8 @@ class Wanted:
 class _Work:
     """One export on its way: where it writes and what it found."""
 
-    run: Run
-    wanted: Wanted
+    run: FinishedRun
+    wanted: ExportRequest
     name: str
     how: How
     out: Path
@@ -74,7 +75,7 @@ class _Work:
     stages: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def stage(self, name: str, made: str, check: Callable[[], proof.Stage] | None) -> None:
+    def stage(self, name: str, made: str, check: Callable[[], export_checks.Stage] | None) -> None:
         """Note a finished step with its check's figures. Raises ConversionError if it fails."""
         if check is None or not self.wanted.is_verified:
             reason = "there is nothing to compare it with" if check is None else "not asked for"
@@ -92,7 +93,7 @@ class _Work:
             )
 
 
-def default_type(run: Run) -> str:
+def default_type(run: FinishedRun) -> str:
     """What a QAT run was trained for; Q8_0 from a quantized base, where a coarser type would round
     the lesson away (dev/log/2026-11.md); else Q4_K_M. Raises ModelFormatError.
     """
@@ -100,11 +101,11 @@ def default_type(run: Run) -> str:
     return str(trained_for).upper() if trained_for else "Q8_0" if _is_quantized(run) else "Q4_K_M"
 
 
-def _is_quantized(run: Run) -> bool:
+def _is_quantized(run: FinishedRun) -> bool:
     return run.base_gguf is not None and open_base(run.base_gguf).is_quantized
 
 
-def export(run: Run, out: Path, wanted: Wanted, how: How) -> dict[str, Any]:
+def export(run: FinishedRun, out: Path, wanted: ExportRequest, how: How) -> dict[str, Any]:
     """Make `out`, which must not exist, and return its export.json.
 
     Raises UsageError, ConversionError (a failed check too), DataRefused; `out` then does not exist.
@@ -127,7 +128,7 @@ def export(run: Run, out: Path, wanted: Wanted, how: How) -> dict[str, Any]:
     return document
 
 
-def _check(run: Run, out: Path, wanted: Wanted) -> None:
+def _check(run: FinishedRun, out: Path, wanted: ExportRequest) -> None:
     if out.exists():
         raise UsageError(f"{out} exists", "an export is never changed", "remove it, or give -o")
     if wanted.type not in FILE_TYPES:
@@ -150,7 +151,7 @@ def _check(run: Run, out: Path, wanted: Wanted) -> None:
         )
 
 
-def _n_params(run: Run) -> int:
+def _n_params(run: FinishedRun) -> int:
     return sum(tensor.n_elements for tensor in load_directory(run.model or run.base_directory)[1])
 
 
@@ -195,7 +196,7 @@ def _merge(work: _Work) -> Path:
     directory = work.scratch / work.name
     merge(run, directory, "f32", work.how)
     made = f"{run.base_directory.name} and its adapter, summed in float32"
-    work.stage("merge", made, lambda: proof.merged(run, directory, work.how))
+    work.stage("merge", made, lambda: export_checks.merged(run, directory, work.how))
     return directory
 
 
@@ -203,7 +204,7 @@ def _convert(work: _Work, directory: Path) -> Path:
     path = work.scratch / "f32.gguf"
     metadata, tensors = load_directory(directory)
     write_model(path, Metadata(metadata | _own_keys(work)), tensors, TypeRequest("F32"), work.how)
-    check = lambda: proof.same_model(directory, path, work.how)  # noqa: E731
+    check = lambda: export_checks.same_model(directory, path, work.how)  # noqa: E731
     work.stage("convert", "a GGUF file in float32", check)
     return path
 
@@ -231,7 +232,7 @@ def _quantize(work: _Work, exact: Path, imatrix: Imatrix | None) -> Written:
     metadata, tensors = load_gguf(exact)
     keys = imatrix.keys(Path("imatrix.gguf")) if imatrix else Metadata()
     written = write_model(path, Metadata(metadata | keys), tensors, request, work.how)
-    check = lambda: proof.same_model(exact, path, work.how)  # noqa: E731
+    check = lambda: export_checks.same_model(exact, path, work.how)  # noqa: E731
     work.stage("quantize", f"{wanted.type} of {written.bits_per_weight:.2f} bits a weight", check)
     return written
 
@@ -243,7 +244,7 @@ def _adapter(work: _Work) -> Path | None:
     path, base = work.out / f"{work.name}-lora.gguf", run.base_gguf or run.base_directory
     convert_adapter(run.adapter, base, path)
     made = f"a GGUF adapter for {base.name}"
-    work.stage("adapter", made, lambda: proof.same_adapter(run, base, path))
+    work.stage("adapter", made, lambda: export_checks.same_adapter(run, base, path))
     return path
 
 

@@ -18,13 +18,13 @@ from converters.merge import Merged, open_merged, write_hf
 from converters.quantizer import How
 from converters.rows import F32
 from edge_agent.errors import UsageError
-from train_host.run_directory import Run
+from train_host.run_directory import FinishedRun
 
 GATE = 1e-5
 """Largest mean KL between PEFT's sum and ours, in nats: float32 rounding stays far below it."""
 
 
-def merge(run: Run, directory: Path, dtype: str, how: How) -> int:
+def merge(run: FinishedRun, directory: Path, dtype: str, how: How) -> int:
     """Write the merged model and return the bytes of its weights.
 
     `dtype`: f32, f16 or bf16. A base that was loaded in NF4 is merged in its stored precision.
@@ -33,7 +33,7 @@ def merge(run: Run, directory: Path, dtype: str, how: How) -> int:
     return write_hf(_merged(run), directory, dtype, how)
 
 
-def _merged(run: Run) -> Merged:
+def _merged(run: FinishedRun) -> Merged:
     if run.adapter is None:
         raise UsageError(
             f"{run.path} has no adapter to merge",
@@ -44,7 +44,7 @@ def _merged(run: Run) -> Merged:
 
 
 def divergence_from_peft(
-    run: Run, merged: Path, windows: Sequence[Sequence[int]], threads: int | None
+    run: FinishedRun, merged: Path, windows: Sequence[Sequence[int]], threads: int | None
 ) -> Divergence:
     """KL(PEFT's base with adapter || merged directory) over token windows, both in float32.
 

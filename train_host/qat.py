@@ -22,7 +22,7 @@ import numpy as np
 
 from converters.checkpoint import Checkpoint, open_checkpoint, read_json
 from converters.families import family_of_config
-from converters.families.family import Placement
+from converters.families.family import TensorPlacement
 from converters.gguf_container import Metadata
 from converters.gguf_output import planned_types
 from converters.gguf_to_hf import Weights, open_model, write_directory
@@ -173,7 +173,7 @@ def plain_name(name: str) -> str:
     return plain.replace("language_model.", "").replace("model.model.", "model.")
 
 
-def _placements(checkpoint: Checkpoint) -> dict[str, Placement]:
+def _placements(checkpoint: Checkpoint) -> dict[str, TensorPlacement]:
     family = family_of_config(checkpoint.directory, checkpoint.config)
     places = family.placements(checkpoint.config, n_vocab(checkpoint))
     return {place.target: place for place in places}

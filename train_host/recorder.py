@@ -24,7 +24,7 @@ from train_host.energy_meter import EnergyMeter
 
 
 @dataclass(frozen=True)
-class Desk:
+class RunTools:
     """What a run has around it. `monotonic`: seconds."""
 
     log: RunLog
@@ -37,9 +37,9 @@ class Desk:
 class Recorder(TrainerCallback):  # type: ignore[misc]
     """Only the first process has one."""
 
-    def __init__(self, desk: Desk, tensorboard: Path | None, learning_rate: float) -> None:
+    def __init__(self, tools: RunTools, tensorboard: Path | None, learning_rate: float) -> None:
         """`tensorboard`: directory, None when it is not installed."""
-        self._desk = desk
+        self._tools = tools
         self._board_path, self._board = tensorboard, None
         self._learning_rate = learning_rate
         self._began_s = self._ended_s = 0.0
@@ -49,10 +49,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             self._board = _summary_writer(self._board_path, state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began_s = self._desk.monotonic()
+        self._began_s = self._tools.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._ended_s = self._desk.monotonic()
+        self._ended_s = self._tools.monotonic()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any
@@ -73,7 +73,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 f"loss {logs['loss']:g}, gradient {logs.get('grad_norm', math.nan):g}",
                 f"take a lower --lr than {self._learning_rate:g}; checkpoints before it are kept",
             )
-        joules = self._desk.meter.lap(self._began_s, self._ended_s)
+        joules = self._tools.meter.lap(self._began_s, self._ended_s)
         self._write(
             state,
             {
@@ -87,7 +87,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             },
         )
         status = f"step {state.global_step}, loss {logs['loss']:.4f}"
-        self._desk.progress(status, state.global_step, state.max_steps)
+        self._tools.progress(status, state.global_step, state.max_steps)
 
     def _write_validation(self, state: Any, logs: Mapping[str, float]) -> None:
         found = {
@@ -96,13 +96,13 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             "validation_s": logs["eval_s"],
         }
         self._write(state, found)
-        self._desk.note(
+        self._tools.note(
             f"step {state.global_step} of {state.max_steps}: validation"
             f" {logs['eval_bits_per_byte']:.4f} bits per byte"
         )
 
     def _write(self, state: Any, values: Mapping[str, Any]) -> None:
-        self._desk.log.append({"v": 1, "step": state.global_step, **values})
+        self._tools.log.append({"v": 1, "step": state.global_step, **values})
         if self._board is not None:
             for name, value in values.items():
                 if value is not None:

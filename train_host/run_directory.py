@@ -78,7 +78,7 @@ class RunFiles:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run as `export` and `merge` see it. `adapter` or `model` is None.
 
     `base_gguf` is set when --model was a GGUF file; `base_directory` is then what was made of it.
@@ -100,12 +100,12 @@ class Run:
     metrics: Mapping[str, Any]
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> FinishedRun:
     """Raises UsageError for what is not a finished run."""
     files = RunFiles(path)
     document, metrics = _object(files.run, path), _object(files.metrics, path)
     base, data = document["model"], document["data"]
-    return Run(
+    return FinishedRun(
         path=path,
         method=document["method"],
         settings=document["settings"],

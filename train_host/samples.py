@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agent.adapt.trainer import dataset
-from edge_agent.adapt.trainer.dataset import Row
+from edge_agent.adapt.trainer.dataset import ChatRow
 from edge_agent.errors import DataRefused
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Data:
     """A file of rows, read once: its bytes, what they mean, their SHA-256."""
 
     content: bytes
-    rows: list[Row]
+    rows: list[ChatRow]
     sha256: str
 
 
@@ -94,7 +94,7 @@ def lines_of(data: Data, numbers: Sequence[int]) -> bytes:
     return b"".join(lines[number - 1].rstrip(b"\r") + b"\n" for number in sorted(set(numbers)))
 
 
-def encode_rows(rows: Sequence[Row], prompts: PromptBuilder, max_length: int) -> Samples:
+def encode_rows(rows: Sequence[ChatRow], prompts: PromptBuilder, max_length: int) -> Samples:
     """Samples in the order of `rows`. Raises RequestError, TemplateError (see encode_turns)."""
     encoded, dropped = dataset.encode_rows(rows, prompts, max_length)
     return Samples(

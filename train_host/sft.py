@@ -34,8 +34,8 @@ from train_host import (
     run_directory,
     start_adapter,
 )
-from train_host.course import Console, Course, begin, follow, peak_memory
 from train_host.model_source import ModelSource, open_source
+from train_host.resumable_run import Console, ResumableRun, begin, follow, peak_memory
 from train_host.row_order import RowOrder
 from train_host.run_directory import RunFiles
 from train_host.samples import Samples, encode_rows, read_data, refuse_unlearnable
@@ -48,7 +48,7 @@ RECORDED = (*PACKAGES, "bitsandbytes", "safetensors", "edge-agent", "llama_cpp_p
 
 
 @dataclass(frozen=True)
-class Job:
+class SftJob:
     """What a user asks for. `environ` carries what a launcher of several processes says."""
 
     model: str
@@ -76,7 +76,7 @@ class Prepared:
     """This process writes the run directory."""
 
 
-def train(job: Job, console: Console) -> dict[str, Any]:
+def train(job: SftJob, console: Console) -> dict[str, Any]:
     """Run or resume; the content of metrics.json. Raises EdgeAgentError."""
     _load_packages(job.wishes.method)
     files, is_first = RunFiles(job.output), distributed.rank(job.environ) == 0
@@ -106,7 +106,7 @@ def _load_packages(method: str) -> None:
 # ---- before the first step ---------------------------------------------------------------------
 
 
-def _prepare(job: Job, files: RunFiles, is_first: bool) -> Prepared:
+def _prepare(job: SftJob, files: RunFiles, is_first: bool) -> Prepared:
     source = open_source(job.model, job.cache)
     settings = resolve(job.wishes, _facts(source, job))
     start = start_adapter.read_start(job.adapter, source) if job.adapter else None
@@ -147,7 +147,7 @@ def _n_rows(samples: Samples, settings: SftSettings) -> int:
     return len(train_dataset(samples, settings))
 
 
-def _facts(source: ModelSource, job: Job) -> Facts:
+def _facts(source: ModelSource, job: SftJob) -> Facts:
     import torch
 
     from converters.checkpoint import open_checkpoint
@@ -202,7 +202,7 @@ def versions() -> dict[str, str | None]:
 # ---- training ----------------------------------------------------------------------------------
 
 
-def _carry_out(job: Job, prepared: Prepared, console: Console) -> dict[str, Any]:
+def _carry_out(job: SftJob, prepared: Prepared, console: Console) -> dict[str, Any]:
     import torch
     from accelerate import PartialState
 
@@ -223,7 +223,7 @@ def _carry_out(job: Job, prepared: Prepared, console: Console) -> dict[str, Any]
     if prepared.is_first:
         console.note(_announcement(prepared, trainer, kind))
     rate = settings.learning_rate
-    reason = follow(trainer, Course(files, console, settings.device, rate, prepared.is_first))
+    reason = follow(trainer, ResumableRun(files, console, settings.device, rate, prepared.is_first))
     _save_result(trainer, prepared, kind)
     return _finish(trainer, prepared, kind, reason) if prepared.is_first else {}
 

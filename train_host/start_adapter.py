@@ -20,7 +20,7 @@ from typing import Any
 from converters.adapter import WEIGHTS, Adapter, Pair, read_adapter, refusal
 from converters.checkpoint import open_checkpoint
 from converters.families import family_of_config
-from converters.families.family import Placement
+from converters.families.family import TensorPlacement
 from converters.hf_to_gguf import n_vocab
 from converters.merge import as_trained
 from edge_agent.adapt.trainer.decoder.lora import TARGETS
@@ -162,7 +162,9 @@ def _check_uniform(path: Path, adapter: Adapter) -> None:
             )
 
 
-def _by_slot(path: Path, adapter: Adapter, placements: Mapping[str, Placement]) -> dict[Slot, Pair]:
+def _by_slot(
+    path: Path, adapter: Adapter, placements: Mapping[str, TensorPlacement]
+) -> dict[Slot, Pair]:
     modules = {weight: module for module, weight in TARGETS.items()}
     found = {}
     for name, pair in adapter.items():

@@ -4,7 +4,7 @@ Why it exists: the Trainer's eval_loss is a mean of batch means and depends on h
 batches; bits per byte of the answers is a property of the model, and comparable between
 tokenizers. Its order of rows depends on the number of processes (step_rows.py). Flows in: ids and
 labels, which pass TRL untouched. Flows out: a trained model. Needs torch and trl. Not here: saving
-(sealed_trainer.py), where the samples come from (samples.py), what is written about the run
+(resumable_trainer.py), where the samples come from (samples.py), what is written about the run
 (recorder.py).
 """
 
@@ -28,8 +28,8 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from edge_agent.adapt.trainer.optimizer import factor
 from train_host.methods import adapter_config, widen_adapter
+from train_host.resumable_trainer import SealedTrainer
 from train_host.samples import Samples
-from train_host.sealed_trainer import SealedTrainer
 from train_host.settings import SftSettings
 from train_host.step_rows import Epoch, StepRows, n_real_tokens, with_empty_row
 

@@ -20,7 +20,7 @@ Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Placement:
+class TensorPlacement:
     """One tensor in both formats. `shape` is outermost first and the same in both."""
 
     source: str
@@ -105,23 +105,25 @@ class Family:
         """Whether the output head is the embedding."""
         return self.is_always_tied or bool(self.setting(config, "tie_word_embeddings", False))
 
-    def placements(self, config: Config, n_vocab: int) -> Iterator[Placement]:
+    def placements(self, config: Config, n_vocab: int) -> Iterator[TensorPlacement]:
         """Every tensor of the model, in the order of its layers."""
         sizes = self.sizes(config, n_vocab)
-        yield Placement("model.embed_tokens.weight", "token_embd.weight", sizes.shape("VD"))
+        yield TensorPlacement("model.embed_tokens.weight", "token_embd.weight", sizes.shape("VD"))
         for layer in range(sizes.n_layer):
             for source, target, letters in self.layers:
                 yield self._layer(layer, source, target, sizes, letters)
-        yield Placement(
+        yield TensorPlacement(
             "model.norm.weight", "output_norm.weight", sizes.shape("D"), shift=self.norm_shift
         )
         if not self.is_tied(config):
-            yield Placement("lm_head.weight", "output.weight", sizes.shape("VD"))
+            yield TensorPlacement("lm_head.weight", "output.weight", sizes.shape("VD"))
 
-    def _layer(self, layer: int, source: str, target: str, sizes: Sizes, letters: str) -> Placement:
+    def _layer(
+        self, layer: int, source: str, target: str, sizes: Sizes, letters: str
+    ) -> TensorPlacement:
         is_optional, letters = letters.endswith("?"), letters.removesuffix("?")
         heads = {"attn_q": sizes.n_head, "attn_k": sizes.n_head_kv}
-        return Placement(
+        return TensorPlacement(
             f"model.layers.{layer}.{source}",
             f"blk.{layer}.{target}",
             sizes.shape(letters),

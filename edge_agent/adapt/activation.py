@@ -33,7 +33,7 @@ from edge_agent.errors import (
     StoreError,
     WorkerFailed,
 )
-from edge_agent.models.adapter_registry import BASE, Registry
+from edge_agent.models.adapter_registry import BASE, AdapterRegistry
 from edge_agent.records import AdapterRef, Chunk, Done, Generate, Message, ModelInfo, Sampling
 from edge_agent.store.rows import AdapterRow
 
@@ -51,7 +51,7 @@ NOT_ITS_FAULT = (
 class CanaryEngine(Protocol):
     """What of the supervisor is used."""
 
-    registry: Registry
+    registry: AdapterRegistry
 
     async def ensure_loaded(self, model: str | None) -> ModelInfo: ...
     async def check_adapter(self, model: str, adapter: AdapterRef) -> None: ...
@@ -131,7 +131,9 @@ async def _prove(engine: CanaryEngine, row: AdapterRow, *, keeps_unasked: bool =
     )
 
 
-async def _roll_back(registry: Registry, row: AdapterRow, why: str, is_bad: bool = True) -> None:
+async def _roll_back(
+    registry: AdapterRegistry, row: AdapterRow, why: str, is_bad: bool = True
+) -> None:
     await asyncio.to_thread(registry.rollback, row.model, why, leaving=row.name, is_bad=is_bad)
 
 

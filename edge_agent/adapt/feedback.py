@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edge_agent.adapt.recent_answers import Answer
+from edge_agent.adapt.recent_answers import RecentAnswer
 from edge_agent.errors import DataRefused, FeedbackNotFound, QuotaExceeded, RequestError
 from edge_agent.store import feedback_table
-from edge_agent.store.feedback_table import Waiting, Wanted
+from edge_agent.store.feedback_table import FeedbackQuery, Waiting
 from edge_agent.store.rows import FeedbackRow
 from edge_agent.store.store import Store
 
@@ -53,7 +53,7 @@ class Opinion:
 
 
 def row_about(
-    answer: Answer, opinion: Opinion, *, user: str, source: Source, at: float
+    answer: RecentAnswer, opinion: Opinion, *, user: str, source: Source, at: float
 ) -> FeedbackRow:
     """The row to store; `at` is Unix seconds. Raises RequestError for what cannot be learned."""
     if opinion.rating == "up" and (answer.is_cut or not answer.text.strip()):
@@ -126,12 +126,12 @@ def add(store: Store, rows: Sequence[FeedbackRow], quota: int) -> list[int]:
     return ids
 
 
-def page(store: Store, wanted: Wanted) -> list[FeedbackRow]:
+def page(store: Store, wanted: FeedbackQuery) -> list[FeedbackRow]:
     """Newest first. Raises StoreError."""
     return store.transact(lambda connection: feedback_table.find(connection, wanted))
 
 
-def lessons(store: Store, wanted: Wanted) -> Iterator[list[FeedbackRow]]:
+def lessons(store: Store, wanted: FeedbackQuery) -> Iterator[list[FeedbackRow]]:
     """The rows that are learned, oldest first, a few at a time, whatever `wanted.limit` says: each
     user's last word on each question. Raises StoreError."""
     ids = store.transact(lambda connection: feedback_table.taught_ids(connection, wanted))
@@ -179,7 +179,7 @@ def training_rows(store: Store, model: str) -> list[dict[str, Any]]:
     """
     found = [
         {"messages": taught(row), "id": row.id, "user": row.user}
-        for rows in lessons(store, Wanted(model=model))
+        for rows in lessons(store, FeedbackQuery(model=model))
         for row in rows
     ]
     if not found:

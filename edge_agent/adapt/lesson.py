@@ -1,6 +1,6 @@
 """What one lesson is asked for, and how far it has come.
 
-Flows in: a RunRequest from the command line or HTTP; the trainer's records, through
+Flows in: a LessonRequest from the command line or HTTP; the trainer's records, through
 lesson_runner.py. Flows out: `Run.as_json`, the one JSON form of a run (GET /adapt, `adapt status`,
 `adapt run
 --json`). Not here: carrying it out (lesson_runner.py).
@@ -17,13 +17,13 @@ from typing import Any, Literal
 import msgspec
 
 from edge_agent.adapt.gate.gate import GateReport
-from edge_agent.adapt.messages import Finished, Planned, Progress, RunSettings
+from edge_agent.adapt.messages import Finished, Planned, RunSettings, TrainingProgress
 from edge_agent.errors import EdgeAgentError
 
-State = Literal["idle", "running", "paused", "judging", "finished", "failed", "stopped"]
+LessonPhase = Literal["idle", "running", "paused", "judging", "finished", "failed", "stopped"]
 
 
-class RunRequest(msgspec.Struct, frozen=True):
+class LessonRequest(msgspec.Struct, frozen=True):
     """What to learn. `data`: a path of JSONL, or "feedback"."""
 
     name: str
@@ -34,14 +34,14 @@ class RunRequest(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Run:
+class LessonState:
     """The run under way, or the last one."""
 
-    request: RunRequest
-    state: State = "running"
+    request: LessonRequest
+    state: LessonPhase = "running"
     started_at: float = 0.0
     pause_reason: str = ""
-    progress: Progress | None = None
+    progress: TrainingProgress | None = None
     planned: Planned | None = None
     finished: Finished | None = None
     gate: GateReport | None = None

@@ -1,6 +1,6 @@
 """What a run leaves in STATE/adapt/NAME before and after its trainer: request, data, outcome.
 
-Flows in: a RunRequest. Flows out: the Start message of the trainer, the chats it learned and
+Flows in: a LessonRequest. Flows out: the Start message of the trainer, the chats it learned and
 validated on, and the request again when a run is resumed. The trainer's own files in the same
 directory (manifest, checkpoints, log) are adapt/trainer/run_directory.py's. Not here: training,
 judging.
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from edge_agent import atomic_file
-from edge_agent.adapt.lesson import RunRequest
+from edge_agent.adapt.lesson import LessonRequest
 from edge_agent.adapt.messages import Finished, Start
 from edge_agent.errors import DataRefused, TrainingFailed, UsageError
 from edge_agent.model_names import MODEL_NAME
@@ -31,7 +31,7 @@ RESULT_FILE = "result.json"
 RESERVED_NAMES = ("base", "latest")
 
 
-class RunFiles:
+class LessonFiles:
     """STATE/adapt, one directory a run."""
 
     def __init__(self, state_dir: Path) -> None:
@@ -49,7 +49,7 @@ class RunFiles:
 
     def start(
         self,
-        request: RunRequest,
+        request: LessonRequest,
         path: str,
         sha256: str,
         *,
@@ -97,11 +97,11 @@ class RunFiles:
             elif path.name not in (GIVEN_FILE, FEEDBACK_FILE):
                 path.unlink()
 
-    def write_request(self, request: RunRequest) -> None:
+    def write_request(self, request: LessonRequest) -> None:
         path = self.directory(request.name) / "request.json"
         atomic_file.write(path, msgspec.json.encode(request))
 
-    def stored_request(self, name: str | None) -> RunRequest:
+    def stored_request(self, name: str | None) -> LessonRequest:
         """Of the run of this name, or of the latest. Raises UsageError."""
         found = sorted(self._root.glob("*/request.json"), key=lambda path: path.stat().st_mtime)
         paths = [path for path in found if name is None or path.parent.name == name]
@@ -110,7 +110,7 @@ class RunFiles:
             hint = "`edge-agent adapt run` starts one"
             raise UsageError(f"{which} can be resumed", f"looked in {self._root}", hint)
         try:
-            return msgspec.json.decode(paths[-1].read_bytes(), type=RunRequest)
+            return msgspec.json.decode(paths[-1].read_bytes(), type=LessonRequest)
         except (OSError, msgspec.DecodeError) as error:
             hint = "start it anew with `edge-agent adapt run`"
             raise UsageError(f"{paths[-1]} cannot be read", str(error), hint) from error

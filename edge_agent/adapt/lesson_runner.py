@@ -1,7 +1,7 @@
 """One lesson from its data to an adapter that answers: train, judge, register, activate.
 
 Why it exists: the daemon and a command line without one must do exactly the same. Flows in: a
-RunRequest. Flows out: events for whoever follows, `status` for everybody else, STATE/adapt/NAME/
+LessonRequest. Flows out: events for whoever follows, `status` for everybody else, STATE/adapt/NAME/
 with everything the run left, and an adapter in the registry, active if its gate let it pass. One
 run at a time. Not here: HTTP, the command line, the trainer process (trainer_control.py), the
 gate's checks (adapt/gate/gate.py).
@@ -22,13 +22,13 @@ import msgspec
 
 from edge_agent.adapt import activation
 from edge_agent.adapt.feedback import mark_used, training_rows
-from edge_agent.adapt.gate.checks import Answer
+from edge_agent.adapt.gate.checks import GateAnswer
 from edge_agent.adapt.gate.gate import GateReport, run_gate
-from edge_agent.adapt.lesson import Run, RunRequest
-from edge_agent.adapt.lesson_files import FEEDBACK, RunFiles
+from edge_agent.adapt.lesson import LessonRequest, LessonState
+from edge_agent.adapt.lesson_files import FEEDBACK, LessonFiles
 from edge_agent.adapt.messages import Finished, Planned, Start
-from edge_agent.adapt.pause_policy import Board
-from edge_agent.adapt.trainer_control import Training
+from edge_agent.adapt.pause_policy import PauseConditions
+from edge_agent.adapt.trainer_control import TrainerControl
 from edge_agent.errors import EdgeAgentError, TrainingBusy, UsageError, WorkerFailed
 from edge_agent.records import AdapterRef, Done, Generate, Message, Sampling, Scores
 from edge_agent.store.store import Store
@@ -41,25 +41,25 @@ STOP_S = 10.0
 """How long a trainer may take for its step and its checkpoint when the daemon stops."""
 
 
-class Adaptation:
+class LessonRunner:
     """Create and use on one running event loop."""
 
     def __init__(
         self,
         store: Store,
         supervisor: Supervisor,
-        board: Board,
+        board: PauseConditions,
         state_dir: Path,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         """`environ`: the trainer's [ours]."""
-        self.files = RunFiles(state_dir)
+        self.files = LessonFiles(state_dir)
         self._store = store
         self._registry = supervisor.registry
         self._supervisor = supervisor
         self._board = board
-        self._training = Training(board, self._busy, environ)
-        self._run: Run | None = None
+        self._trainer_control = TrainerControl(board, self._busy, environ)
+        self._run: LessonState | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_closing = False
 
@@ -71,15 +71,15 @@ class Adaptation:
 
     @property
     def trainer_pid(self) -> int | None:
-        return self._training.pid
+        return self._trainer_control.pid
 
-    async def plan(self, request: RunRequest) -> Planned:
+    async def plan(self, request: LessonRequest) -> Planned:
         """What a run would take; trains a few steps to know. Raises DataRefused and the rest."""
         start = await self._prepared(request, plan_only=True)
         self.check_free()
-        return await self._training.plan(start)
+        return await self._trainer_control.plan(start)
 
-    async def begin(self, request: RunRequest) -> None:
+    async def begin(self, request: LessonRequest) -> None:
         """Start the run in the background. Raises TrainingBusy, UsageError, ModelNotFound,
         RequestError for a name that is taken, DataRefused when no feedback waits to be learned."""
         self._supervisor.registry.check_name(request.model, request.name)
@@ -87,7 +87,7 @@ class Adaptation:
         self.check_free()
         self.files.make_room(request.name)
         self.files.write_request(request)
-        self._launch(Run(request, started_at=time.time()), start)
+        self._launch(LessonState(request, started_at=time.time()), start)
 
     def resume(self, name: str | None) -> None:
         """Go on: a paused run computes again, a stopped or killed one starts from its checkpoint.
@@ -95,13 +95,13 @@ class Adaptation:
         Raises UsageError when there is nothing to resume.
         """
         if self._is_under_way:
-            self._training.is_held = False
+            self._trainer_control.is_held = False
             return
         self.check_free()
         request = self.files.stored_request(name)
         row = self._store.model(request.model)
         start = self.files.start(request, row.path, row.sha256, resume=True)
-        self._launch(Run(request, started_at=time.time()), start)
+        self._launch(LessonState(request, started_at=time.time()), start)
 
     def judge(self, name: str) -> None:
         """Judge, register and activate what a trainer elsewhere has finished in STATE/adapt/NAME.
@@ -109,15 +109,15 @@ class Adaptation:
         Raises TrainingBusy, UsageError, TrainingFailed when it has no result.
         """
         self.check_free()
-        run = Run(self.files.stored_request(name), started_at=time.time())
+        run = LessonState(self.files.stored_request(name), started_at=time.time())
         run.finished = self.files.finished(name)
         self._launch(run, None)
 
     def pause(self) -> None:
         """Hold the run until `resume`. Raises UsageError when none is under way."""
-        if not self._training.is_running:
+        if not self._trainer_control.is_running:
             raise UsageError("there is nothing to pause", "no run is under way", "")
-        self._training.is_held = True
+        self._trainer_control.is_held = True
 
     async def follow(self) -> AsyncGenerator[dict[str, Any], None]:
         """Events {"event": ..., ...} until the run ends; the last one is the whole status."""
@@ -135,7 +135,7 @@ class Adaptation:
 
     def stop(self) -> None:
         """Ask the trainer to save a checkpoint and end; the run can be resumed."""
-        self._training.stop()
+        self._trainer_control.stop()
 
     async def close(self) -> None:
         """`stop`, and wait for it at most STOP_S."""
@@ -150,7 +150,7 @@ class Adaptation:
 
     def check_free(self) -> None:
         """Raises TrainingBusy while a run or a plan is under way."""
-        if self._training.is_running or self._is_under_way:
+        if self._trainer_control.is_running or self._is_under_way:
             name = self._run.request.name if self._run else "a plan"
             hint = "`edge-agent adapt status` shows it"
             raise TrainingBusy(f"{name} is being learned", "one run at a time", hint)
@@ -165,7 +165,7 @@ class Adaptation:
         status = self._supervisor.status()
         return status.in_flight + status.queued
 
-    async def _prepared(self, request: RunRequest, *, plan_only: bool = False) -> Start:
+    async def _prepared(self, request: LessonRequest, *, plan_only: bool = False) -> Start:
         self.check_free()
         row = self._store.model(request.model)
         if request.data == FEEDBACK:
@@ -173,13 +173,13 @@ class Adaptation:
             self.files.write_feedback(request.name, rows)
         return self.files.start(request, row.path, row.sha256, plan_only=plan_only)
 
-    def _launch(self, run: Run, start: Start | None) -> None:
-        self._training.is_held = False
+    def _launch(self, run: LessonState, start: Start | None) -> None:
+        self._trainer_control.is_held = False
         self._run = run
         self._task = asyncio.create_task(self._carry_out(run, start))
         self._store.add_event("learning_began", f"{run.request.model}:{run.request.name}")
 
-    async def _carry_out(self, run: Run, start: Start | None) -> None:
+    async def _carry_out(self, run: LessonState, start: Start | None) -> None:
         name = f"{run.request.model}:{run.request.name}"
         try:
             if start is not None:
@@ -201,7 +201,7 @@ class Adaptation:
             self._store.add_event("learning_ended", f"{name}: {run.state}")
             run.end()
 
-    async def _train(self, run: Run, start: Start) -> None:
+    async def _train(self, run: LessonState, start: Start) -> None:
         """Raises the trainer's error."""
         if run.request.settings.policy != "exclusive":
             await self._train_beside(run, start)
@@ -209,18 +209,18 @@ class Adaptation:
         await self._supervisor.unload()
         self._supervisor.reserve("the board is learning (policy exclusive)")
         try:
-            await self._training.carry_out(run, start)
+            await self._trainer_control.carry_out(run, start)
         finally:
             self._supervisor.reserve(None)
 
-    async def _train_beside(self, run: Run, start: Start) -> None:
+    async def _train_beside(self, run: LessonState, start: Start) -> None:
         """Where memory is short the worker gives up its repacked copy of the weights meanwhile."""
         if not self._board.conditions(0).is_short_of_memory:
-            await self._training.carry_out(run, start)
+            await self._trainer_control.carry_out(run, start)
             return
         await self._supervisor.share(True)
         try:
-            await self._training.carry_out(run, start)
+            await self._trainer_control.carry_out(run, start)
         finally:
             if not self._is_closing:
                 await self._take_copy_back()
@@ -234,7 +234,7 @@ class Adaptation:
 
     # ---- afterwards ---------------------------------------------------------------------------
 
-    async def _judge(self, run: Run, finished: Finished) -> None:
+    async def _judge(self, run: LessonState, finished: Finished) -> None:
         """The gate, the registry, the activation. Raises engine errors, AdapterRefused."""
         run.state = "judging"
         request = run.request
@@ -256,7 +256,7 @@ class Adaptation:
             run.is_active = True
         self.files.write_outcome(request.name, run.as_json()["result"])
 
-    def _register(self, run: Run, finished: Finished, gate: GateReport) -> None:
+    def _register(self, run: LessonState, finished: Finished, gate: GateReport) -> None:
         request = run.request
         settings = msgspec.to_builtins(request.settings)
         self._registry.add(
@@ -287,7 +287,7 @@ class ServingEngine:
 
     async def answer(
         self, messages: list[Message], adapter: AdapterRef | None, max_tokens: int
-    ) -> Answer:
+    ) -> GateAnswer:
         """The greedy answer. Raises every engine error."""
         request = Generate(
             id=0,
@@ -301,5 +301,5 @@ class ServingEngine:
         async with aclosing(self._supervisor.generate(self._model, request)) as events:
             async for event in events:
                 if isinstance(event, Done):
-                    return Answer(event.text, event.finish_reason == "length")
+                    return GateAnswer(event.text, event.finish_reason == "length")
         raise WorkerFailed("the gate got no answer", "the generation ended without Done")

@@ -114,7 +114,7 @@ class Planned(Struct, frozen=True, tag="planned"):
     then those of the largest that fits."""
 
 
-class Progress(Struct, frozen=True, tag="progress"):
+class TrainingProgress(Struct, frozen=True, tag="progress"):
     """After every optimizer step, and once a second while the prefix is stored or it is paused."""
 
     phase: Literal["prepare", "prefix", "trial", "train", "validate", "paused", "save"]
@@ -178,4 +178,4 @@ class TrainerFailed(Struct, frozen=True, tag="trainer_failed"):
     hint: str
 
 
-FromTrainer = Planned | Progress | Finished | Stopped | TrainerFailed
+FromTrainer = Planned | TrainingProgress | Finished | Stopped | TrainerFailed

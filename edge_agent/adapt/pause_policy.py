@@ -33,7 +33,7 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Limits:
+class PauseLimits:
     """None: no such limit. Celsius of the hottest zone, bytes of MemAvailable."""
 
     celsius: float | None = None
@@ -41,7 +41,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Conditions:
+class BoardConditions:
     """One look at the world; None: not known."""
 
     now_s: float
@@ -60,13 +60,13 @@ class Conditions:
 class PausePolicy:
     """Feed it once a second. `policy`: idle (pauses for requests), always, exclusive."""
 
-    def __init__(self, policy: str, limits: Limits) -> None:
+    def __init__(self, policy: str, limits: PauseLimits) -> None:
         self._is_idle_only = policy == "idle"
         self._limits = limits
         self._reason: str | None = None
         self._until_s = 0.0
 
-    def decide(self, now: Conditions) -> str | None:
+    def decide(self, now: BoardConditions) -> str | None:
         """Why the trainer must not compute now; None: it may."""
         found = self._found(now)
         if found is not None:
@@ -76,7 +76,7 @@ class PausePolicy:
             self._reason = None
         return self._reason
 
-    def _found(self, now: Conditions) -> tuple[str, float] | None:
+    def _found(self, now: BoardConditions) -> tuple[str, float] | None:
         celsius, available = self._limits.celsius, self._limits.available_bytes
         if now.guard_reason:
             return f"the guard acts: {now.guard_reason}", CALM_S
@@ -93,7 +93,7 @@ class PausePolicy:
         return None
 
 
-class Board:
+class PauseConditions:
     """One per run owner. Without a monitor the sensors below `settings.sensors_root` are read."""
 
     def __init__(
@@ -110,25 +110,25 @@ class Board:
         self._thermal = thermal.find(self._root)
         self._memory = memory.find(self._root)
 
-    def limits(self) -> Limits:
+    def limits(self) -> PauseLimits:
         """A little before the guard's own."""
         settings = self._settings
         available = settings.guard_available_bytes
         total = self._memory.read().total_bytes
         if available is None and total is not None:
             available = round(AVAILABLE_SHARE * total)
-        return Limits(
+        return PauseLimits(
             settings.guard_celsius - HEAT_MARGIN_CELSIUS,
             None if available is None else round(MEMORY_MARGIN * available),
         )
 
-    def conditions(self, in_flight: int) -> Conditions:
+    def conditions(self, in_flight: int) -> BoardConditions:
         """What is known now; never raises."""
         seen = self._monitor.sampler.snapshot() if self._monitor else None
         guard = self._monitor.guard if self._monitor else None
         heat = seen.thermal if seen else self._thermal.read()
         free = seen.memory if seen else self._memory.read()
-        return Conditions(
+        return BoardConditions(
             now_s=self._monotonic(),
             in_flight=in_flight,
             celsius=heat.hottest_celsius,

@@ -26,7 +26,7 @@ MAX_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Answer:
+class RecentAnswer:
     """One answer and the chat it ended; `id` as the response had it, without its prefix."""
 
     id: str
@@ -47,10 +47,10 @@ class RecentAnswers:
     """Used by the event loop only."""
 
     def __init__(self) -> None:
-        self._answers: deque[tuple[Answer, int]] = deque()
+        self._answers: deque[tuple[RecentAnswer, int]] = deque()
         self._bytes = 0
 
-    def remember(self, answer: Answer) -> None:
+    def remember(self, answer: RecentAnswer) -> None:
         """Keep it unless it is too long; the oldest ones give way."""
         size = answer.n_bytes()
         if size > MAX_ANSWER_BYTES:
@@ -60,10 +60,10 @@ class RecentAnswers:
         while len(self._answers) > MAX_ANSWERS or self._bytes > MAX_BYTES:
             self._bytes -= self._answers.popleft()[1]
 
-    def find(self, response_id: str) -> Answer | None:
+    def find(self, response_id: str) -> RecentAnswer | None:
         """By the id of the response. Whoever knows it has seen the answer."""
         plain = response_id.rpartition("-")[2]
         return next((one for one, _ in reversed(self._answers) if one.id == plain), None)
 
-    def last(self, user: str) -> Answer | None:
+    def last(self, user: str) -> RecentAnswer | None:
         return next((one for one, _ in reversed(self._answers) if one.user == user), None)

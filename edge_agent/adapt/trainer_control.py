@@ -21,20 +21,21 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.adapt.lesson import Run
+from edge_agent.adapt.lesson import LessonState
 from edge_agent.adapt.messages import (
     Continue,
     Finished,
     FromTrainer,
     Pause,
     Planned,
-    Progress,
     Start,
     Stop,
+    Stopped,
     ToTrainer,
     TrainerFailed,
+    TrainingProgress,
 )
-from edge_agent.adapt.pause_policy import Board, PausePolicy
+from edge_agent.adapt.pause_policy import PauseConditions, PausePolicy
 from edge_agent.errors import EdgeAgentError, TrainingFailed, error_from_code
 from edge_agent.supervisor.worker_link import EXIT_GRACE_S, READ_BYTES, describe_exit
 from edge_agent.wire import FrameDecoder, WireError, encode
@@ -43,13 +44,22 @@ TRAINER_ARGV = (sys.executable, "-m", "edge_agent.adapt.trainer.process")
 
 LOOK_S = 1.0
 HELD = "paused by the user"
+_EVENTS: Mapping[type, str] = {
+    Planned: "planned",
+    TrainingProgress: "progress",
+    Finished: "finished",
+    Stopped: "stopped",
+}
 
 
-class Training:
+class TrainerControl:
     """One trainer at a time. `busy` counts the requests being answered or waiting."""
 
     def __init__(
-        self, board: Board, busy: Callable[[], int], environ: Mapping[str, str] | None = None
+        self,
+        board: PauseConditions,
+        busy: Callable[[], int],
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         """`environ`: the trainer's [ours]."""
         self._board = board
@@ -85,7 +95,7 @@ class Training:
             await link.close()
         raise TrainingFailed("the plan ended without a result", "the trainer said nothing")
 
-    async def carry_out(self, run: Run, start: Start) -> None:
+    async def carry_out(self, run: LessonState, start: Start) -> None:
         """Until the trainer ends; `run.finished` is set when it has finished. Raises its error."""
         link = self._link = await TrainerLink.spawn(start, self._environ)
         pausing = asyncio.create_task(self._pause_when_needed(run, link))
@@ -98,11 +108,11 @@ class Training:
             self._link = None
             await link.close()
 
-    def _note(self, run: Run, record: FromTrainer) -> None:
+    def _note(self, run: LessonState, record: FromTrainer) -> None:
         match record:
             case Planned():
                 run.planned = record
-            case Progress():
+            case TrainingProgress():
                 joules = self._board.joules_since_last()
                 if joules is not None:
                     run.joules = (run.joules or 0.0) + joules
@@ -112,9 +122,9 @@ class Training:
                 run.finished = record
             case _:
                 pass
-        run.publish(type(record).__name__.lower(), msgspec.to_builtins(record))
+        run.publish(_EVENTS[type(record)], msgspec.to_builtins(record))
 
-    async def _pause_when_needed(self, run: Run, link: TrainerLink) -> None:
+    async def _pause_when_needed(self, run: LessonState, link: TrainerLink) -> None:
         policy = PausePolicy(run.request.settings.policy, self._board.limits())
         while True:
             reason = policy.decide(self._board.conditions(self._busy()))
@@ -124,7 +134,7 @@ class Training:
                 self._switch(run, link, reason)
             await asyncio.sleep(LOOK_S)
 
-    def _switch(self, run: Run, link: TrainerLink, reason: str | None) -> None:
+    def _switch(self, run: LessonState, link: TrainerLink, reason: str | None) -> None:
         run.pause_reason = reason or ""
         run.state = "paused" if reason else "running"
         link.send(Pause(reason) if reason else Continue())

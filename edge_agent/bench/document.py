@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from edge_agent import __version__
-from edge_agent.bench.engines import Run
+from edge_agent.bench.engines import RequestRun
 from edge_agent.bench.trials import Outcome
 from edge_agent.monitor.sensors.readings import Board
 from edge_agent.records import EngineSettings, ModelInfo
@@ -149,7 +149,7 @@ def _limit(subject: Subject, outcome: Outcome) -> float | None:
     return bandwidth / size
 
 
-def _duration_s(group: Sequence[Run], outcome: Outcome) -> float:
+def _duration_s(group: Sequence[RequestRun], outcome: Outcome) -> float:
     """From the first start to the last end; the timed phase alone for a test of one phase."""
     scenario = outcome.test.scenario
     if scenario == "prefill":
@@ -159,7 +159,7 @@ def _duration_s(group: Sequence[Run], outcome: Outcome) -> float:
     return max(run.end_s for run in group) - min(run.start_s for run in group)
 
 
-def _rate(group: Sequence[Run], outcome: Outcome) -> float:
+def _rate(group: Sequence[RequestRun], outcome: Outcome) -> float:
     """Tokens of the timed phase over its time. Chat: generated tokens, all requests together."""
     scenario = outcome.test.scenario
     prompt = sum(run.prompt_tokens for run in group) if scenario.startswith("prefill") else 0

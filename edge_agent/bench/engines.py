@@ -46,7 +46,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True)
-class Run:
+class RequestRun:
     """One request of one repetition. Times are monotonic seconds."""
 
     start_s: float
@@ -80,8 +80,8 @@ class BenchEngine(Protocol):
     name: str
     pid: int | None
 
-    def raw(self, number: int, n_prompt: int, n_gen: int, n_depth: int) -> Run: ...
-    def chat(self, conversations: Sequence[list[Message]], n_predict: int) -> list[Run]:
+    def raw(self, number: int, n_prompt: int, n_gen: int, n_depth: int) -> RequestRun: ...
+    def chat(self, conversations: Sequence[list[Message]], n_predict: int) -> list[RequestRun]:
         """All at once; exactly n_predict tokens each."""
         ...
 
@@ -124,16 +124,16 @@ class WorkerEngine:
             self._process.kill()
             self._process.wait()
 
-    def raw(self, number: int, n_prompt: int, n_gen: int, n_depth: int) -> Run:
+    def raw(self, number: int, n_prompt: int, n_gen: int, n_depth: int) -> RequestRun:
         self._send(RawRun(self._next_id(), n_prompt, n_gen, n_depth))
         done = self._answer()
         if not isinstance(done, RawDone):
             raise _out_of_turn(done)
         start_s, first_s, end_s = done.prefill_start_s, done.prefill_end_s, done.decode_end_s
         spans = _spans(start_s, first_s, end_s, n_prompt, n_gen)
-        return Run(start_s, first_s, end_s, n_prompt, n_gen, spans)
+        return RequestRun(start_s, first_s, end_s, n_prompt, n_gen, spans)
 
-    def chat(self, conversations: Sequence[list[Message]], n_predict: int) -> list[Run]:
+    def chat(self, conversations: Sequence[list[Message]], n_predict: int) -> list[RequestRun]:
         sent_s = time.monotonic()
         open_ids: dict[int, float | None] = {}
         for messages in conversations:
@@ -149,7 +149,7 @@ class WorkerEngine:
                     ignore_eos=True,
                 )
             )
-        runs: list[Run] = []
+        runs: list[RequestRun] = []
         while len(runs) < len(conversations):
             frame = self._answer()
             if isinstance(frame, Chunk):
@@ -203,14 +203,14 @@ class DaemonEngine:
     pid: int | None
     name: str = "daemon"
 
-    def raw(self, number: int, n_prompt: int, n_gen: int, n_depth: int) -> Run:
+    def raw(self, number: int, n_prompt: int, n_gen: int, n_depth: int) -> RequestRun:
         """A prompt of ids; depth and prompt are one prompt here, so depth must be 0."""
         ids = [1 + (number * 7919 + i * 104729) % 1000 for i in range(max(1, n_prompt))]
         body = {"prompt": ids, "max_tokens": max(1, n_gen)}
         return self._ask("/v1/completions", body)
 
-    def chat(self, conversations: Sequence[list[Message]], n_predict: int) -> list[Run]:
-        runs: list[Run | EdgeAgentError] = []
+    def chat(self, conversations: Sequence[list[Message]], n_predict: int) -> list[RequestRun]:
+        runs: list[RequestRun | EdgeAgentError] = []
 
         def one(messages: list[Message]) -> None:
             turns = [{"role": turn.role, "content": turn.content} for turn in messages]
@@ -228,9 +228,9 @@ class DaemonEngine:
         for run in runs:
             if isinstance(run, EdgeAgentError):
                 raise run
-        return [run for run in runs if isinstance(run, Run)]
+        return [run for run in runs if isinstance(run, RequestRun)]
 
-    def _ask(self, path: str, body: Mapping[str, Any]) -> Run:
+    def _ask(self, path: str, body: Mapping[str, Any]) -> RequestRun:
         common = {"model": self.model, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
         start_s = time.monotonic()
         first_s: float | None = None
@@ -246,7 +246,7 @@ class DaemonEngine:
         )
         middle_s = first_s or end_s
         spans = _spans(start_s, middle_s, end_s, prompt, completion)
-        return Run(start_s, middle_s, end_s, prompt, completion, spans, first_is_token=True)
+        return RequestRun(start_s, middle_s, end_s, prompt, completion, spans, first_is_token=True)
 
 
 def _spans(start_s: float, middle_s: float, end_s: float, prompt: int, gen: int) -> list[Span]:
@@ -258,11 +258,11 @@ def _spans(start_s: float, middle_s: float, end_s: float, prompt: int, gen: int)
     return [span for span in spans if span.tokens and span.end_s > span.start_s]
 
 
-def _chat_run(done: Done, sent_s: float, first_s: float | None, end_s: float) -> Run:
+def _chat_run(done: Done, sent_s: float, first_s: float | None, end_s: float) -> RequestRun:
     timings = done.timings
     first = first_s if first_s is not None else end_s
     counts = timings.prompt_tokens, timings.completion_tokens
-    return Run(sent_s, first, end_s, *counts, done.spans, first_is_token=True)
+    return RequestRun(sent_s, first, end_s, *counts, done.spans, first_is_token=True)
 
 
 def _out_of_turn(frame: object) -> WorkerFailed:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
-from edge_agent.bench.engines import BenchEngine, Run
+from edge_agent.bench.engines import BenchEngine, RequestRun
 from edge_agent.bench.prompts import conversation
-from edge_agent.monitor.board_sampler import Sampler, Snapshot
+from edge_agent.monitor.board_sampler import BoardSampler, Snapshot
 from edge_agent.monitor.energy import MIN_SAMPLES, energy_of
 from edge_agent.records import Energy, Span
 
@@ -52,7 +52,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     tests: tuple[Trial, ...]
     repetitions: int = 5
     warmup: bool = True
@@ -82,7 +82,7 @@ class Outcome:
     """Everything measured of one test. `runs[i]` are the requests of repetition i."""
 
     test: Trial
-    runs: tuple[tuple[Run, ...], ...]
+    runs: tuple[tuple[RequestRun, ...], ...]
     energy: Energy
     temperature_start_celsius: float | None
     temperature_max_celsius: float | None
@@ -97,8 +97,8 @@ class Outcome:
 class Bench:
     """`tick` is called after every repetition with the test's label, `notice` with sentences."""
 
-    plan: Plan
-    sampler: Sampler
+    plan: TrialPlan
+    sampler: BoardSampler
     tick: Callable[[str], None] = lambda label: None
     notice: Callable[[str], None] = lambda sentence: None
     sleep: Callable[[float], None] = time.sleep
@@ -153,7 +153,7 @@ class Bench:
     def _outcome(
         self,
         test: Trial,
-        runs: tuple[tuple[Run, ...], ...],
+        runs: tuple[tuple[RequestRun, ...], ...],
         baseline: Baseline,
         start_celsius: float | None,
         started_unix: float,
@@ -177,7 +177,7 @@ class Bench:
             notes=tuple(notes),
         )
 
-    def _energy(self, runs: Sequence[Sequence[Run]], baseline: Baseline) -> Energy:
+    def _energy(self, runs: Sequence[Sequence[RequestRun]], baseline: Baseline) -> Energy:
         """Over all repetitions together: one alone is often too short for ten samples.
 
         Requests of a repetition that ran together are one stretch of the board's time; their spans
@@ -216,7 +216,7 @@ class Bench:
         return None if seen is None else seen.thermal.hottest_celsius
 
 
-def _repeat(engine: BenchEngine, test: Trial, number: int) -> list[Run]:
+def _repeat(engine: BenchEngine, test: Trial, number: int) -> list[RequestRun]:
     """One repetition; number 0 is the warm-up. Every one asks the same, so that the spread is the
     machine's and not the questions'."""
     if test.scenario != "chat" or test.language is None:

@@ -25,7 +25,7 @@ from edge_agent.cli.conversation import (
     Complain,
     Judge,
     Leave,
-    Load,
+    LoadChat,
     Save,
     Say,
     answered,
@@ -77,7 +77,7 @@ class ChatSession:
                 return self._ask(state)
             if isinstance(action, Save):
                 self.terminal.note(f"saved to {save(state, action.target, self.state_dir)}")
-            elif isinstance(action, Load):
+            elif isinstance(action, LoadChat):
                 state = load(action.target, self.state_dir)
                 self.terminal.note(f"{len(state.turns)} turns loaded")
             elif isinstance(action, Judge):

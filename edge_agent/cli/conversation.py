@@ -126,7 +126,7 @@ class Save:
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadChat:
     target: str
 
 
@@ -143,7 +143,7 @@ class Leave:
     pass
 
 
-Action = Say | Complain | Ask | Save | Load | Judge | Leave
+Action = Say | Complain | Ask | Save | LoadChat | Judge | Leave
 Result = tuple[ChatState, tuple[Action, ...]]
 
 
@@ -275,9 +275,8 @@ def _judged(state: ChatState, judgement: Judge) -> Result:
     return state, (judgement,)
 
 
-def _file(action: type[Save] | type[Load]) -> Callable[[ChatState, str], Result]:
+def _file(name: str, action: type[Save] | type[LoadChat]) -> Callable[[ChatState, str], Result]:
     def command(state: ChatState, target: str) -> Result:
-        name = action.__name__.lower()
         if not target:
             return state, (Complain(f"/{name} needs a name or a path", f"/{name} monday"),)
         return state, (action(target),)
@@ -302,8 +301,8 @@ _COMMANDS: Mapping[str, Callable[[ChatState, str], Result]] = {
     "good": _judgement("up"),
     "bad": _judgement("down"),
     "correct": _correct,
-    "save": _file(Save),
-    "load": _file(Load),
+    "save": _file("save", Save),
+    "load": _file("load", LoadChat),
     "help": _help,
     "?": _help,
     "bye": _bye,

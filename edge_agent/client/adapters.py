@@ -21,7 +21,7 @@ from edge_agent.errors import AdapterRefused, DaemonNotRunning, UsageError
 from edge_agent.state_dir import StateDir
 
 if TYPE_CHECKING:
-    from edge_agent.models.adapter_registry import Registry
+    from edge_agent.models.adapter_registry import AdapterRegistry
     from edge_agent.store.store import Store
 
 PIECE_BYTES = 64 * 1024
@@ -30,7 +30,7 @@ DEFAULT_MODEL = "default"
 """What the API calls the model nobody names."""
 
 
-class AdapterLibrary(Protocol):
+class Adapters(Protocol):
     """`model` None: the default model, in `adapters` every model. Methods raise ModelNotFound,
     AdapterNotFound, AdapterRefused, and what the daemon answers."""
 
@@ -52,7 +52,7 @@ class AdapterLibrary(Protocol):
 @contextmanager
 def open_adapters(
     state_dir: Path | None, environ: Mapping[str, str], timeout_s: float = ANSWER_TIMEOUT_S
-) -> Iterator[AdapterLibrary]:
+) -> Iterator[Adapters]:
     """The daemon's adapters if one answers, else the state directory's. Raises DaemonRunning."""
     try:
         client = find_daemon(state_dir, environ, timeout_s)
@@ -62,7 +62,7 @@ def open_adapters(
         yield DaemonAdapters(client)
         return
     from edge_agent.config import load_settings
-    from edge_agent.models.adapter_registry import Registry
+    from edge_agent.models.adapter_registry import AdapterRegistry
     from edge_agent.store.store import Store
 
     state = StateDir(state_dir_of(state_dir, environ))
@@ -70,7 +70,7 @@ def open_adapters(
     try:
         settings = load_settings({"state_dir": state.path})
         with Store(state.database) as store:
-            registry = Registry(store, state.path, settings.keep_adapters)
+            registry = AdapterRegistry(store, state.path, settings.keep_adapters)
             yield LocalAdapters(state, store, registry, settings.model)
     finally:
         state.release()
@@ -123,7 +123,7 @@ class LocalAdapters:
 
     state: StateDir
     store: Store
-    registry: Registry
+    registry: AdapterRegistry
     default: str | None
     is_tried_out: bool = False
 

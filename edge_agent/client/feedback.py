@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from edge_agent.client.connection import Client, state_dir_of
-from edge_agent.client.models import DaemonLibrary, LocalLibrary, open_library
+from edge_agent.client.models import DaemonModels, LocalModels, open_library
 from edge_agent.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ PAGE = 64
 """Rows of one answer of the daemon (server/feedback.py)."""
 
 
-class FeedbackLibrary(Protocol):
+class Feedback(Protocol):
     """`model` None: every model. Methods raise what the daemon answers, or adapt/feedback.py's
     errors."""
 
@@ -56,12 +56,12 @@ class FeedbackLibrary(Protocol):
 
 
 @contextmanager
-def open_feedback(state_dir: Path | None, environ: Mapping[str, str]) -> Iterator[FeedbackLibrary]:
+def open_feedback(state_dir: Path | None, environ: Mapping[str, str]) -> Iterator[Feedback]:
     """The daemon's feedback if one answers, else the state directory's. Raises DaemonRunning."""
     with open_library(state_dir, environ) as library:
-        if isinstance(library, DaemonLibrary):
+        if isinstance(library, DaemonModels):
             yield DaemonFeedback(library.client)
-        elif isinstance(library, LocalLibrary):
+        elif isinstance(library, LocalModels):
             from edge_agent.config import load_settings
 
             settings = load_settings({"state_dir": state_dir_of(state_dir, environ)})
@@ -121,9 +121,9 @@ class LocalFeedback:
 
     def rows(self, model: str | None, n: int) -> list[dict[str, Any]]:
         from edge_agent.adapt import feedback
-        from edge_agent.store.feedback_table import Wanted
+        from edge_agent.store.feedback_table import FeedbackQuery
 
-        found = feedback.page(self.store, Wanted(model=_untagged(model), limit=n))
+        found = feedback.page(self.store, FeedbackQuery(model=_untagged(model), limit=n))
         return [feedback.shown(row) for row in found]
 
     def waiting(self, model: str | None) -> dict[str, int]:
@@ -138,9 +138,9 @@ class LocalFeedback:
 
     def lessons(self, model: str | None) -> Iterator[dict[str, Any]]:
         from edge_agent.adapt import feedback
-        from edge_agent.store.feedback_table import Wanted
+        from edge_agent.store.feedback_table import FeedbackQuery
 
-        for rows in feedback.lessons(self.store, Wanted(model=_untagged(model))):
+        for rows in feedback.lessons(self.store, FeedbackQuery(model=_untagged(model))):
             yield from ({"messages": feedback.taught(row)} for row in rows)
 
     def add_lessons(self, documents: Sequence[Any], model: str | None) -> int:

@@ -33,11 +33,11 @@ from edge_agent.errors import (
 
 Event = dict[str, Any]
 Tell = Callable[[Event], None]
-Work = Callable[[Tell, threading.Event], Awaitable[None]]
+BackgroundWork = Callable[[Tell, threading.Event], Awaitable[None]]
 
 if TYPE_CHECKING:
-    from edge_agent.adapt.lesson import RunRequest
-    from edge_agent.adapt.lesson_runner import Adaptation
+    from edge_agent.adapt.lesson import LessonRequest
+    from edge_agent.adapt.lesson_runner import LessonRunner
     from edge_agent.config import Settings
     from edge_agent.store.store import Store
 
@@ -47,7 +47,7 @@ BUSY_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LessonDraft:
     """`data` None: what users corrected. `model` None: the only or the default one."""
 
     name: str
@@ -57,40 +57,40 @@ class Lesson:
     activate: bool = True
 
 
-class Classroom(Protocol):
-    """All raise the errors of session.Adaptation."""
+class Lessons(Protocol):
+    """All raise the errors of session.LessonRunner."""
 
     @property
     def is_here(self) -> bool:
         """The lesson ends with this process."""
 
-    def plan(self, lesson: Lesson) -> dict[str, Any]: ...
-    def run(self, lesson: Lesson) -> Iterator[Event]: ...
+    def plan(self, lesson: LessonDraft) -> dict[str, Any]: ...
+    def run(self, lesson: LessonDraft) -> Iterator[Event]: ...
     def resume(self, name: str | None) -> Iterator[Event]: ...
 
 
-def open_classroom(
+def open_lessons(
     state_dir: Path | None, environ: Mapping[str, str], *, here: bool = False
-) -> Classroom:
+) -> Lessons:
     """The daemon's, if one answers; beside it with `here`."""
     try:
         client = find_daemon(state_dir, environ, TIMEOUT_S)
     except DaemonNotRunning:
-        return LocalClassroom(state_dir, environ)
-    return BesideClassroom(client, environ) if here else DaemonClassroom(client)
+        return LocalLessons(state_dir, environ)
+    return BesideLessons(client, environ) if here else DaemonLessons(client)
 
 
 @dataclass(frozen=True)
-class DaemonClassroom:
+class DaemonLessons:
     """Through /adapt of the running daemon."""
 
     client: Client
     is_here: bool = False
 
-    def plan(self, lesson: Lesson) -> dict[str, Any]:
+    def plan(self, lesson: LessonDraft) -> dict[str, Any]:
         return self.client.post("/adapt/plan", _body(lesson))
 
-    def run(self, lesson: Lesson) -> Iterator[Event]:
+    def run(self, lesson: LessonDraft) -> Iterator[Event]:
         yield from self.client.lines("/adapt/run", _body(lesson))
 
     def resume(self, name: str | None) -> Iterator[Event]:
@@ -99,36 +99,44 @@ class DaemonClassroom:
 
 
 @dataclass(frozen=True)
-class LocalClassroom:
+class LocalLessons:
     """In this process, under STATE/lock: store, worker and trainer live as long as the lesson."""
 
     state_dir: Path | None
     environ: Mapping[str, str]
     is_here: bool = True
 
-    def plan(self, lesson: Lesson) -> dict[str, Any]:
+    def plan(self, lesson: LessonDraft) -> dict[str, Any]:
         async def work() -> dict[str, Any]:
-            async with _adaptation(self.state_dir, self.environ) as (adaptation, settings, store):
-                planned = await adaptation.plan(_request(lesson, settings, store))
+            async with _lesson_runner(self.state_dir, self.environ) as (
+                lesson_runner,
+                settings,
+                store,
+            ):
+                planned = await lesson_runner.plan(_request(lesson, settings, store))
                 return dict(msgspec.to_builtins(planned))
 
         return asyncio.run(work())
 
-    def run(self, lesson: Lesson) -> Iterator[Event]:
+    def run(self, lesson: LessonDraft) -> Iterator[Event]:
         return self._events(lesson, None)
 
     def resume(self, name: str | None) -> Iterator[Event]:
         return self._events(None, name)
 
-    def _events(self, lesson: Lesson | None, name: str | None) -> Iterator[Event]:
+    def _events(self, lesson: LessonDraft | None, name: str | None) -> Iterator[Event]:
         async def work(tell: Tell, has_left: threading.Event) -> None:
-            async with _adaptation(self.state_dir, self.environ) as (adaptation, settings, store):
+            async with _lesson_runner(self.state_dir, self.environ) as (
+                lesson_runner,
+                settings,
+                store,
+            ):
                 if lesson is None:
-                    adaptation.resume(name)
+                    lesson_runner.resume(name)
                 else:
-                    await adaptation.begin(_request(lesson, settings, store))
-                watching = asyncio.create_task(until_set(has_left, adaptation.stop))
-                async for event in adaptation.follow():
+                    await lesson_runner.begin(_request(lesson, settings, store))
+                watching = asyncio.create_task(until_set(has_left, lesson_runner.stop))
+                async for event in lesson_runner.follow():
                     tell(event)
                 watching.cancel()
 
@@ -136,21 +144,21 @@ class LocalClassroom:
 
 
 @dataclass(frozen=True)
-class BesideClassroom:
+class BesideLessons:
     """The trainer is our child; the daemon says when to pause, and judges the result."""
 
     client: Client
     environ: Mapping[str, str]
     is_here: bool = True
 
-    def plan(self, lesson: Lesson) -> dict[str, Any]:
-        return DaemonClassroom(self.client).plan(lesson)
+    def plan(self, lesson: LessonDraft) -> dict[str, Any]:
+        return DaemonLessons(self.client).plan(lesson)
 
-    def run(self, lesson: Lesson) -> Iterator[Event]:
+    def run(self, lesson: LessonDraft) -> Iterator[Event]:
         """Trains here, then follows the daemon's judgement."""
-        from edge_agent.adapt.lesson_files import FEEDBACK, RunFiles
+        from edge_agent.adapt.lesson_files import FEEDBACK, LessonFiles
 
-        files = RunFiles(Path(self.client.get("/status")["state_dir"]))
+        files = LessonFiles(Path(self.client.get("/status")["state_dir"]))
         model = lesson.model or self.only_model()
         data = FEEDBACK if lesson.data is None else str(lesson.data.absolute())
         request = _run_request(lesson, model, data)
@@ -160,12 +168,12 @@ class BesideClassroom:
         return self._train(request, resume=False)
 
     def resume(self, name: str | None) -> Iterator[Event]:
-        from edge_agent.adapt.lesson_files import RunFiles
+        from edge_agent.adapt.lesson_files import LessonFiles
 
-        files = RunFiles(Path(self.client.get("/status")["state_dir"]))
+        files = LessonFiles(Path(self.client.get("/status")["state_dir"]))
         return self._train(files.stored_request(name), resume=True)
 
-    def _train(self, request: RunRequest, *, resume: bool) -> Iterator[Event]:
+    def _train(self, request: LessonRequest, *, resume: bool) -> Iterator[Event]:
         last: Event = {}
         for last in followed(lambda tell, left: self._trained(request, resume, tell, left)):
             if last.get("event") != "end":
@@ -176,23 +184,25 @@ class BesideClassroom:
         yield from self.client.lines("/adapt/judge", {"name": request.name})
 
     async def _trained(
-        self, request: RunRequest, resume: bool, tell: Tell, has_left: threading.Event
+        self, request: LessonRequest, resume: bool, tell: Tell, has_left: threading.Event
     ) -> None:
-        from edge_agent.adapt.lesson import Run
-        from edge_agent.adapt.lesson_files import RunFiles
-        from edge_agent.adapt.pause_policy import Board
-        from edge_agent.adapt.trainer_control import Training
-        from edge_agent.client.models import DaemonLibrary
+        from edge_agent.adapt.lesson import LessonState
+        from edge_agent.adapt.lesson_files import LessonFiles
+        from edge_agent.adapt.pause_policy import PauseConditions
+        from edge_agent.adapt.trainer_control import TrainerControl
+        from edge_agent.client.models import DaemonModels
         from edge_agent.config import load_settings
 
         state_dir = Path(self.client.get("/status")["state_dir"])
-        details = DaemonLibrary(self.client).details(request.model)
+        details = DaemonModels(self.client).details(request.model)
         if details.path is None or details.sha256 is None:
             raise ModelNotFound(f"the file of {request.model} is not known", "", "pull it again")
-        files = RunFiles(state_dir)
+        files = LessonFiles(state_dir)
         start = files.start(request, details.path, details.sha256, resume=resume)
-        run = Run(request, started_at=time.time())
-        training = Training(Board(load_settings({"state_dir": state_dir})), self._busy)
+        run = LessonState(request, started_at=time.time())
+        training = TrainerControl(
+            PauseConditions(load_settings({"state_dir": state_dir})), self._busy
+        )
         watching = asyncio.create_task(until_set(has_left, training.stop))
         with run.watched(tell):
             try:
@@ -225,18 +235,18 @@ class BesideClassroom:
 
     def only_model(self) -> str:
         """Raises UsageError when there are several."""
-        from edge_agent.client.models import DaemonLibrary
+        from edge_agent.client.models import DaemonModels
 
-        return _only([entry.name for entry in DaemonLibrary(self.client).entries()])
+        return _only([entry.name for entry in DaemonModels(self.client).entries()])
 
 
 @asynccontextmanager
-async def _adaptation(
+async def _lesson_runner(
     state_dir: Path | None, environ: Mapping[str, str]
-) -> AsyncIterator[tuple[Adaptation, Settings, Store]]:
+) -> AsyncIterator[tuple[LessonRunner, Settings, Store]]:
     """Under STATE/lock. Raises DaemonRunning, UsageError."""
-    from edge_agent.adapt.lesson_runner import Adaptation
-    from edge_agent.adapt.pause_policy import Board
+    from edge_agent.adapt.lesson_runner import LessonRunner
+    from edge_agent.adapt.pause_policy import PauseConditions
     from edge_agent.config import load_settings
     from edge_agent.state_dir import StateDir
     from edge_agent.store.store import Store
@@ -249,17 +259,19 @@ async def _adaptation(
     try:
         with Store(state.database) as store:
             supervisor = Supervisor(settings, store, WORKER_ARGV, environ=environ)
-            adaptation = Adaptation(store, supervisor, Board(settings), state.path, environ)
+            lesson_runner = LessonRunner(
+                store, supervisor, PauseConditions(settings), state.path, environ
+            )
             try:
-                yield adaptation, settings, store
+                yield lesson_runner, settings, store
             finally:
-                await adaptation.close()
+                await lesson_runner.close()
                 await supervisor.close(0)
     finally:
         state.release()
 
 
-def _request(lesson: Lesson, settings: Settings, store: Store) -> RunRequest:
+def _request(lesson: LessonDraft, settings: Settings, store: Store) -> LessonRequest:
     from edge_agent.adapt.lesson_files import FEEDBACK
 
     name = lesson.model or settings.model or _only([row.name for row in store.models()])
@@ -267,11 +279,11 @@ def _request(lesson: Lesson, settings: Settings, store: Store) -> RunRequest:
     return _run_request(lesson, name, data)
 
 
-def _run_request(lesson: Lesson, model: str, data: str) -> RunRequest:
-    from edge_agent.adapt.lesson import RunRequest
+def _run_request(lesson: LessonDraft, model: str, data: str) -> LessonRequest:
+    from edge_agent.adapt.lesson import LessonRequest
 
     model = model.removesuffix(":latest")
-    return RunRequest(lesson.name, model, data, lesson.settings, lesson.activate)
+    return LessonRequest(lesson.name, model, data, lesson.settings, lesson.activate)
 
 
 def _only(names: list[str]) -> str:
@@ -281,7 +293,7 @@ def _only(names: list[str]) -> str:
     return names[0]
 
 
-def _body(lesson: Lesson) -> dict[str, Any]:
+def _body(lesson: LessonDraft) -> dict[str, Any]:
     """The request of /adapt/run. The daemon may not be able to read the user's file: it is sent."""
     body: dict[str, Any] = {
         "name": lesson.name,
@@ -297,7 +309,7 @@ def _body(lesson: Lesson) -> dict[str, Any]:
         raise DataRefused(f"cannot read {lesson.data}", str(error), "give UTF-8 JSONL") from error
 
 
-def followed(work: Work) -> Iterator[Event]:
+def followed(work: BackgroundWork) -> Iterator[Event]:
     """Runs `work` in a thread until it ends; closing the iterator asks it to end and waits."""
     events: queue.Queue[Event | Exception | None] = queue.Queue()
     has_left = threading.Event()
@@ -321,7 +333,7 @@ def followed(work: Work) -> Iterator[Event]:
         thread.join()
 
 
-async def _as_coroutine(work: Work, tell: Tell, has_left: threading.Event) -> None:
+async def _as_coroutine(work: BackgroundWork, tell: Tell, has_left: threading.Event) -> None:
     await work(tell, has_left)
 
 

@@ -25,7 +25,7 @@ from edge_agent.errors import DaemonNotRunning, DownloadError, error_from_code
 from edge_agent.state_dir import StateDir
 
 if TYPE_CHECKING:
-    from edge_agent.models.adapter_registry import Registry
+    from edge_agent.models.adapter_registry import AdapterRegistry
     from edge_agent.store.store import ModelRow, Store
 
 MAX_BENCHMARKS = 10_000
@@ -66,7 +66,7 @@ class ModelDetails:
     """The active one; None: the model itself answers."""
 
 
-class Library(Protocol):
+class Models(Protocol):
     """Every method raises ModelNotFound for an unknown name, and what the daemon answers."""
 
     def entries(self) -> list[ModelEntry]: ...
@@ -94,14 +94,14 @@ class Library(Protocol):
 @contextmanager
 def open_library(
     state_dir: Path | None, environ: Mapping[str, str], timeout_s: float = ANSWER_TIMEOUT_S
-) -> Iterator[Library]:
+) -> Iterator[Models]:
     """The daemon's models if one answers, else the state directory's. Raises DaemonRunning."""
     try:
         client = find_daemon(state_dir, environ, timeout_s)
     except DaemonNotRunning:
         pass
     else:
-        yield DaemonLibrary(client)
+        yield DaemonModels(client)
         return
     from edge_agent.store.store import Store
 
@@ -109,13 +109,13 @@ def open_library(
     state.acquire()
     try:
         with Store(state.database) as store:
-            yield LocalLibrary(state, store)
+            yield LocalModels(state, store)
     finally:
         state.release()
 
 
 @dataclass(frozen=True)
-class DaemonLibrary:
+class DaemonModels:
     """Through Ollama's endpoints of the running daemon."""
 
     client: Client
@@ -180,7 +180,7 @@ def _parts(documents: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str,
 
 
 @dataclass(frozen=True)
-class LocalLibrary:
+class LocalModels:
     """Directly; STATE/lock is held by open_library."""
 
     state: StateDir
@@ -218,10 +218,10 @@ class LocalLibrary:
         if path.parent == self.state.models and not shared:
             path.unlink(missing_ok=True)
 
-    def _registry(self) -> Registry:
-        from edge_agent.models.adapter_registry import Registry
+    def _registry(self) -> AdapterRegistry:
+        from edge_agent.models.adapter_registry import AdapterRegistry
 
-        return Registry(self.store, self.state.path)
+        return AdapterRegistry(self.store, self.state.path)
 
     def pull(self, source: str, name: str | None) -> Iterator[dict[str, Any]]:
         from edge_agent.store.store import ModelRow

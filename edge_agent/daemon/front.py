@@ -26,8 +26,8 @@ from aiohttp import web
 
 from edge_agent import __version__
 from edge_agent.adapt.activation import prove_unproved
-from edge_agent.adapt.lesson_runner import Adaptation
-from edge_agent.adapt.pause_policy import Board
+from edge_agent.adapt.lesson_runner import LessonRunner
+from edge_agent.adapt.pause_policy import PauseConditions
 from edge_agent.config import Settings, load_settings, settings_from_json
 from edge_agent.daemon import listeners, sd_notify
 from edge_agent.daemon.listeners import Listeners, open_listeners
@@ -145,12 +145,12 @@ async def _serve(
         senses = monitor.build(settings, store, supervisor)
         stack.callback(senses.close)
         senses.start()
-        adaptation = Adaptation(
-            store, supervisor, Board(settings, senses), state.path, dict(environ)
+        lesson_runner = LessonRunner(
+            store, supervisor, PauseConditions(settings, senses), state.path, dict(environ)
         )
-        stack.push_async_callback(adaptation.close)
+        stack.push_async_callback(lesson_runner.close)
         runner = runner_factory(supervisor, store, settings, state.token(), senses)
-        runner.app[ADAPTATION] = adaptation
+        runner.app[ADAPTATION] = lesson_runner
         await runner.setup()
         stack.push_async_callback(_clean_up, runner)
         for sock in listening.sockets:
@@ -158,7 +158,7 @@ async def _serve(
         await _run(daemon, stop)
         for site in runner.sites:
             await site.stop()
-        adaptation.stop()
+        lesson_runner.stop()
         await _drain(daemon, stop)
 
 

@@ -22,7 +22,7 @@ ALONE_CALL_S = 4.0
 
 
 @dataclass(frozen=True)
-class Part:
+class SlotShare:
     """One slot's share of a decode call: tokens put in, and the rows that make logits."""
 
     slot: Slot
@@ -39,7 +39,7 @@ class Batch:
         self._reading_pace = Pace(context.n_batch, call_s)
         """Of calls with readings, whose many rows of logits make a token dearer."""
 
-    def fill(self, slots: Sequence[Slot], *, may_prefill: bool, alone: bool) -> list[Part]:
+    def fill(self, slots: Sequence[Slot], *, may_prefill: bool, alone: bool) -> list[SlotShare]:
         """`slots` have work. `alone`: nobody else waits for the engine."""
         self._context.clear_batch()
         decoding = [slot for slot in slots if not slot.is_prefilling]
@@ -47,7 +47,7 @@ class Batch:
         parts = []
         for slot in decoding:
             row = self._context.add(slot.pending[0], len(slot.ids), slot.index, output=True)
-            parts.append(Part(slot, 1, [row]))
+            parts.append(SlotShare(slot, 1, [row]))
         alone = alone and len(prefilling) == 1 and not decoding
         budget = self.pace.chunk(len(decoding), alone=alone) if prefilling else 0
         spare_rows = self._context.n_outputs - len(decoding) - len(prefilling)
@@ -58,10 +58,10 @@ class Batch:
             if flags:
                 budget -= len(flags)
                 spare_rows -= max(0, sum(flags) - 1)
-                parts.append(Part(slot, len(flags), self._add(slot, flags)))
+                parts.append(SlotShare(slot, len(flags), self._add(slot, flags)))
         return parts
 
-    def measured(self, parts: Sequence[Part], duration_s: float) -> None:
+    def measured(self, parts: Sequence[SlotShare], duration_s: float) -> None:
         """The call took so long; calls without prompts tell nothing."""
         n_tokens = sum(part.n for part in parts)
         is_reading = any(isinstance(part.slot.work, Reading) for part in parts)

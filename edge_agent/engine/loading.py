@@ -31,7 +31,7 @@ _WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Engine:
+class LoadedEngine:
     """Everything a scheduler needs."""
 
     model: Model
@@ -41,7 +41,7 @@ class Engine:
     info: ModelInfo
 
 
-def load(message: Load, log: LogTail) -> Engine:
+def load(message: Load, log: LogTail) -> LoadedEngine:
     """Load a model, and read every weight once so that the first answer is not the slow one."""
     began = time.monotonic()
     path = Path(message.path)
@@ -57,7 +57,9 @@ def load(message: Load, log: LogTail) -> Engine:
     _warm_up(path, model, context)
     info = _info(message, settings, model, context, prompts, admission)
     info = msgspec.structs.replace(info, load_s=time.monotonic() - began)
-    return Engine(model, context, prompts, AdapterPool(model, context, path, log, always), info)
+    return LoadedEngine(
+        model, context, prompts, AdapterPool(model, context, path, log, always), info
+    )
 
 
 def _with_threads(settings: EngineSettings) -> EngineSettings:

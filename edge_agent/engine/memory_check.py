@@ -27,20 +27,20 @@ _SMALL_BOARD_BYTES = 4_500_000_000
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryInfo:
     """Bytes of /proc/meminfo: MemTotal and MemAvailable."""
 
     total_bytes: int
     available_bytes: int
 
 
-def read_memory(root: Path = Path("/")) -> Memory:
+def read_memory(root: Path = Path("/")) -> MemoryInfo:
     """MemTotal and MemAvailable below `root`, in bytes (the file counts KiB)."""
     fields = {}
     for line in (root / "proc/meminfo").read_text().splitlines():
         name, _, rest = line.partition(":")
         fields[name] = int(rest.split()[0]) * 1024
-    return Memory(fields["MemTotal"], fields["MemAvailable"])
+    return MemoryInfo(fields["MemTotal"], fields["MemAvailable"])
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Admission:
 def admit(
     gguf: GgufFile,
     settings: EngineSettings,
-    memory: Memory,
+    memory: MemoryInfo,
     compute_bytes: Callable[[int, int], int],
 ) -> Admission:
     """Choose n_ctx and slots. `compute_bytes(n_ctx, slots)` is the dry run.
@@ -72,12 +72,12 @@ def admit(
     raise _refusal(gguf, settings, plan, budget, compute_bytes)
 
 
-def still_fits(plan: MemoryPlan, settings: EngineSettings, memory: Memory) -> bool:
+def still_fits(plan: MemoryPlan, settings: EngineSettings, memory: MemoryInfo) -> bool:
     """Whether an earlier plan fits what is available now: no header and no dry run needed."""
     return plan.total_bytes + _PROCESS_BYTES <= _budget(settings, memory)
 
 
-def default_slots(memory: Memory) -> int:
+def default_slots(memory: MemoryInfo) -> int:
     """2 on a 4 GB board, else 4."""
     return 2 if memory.total_bytes < _SMALL_BOARD_BYTES else 4
 
@@ -99,7 +99,7 @@ def _shrinking(wanted: int) -> list[int]:
     return sizes
 
 
-def _budget(settings: EngineSettings, memory: Memory) -> int:
+def _budget(settings: EngineSettings, memory: MemoryInfo) -> int:
     if settings.memory_budget_bytes is None:
         return memory.available_bytes
     return min(settings.memory_budget_bytes, memory.available_bytes)

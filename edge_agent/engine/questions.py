@@ -6,7 +6,7 @@ Not here: whatever needs a decode call (scheduler.py).
 
 from __future__ import annotations
 
-from edge_agent.llama.model import Vocabulary
+from edge_agent.llama.model import ModelVocabulary
 from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.records import (
     ApplyTemplate,
@@ -22,7 +22,7 @@ from edge_agent.records import (
 Question = Tokenize | Detokenize | ApplyTemplate | Ping
 
 
-def answer(question: Question, vocabulary: Vocabulary, prompts: PromptBuilder) -> FromWorker:
+def answer(question: Question, vocabulary: ModelVocabulary, prompts: PromptBuilder) -> FromWorker:
     """Raises RequestError, TemplateError."""
     match question:
         case Ping():

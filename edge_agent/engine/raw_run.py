@@ -18,7 +18,7 @@ from edge_agent.records import RawDone, RawRun
 SLOT = 0
 
 
-class Decoder(Protocol):
+class DecodeContext(Protocol):
     """The part of llama/context.py that is needed."""
 
     n_ctx: int
@@ -31,7 +31,7 @@ class Decoder(Protocol):
     def truncate(self, slot: int, length: int) -> bool: ...
 
 
-def raw_run(context: Decoder, n_vocab: int, run: RawRun) -> RawDone:
+def raw_run(context: DecodeContext, n_vocab: int, run: RawRun) -> RawDone:
     """Run it. Raises RequestError when it does not fit in a slot's context."""
     n_tokens = run.n_depth + run.n_prompt + run.n_gen
     if n_tokens > context.n_ctx or min(run.n_depth, run.n_prompt, run.n_gen) < 0:
@@ -55,7 +55,7 @@ def raw_run(context: Decoder, n_vocab: int, run: RawRun) -> RawDone:
 
 
 def _put(
-    context: Decoder, ids: random.Random, n_vocab: int, position: int, n: int, size: int
+    context: DecodeContext, ids: random.Random, n_vocab: int, position: int, n: int, size: int
 ) -> None:
     """Decode `n` tokens from `position` on, `size` of them in a call."""
     for start in range(0, n, size):

@@ -19,8 +19,8 @@ import numpy as np
 
 from edge_agent.engine.adapter_pool import AdapterKey, key_of
 from edge_agent.engine.adapter_turns import Demand, Turns
-from edge_agent.engine.batch import Batch, Part
-from edge_agent.engine.loading import Engine
+from edge_agent.engine.batch import Batch, SlotShare
+from edge_agent.engine.loading import LoadedEngine
 from edge_agent.engine.placement import Placement
 from edge_agent.engine.questions import answer
 from edge_agent.engine.raw_run import raw_run
@@ -53,7 +53,7 @@ Send = Callable[[FromWorker], None]
 class Scheduler:
     """Owns the slots of one context."""
 
-    def __init__(self, engine: Engine, send: Send, *, prefill_call_s: float) -> None:
+    def __init__(self, engine: LoadedEngine, send: Send, *, prefill_call_s: float) -> None:
         self._vocabulary = engine.model.vocabulary
         self._context = engine.context
         self._prompts = engine.prompts
@@ -263,7 +263,7 @@ class Scheduler:
             self._take(part)
         self._steps.end(time.monotonic())
 
-    def _decode_guarded(self, parts: Sequence[Part]) -> bool:
+    def _decode_guarded(self, parts: Sequence[SlotShare]) -> bool:
         """decode(), abortable by `submit` while a single request is in the call."""
         with self._alone_lock:
             self._context.abort.clear()
@@ -276,7 +276,7 @@ class Scheduler:
             with self._alone_lock:
                 self._alone = None
 
-    def _fill_batch(self) -> list[Part]:
+    def _fill_batch(self) -> list[SlotShare]:
         """Choose whose adapter has its turn, apply it, and let its slots take part."""
         busy = [slot for slot in self._slots if slot.work]
         groups: dict[AdapterKey | None, list[Slot]] = {}
@@ -294,7 +294,7 @@ class Scheduler:
         )
         return parts
 
-    def _take(self, part: Part) -> None:
+    def _take(self, part: SlotShare) -> None:
         """Use the rows of logits that a slot's part of the call has made."""
         slot = part.slot
         try:

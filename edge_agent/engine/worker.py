@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from edge_agent.engine.loading import Engine, load
+from edge_agent.engine.loading import LoadedEngine, load
 from edge_agent.engine.scheduler import Scheduler
 from edge_agent.errors import EdgeAgentError
 from edge_agent.llama.binding import start_backend
@@ -33,7 +33,7 @@ EXIT_CONTEXT_LOST = 11
 _READ_BYTES = 1 << 16
 
 
-class Link:
+class WorkerFrontLink:
     """The socket to the front. `send` is called by the engine thread only."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -73,7 +73,7 @@ class Link:
         return head
 
 
-def _read_forever(link: Link, inbox: _Inbox) -> None:
+def _read_forever(link: WorkerFrontLink, inbox: _Inbox) -> None:
     while True:
         for message in link.read():
             inbox.put(message)
@@ -104,7 +104,7 @@ class _Inbox:
 
 def serve(connection: socket.socket) -> int:
     """Load, answer until the front is gone. Returns an exit code; normally never returns."""
-    link = Link(connection)
+    link = WorkerFrontLink(connection)
     request = link.first()
     inbox = _Inbox()
     threading.Thread(target=_read_forever, args=(link, inbox), name="reader", daemon=True).start()
@@ -125,7 +125,7 @@ def serve(connection: socket.socket) -> int:
     return EXIT_CONTEXT_LOST
 
 
-def _scheduler(engine: Engine, link: Link, request: Load) -> Scheduler:
+def _scheduler(engine: LoadedEngine, link: WorkerFrontLink, request: Load) -> Scheduler:
     return Scheduler(engine, link.send, prefill_call_s=request.settings.prefill_call_s)
 
 

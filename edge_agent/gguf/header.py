@@ -94,7 +94,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class VocabularyFacts:
     """What the rules ask about the tokens; the tokens themselves are not kept."""
 
     size: int
@@ -111,7 +111,7 @@ class Header:
     types: dict[str, str]
     """Type name of each key, so that a rule can ask for exactly u32."""
     tensors: tuple[TensorInfo, ...]
-    vocabulary: Vocabulary | None
+    vocabulary: VocabularyFacts | None
     token_types: array[int] | None
     data_start: int
 
@@ -158,7 +158,7 @@ class _Pairs:
         self._cursor = cursor
         self.metadata: dict[str, Value] = {}
         self.types: dict[str, str] = {}
-        self.vocabulary: Vocabulary | None = None
+        self.vocabulary: VocabularyFacts | None = None
         self.token_types: array[int] | None = None
         self._text_left = MAX_TEXT_BYTES
 
@@ -210,7 +210,7 @@ class _Pairs:
         return head
 
 
-def _vocabulary(cursor: Cursor, count: int) -> Vocabulary:
+def _vocabulary(cursor: Cursor, count: int) -> VocabularyFacts:
     """Duplicates are looked for in what llama.cpp will see: text up to a NUL, [EMPTY_i] for "".
 
     Two equal tokens fail GGML_ASSERT(id_to_token.size() == token_to_id.size()): the process dies.
@@ -237,7 +237,7 @@ def _vocabulary(cursor: Cursor, count: int) -> Vocabulary:
             for at, token in enumerate(tokens)
             if len(token) == 6 and _BYTE_TOKEN.fullmatch(token)
         ]
-    return Vocabulary(count, frozenset(byte_ids))
+    return VocabularyFacts(count, frozenset(byte_ids))
 
 
 def _as_llama_cpp_sees(batch: list[bytes], first: int) -> list[bytes]:

@@ -24,7 +24,7 @@ _USER_DEFINED = 1 << 4
 """LLAMA_TOKEN_ATTR_CONTROL and LLAMA_TOKEN_ATTR_USER_DEFINED of llama.h."""
 
 
-class Vocabulary:
+class ModelVocabulary:
     """Token ids of one model. Texts are UTF-8; a token's piece may be a part of a character."""
 
     def __init__(self, model_handle: Any) -> None:
@@ -148,7 +148,7 @@ class Model:
         if not handle:
             raise _load_error(path, log.errors())
         self.handle = handle
-        self.vocabulary = Vocabulary(handle)
+        self.vocabulary = ModelVocabulary(handle)
 
     def close(self) -> None:
         """Free the weights. Safe to call twice."""

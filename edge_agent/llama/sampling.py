@@ -21,7 +21,7 @@ import numpy.typing as npt
 from edge_agent.errors import RequestError, SchemaError
 from edge_agent.llama.binding import lib
 from edge_agent.llama.context import Context
-from edge_agent.llama.model import Vocabulary
+from edge_agent.llama.model import ModelVocabulary
 from edge_agent.records import ChosenLogprob, Sampling, TokenLogprob
 
 Logits = npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ class Sampler:
     def __init__(
         self,
         sampling: Sampling,
-        vocabulary: Vocabulary,
+        vocabulary: ModelVocabulary,
         *,
         grammar: str | None = None,
         ban_end: bool = False,
@@ -152,7 +152,7 @@ def _n_best(sampling: Sampling, bias: dict[int, float]) -> int:
     return n if n <= _MOST_BEST else 0
 
 
-def _grammar(text: str, vocabulary: Vocabulary) -> Any:
+def _grammar(text: str, vocabulary: ModelVocabulary) -> Any:
     handle = lib.llama_sampler_init_grammar(vocabulary.handle, text.encode(), b"root")
     if not handle:
         raise SchemaError(
@@ -163,7 +163,7 @@ def _grammar(text: str, vocabulary: Vocabulary) -> Any:
     return handle
 
 
-def _chain(sampling: Sampling, bias: dict[int, float], vocabulary: Vocabulary) -> Any:
+def _chain(sampling: Sampling, bias: dict[int, float], vocabulary: ModelVocabulary) -> Any:
     """A chain that owns its links: freeing it frees them."""
     links = []
     if bias:
@@ -209,7 +209,7 @@ def _drawing(sampling: Sampling) -> list[Any]:
     return links
 
 
-def _logit_bias(bias: dict[int, float], vocabulary: Vocabulary) -> Any:
+def _logit_bias(bias: dict[int, float], vocabulary: ModelVocabulary) -> Any:
     for token in bias:
         if not 0 <= token < vocabulary.n_tokens:
             raise RequestError(
@@ -224,7 +224,7 @@ def _logit_bias(bias: dict[int, float], vocabulary: Vocabulary) -> Any:
 
 
 def chosen_logprob(
-    context: Context, row: int, token: int, n_top: int, vocabulary: Vocabulary
+    context: Context, row: int, token: int, n_top: int, vocabulary: ModelVocabulary
 ) -> ChosenLogprob:
     """Natural-log probabilities of a row before any sampling, by log-softmax in float64."""
     logits = logits_of(context, row, vocabulary.n_tokens).astype(np.float64)

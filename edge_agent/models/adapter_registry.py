@@ -44,7 +44,7 @@ def check_file(path: Path, base: Path, base_sha256: str) -> None:
     check_adapter(path, read_gguf(base), base_sha256)
 
 
-class Registry:
+class AdapterRegistry:
     """Adapters by model and name. `clock` gives Unix seconds."""
 
     def __init__(

@@ -53,7 +53,7 @@ Report = Callable[[dict[str, object]], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class PullJob:
     """One pull: where it writes and whom it tells."""
 
     models_dir: Path
@@ -64,7 +64,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PullPlan:
     """A source that was found: what will be fetched, before a byte of it is."""
 
     source: str
@@ -82,7 +82,7 @@ class Plan:
         return f".pull-{hashlib.sha256(key.encode()).hexdigest()[:16]}.partial"
 
 
-def pull(source: str, name: str | None, job: Job) -> ModelRow:
+def pull(source: str, name: str | None, job: PullJob) -> ModelRow:
     """Bring `source` into STATE/models and return the row to register.
 
     `source` is embedded:NAME, hf:owner/repo[:quant], a path to a file or to the directory that
@@ -118,22 +118,22 @@ def model_row(gguf: GgufFile, *, name: str, sha256: str, source: str, added_at: 
     )
 
 
-def find_source(source: str, environ: Mapping[str, str]) -> Plan:
+def find_source(source: str, environ: Mapping[str, str]) -> PullPlan:
     """Resolve a source without fetching it. Raises as `pull` does."""
     if source.startswith("embedded:"):
         model = embedded_model(source.removeprefix("embedded:"))
         parts = tuple(embedded_parts(model))
         size = sum(part.stat().st_size for part in parts)
-        return Plan(source, model.name, size, model.sha256, parts)
+        return PullPlan(source, model.name, size, model.sha256, parts)
     if source.startswith("hf:"):
         repo, quant = hub.parse_repo(source.removeprefix("hf:"))
         file = hub.find_file(repo, quant, environ)
-        return Plan(source, name_from_file(file.name), file.size_bytes, file.sha256, (), file)
+        return PullPlan(source, name_from_file(file.name), file.size_bytes, file.sha256, (), file)
     path, sha256 = Path(source).expanduser(), None
     if path.is_dir():
         path, sha256 = model_in(path)
     gguf = read_gguf(path)  # before a byte is copied; the copy is checked again
-    return Plan(source, name_from_file(path.name), gguf.file_bytes, sha256, (path,))
+    return PullPlan(source, name_from_file(path.name), gguf.file_bytes, sha256, (path,))
 
 
 def name_from_file(file_name: str) -> str:
@@ -158,7 +158,7 @@ def _check_name(name: str | None) -> None:
 
 
 @contextmanager
-def _exclusive(job: Job) -> Iterator[None]:
+def _exclusive(job: PullJob) -> Iterator[None]:
     """One pull at a time writes to a state directory; a second one waits and says so."""
     with _storage_errors(job.models_dir):
         job.models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def _exclusive(job: Job) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _bring(plan: Plan, job: Job) -> tuple[Path, str]:
+def _bring(plan: PullPlan, job: PullJob) -> tuple[Path, str]:
     """The final path and the hash. The partial file is gone afterwards unless the hub failed."""
     if plan.sha256 and (present := _already_there(plan, job)):
         return present, plan.sha256
@@ -198,7 +198,7 @@ def _bring(plan: Plan, job: Job) -> tuple[Path, str]:
         raise
 
 
-def _hash_or_copy(plan: Plan, partial: Path, job: Job) -> str:
+def _hash_or_copy(plan: PullPlan, partial: Path, job: PullJob) -> str:
     if plan.hub_file:
         return sha256_of(partial, progress=_Throttle(job.report, "verifying"))
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -206,7 +206,7 @@ def _hash_or_copy(plan: Plan, partial: Path, job: Job) -> str:
         return sha256_of(*plan.parts, out=out, progress=_Throttle(job.report, "copying"))
 
 
-def _check_hash(plan: Plan, sha256: str) -> None:
+def _check_hash(plan: PullPlan, sha256: str) -> None:
     if plan.sha256 and sha256 != plan.sha256:
         raise ModelCorrupt(
             f"{plan.source} did not arrive intact",
@@ -215,7 +215,7 @@ def _check_hash(plan: Plan, sha256: str) -> None:
         )
 
 
-def _check_content(plan: Plan, partial: Path) -> None:
+def _check_content(plan: PullPlan, partial: Path) -> None:
     try:
         read_gguf(partial)
     except ModelFormatError as error:
@@ -235,7 +235,7 @@ def _settle(partial: Path, final: Path) -> Path:
     return final
 
 
-def _already_there(plan: Plan, job: Job) -> Path | None:
+def _already_there(plan: PullPlan, job: PullJob) -> Path | None:
     path = job.models_dir / f"{plan.sha256}.gguf"
     if _size(path) != plan.size_bytes:
         return None
@@ -307,7 +307,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str], stdout: TextIO) -> int
         stdout.write(json.dumps(line) + "\n")
         stdout.flush()
 
-    job = Job(flags.state_dir.expanduser().absolute() / "models", report, environ, time.time)
+    job = PullJob(flags.state_dir.expanduser().absolute() / "models", report, environ, time.time)
     try:
         row = pull(flags.source, flags.name, job)
         report({"status": "success", "model": asdict(row)})

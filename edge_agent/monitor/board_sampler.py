@@ -24,7 +24,7 @@ from edge_agent.monitor.sensors import power
 from edge_agent.monitor.sensors.readings import Looked, Power
 from edge_agent.monitor.snapshot import Pids, PowerState, Pulse, SlowSensors, Snapshot
 
-__all__ = ["PowerSample", "Sampler", "Snapshot", "TickSchedule"]
+__all__ = ["BoardSampler", "PowerSample", "Snapshot", "TickSchedule"]
 
 SECOND_S = 1.0
 MIN_GAP_S = 0.3
@@ -86,7 +86,7 @@ class _Waiter:
             self.future.set_result(None)
 
 
-class Sampler:
+class BoardSampler:
     """Started and stopped explicitly; its methods may be called from any thread.
 
     `pids` names the processes whose memory is read. `idle_hz` and `busy_hz` are ticks a second.

@@ -41,7 +41,7 @@ _JETPACK = {32: "4", 35: "5", 36: "6", 38: "7"}
 
 
 @dataclass(frozen=True)
-class Check:
+class DoctorCheck:
     """One finding. `hint` says what to do and is empty only for ok and info."""
 
     name: str
@@ -60,7 +60,7 @@ def examine(
     state_dir: Path,
     models: Sequence[ModelRow] = (),
     probe: Probe | None = None,
-) -> list[Check]:
+) -> list[DoctorCheck]:
     """All findings. Reads below `root` and `state_dir` only, apart from the llama.cpp probe."""
     return [
         check_board(root),
@@ -93,36 +93,38 @@ def is_jetson(root: Path) -> bool:
     return read_text(root / "etc/nv_tegra_release") is not None
 
 
-def check_board(root: Path) -> Check:
+def check_board(root: Path) -> DoctorCheck:
     """The device tree's model on ARM, the DMI product on a PC."""
     for place in ("proc/device-tree/model", "sys/class/dmi/id/product_name"):
         if text := read_text(root / place):
-            return Check("board", "info", f"{text} (/{place})")
-    return Check("board", "info", "unknown: neither a device tree nor DMI names it")
+            return DoctorCheck("board", "info", f"{text} (/{place})")
+    return DoctorCheck("board", "info", "unknown: neither a device tree nor DMI names it")
 
 
-def check_l4t(root: Path) -> Check:
+def check_l4t(root: Path) -> DoctorCheck:
     """JetPack's base release; 36.4.7 by name because of its broken allocations."""
     text = read_text(root / "etc/nv_tegra_release")
     if text is None:
-        return Check("jetpack", "info", "not a Jetson (no /etc/nv_tegra_release)")
+        return DoctorCheck("jetpack", "info", "not a Jetson (no /etc/nv_tegra_release)")
     match = _L4T.search(text)
     if match is None:
-        return Check("jetpack", "warn", f"unreadable release: {text[:80]}", "report this line")
+        return DoctorCheck(
+            "jetpack", "warn", f"unreadable release: {text[:80]}", "report this line"
+        )
     major, revision = int(match[1]), match[2]
     detail = f"L4T {major}.{revision} (JetPack {_JETPACK.get(major, '?')})"
     if (major, revision) == (36, "4.7"):
         # NvMapMemAllocInternalTagged error 12; ggml-org/llama.cpp issue 23732.
-        return Check(
+        return DoctorCheck(
             "jetpack",
             "warn",
             f"{detail}: GPU allocations above about 1.1 GB fail in this release",
             "upgrade to L4T 36.5 or later, or keep larger models on the CPU (--n-gpu-layers 0)",
         )
-    return Check("jetpack", "ok", detail)
+    return DoctorCheck("jetpack", "ok", detail)
 
 
-def check_cpu(root: Path) -> Check:
+def check_cpu(root: Path) -> DoctorCheck:
     """Processor count and kind, and cores that a power mode has switched off."""
     text = read_text(root / "proc/cpuinfo") or ""
     count = len(re.findall(r"^processor\s*:", text, re.MULTILINE))
@@ -132,13 +134,15 @@ def check_cpu(root: Path) -> Check:
     cpu = root / "sys/devices/system/cpu"
     online, present = read_text(cpu / "online"), read_text(cpu / "present")
     if online and present and online != present:
-        return Check(
+        return DoctorCheck(
             "cpu",
             "warn",
             f"{detail}; online {online} of {present}",
             "a power mode keeps cores off: sudo nvpmodel -q shows it, sudo nvpmodel -m 0 is full",
         )
-    return Check("cpu", "ok" if count else "warn", detail, "" if count else "/proc is not readable")
+    return DoctorCheck(
+        "cpu", "ok" if count else "warn", detail, "" if count else "/proc is not readable"
+    )
 
 
 # ---- memory ------------------------------------------------------------------------------------
@@ -151,26 +155,26 @@ def _meminfo(root: Path) -> dict[str, int]:
     return {name: int(value) * 1024 for name, value in found}
 
 
-def check_memory(root: Path) -> Check:
+def check_memory(root: Path) -> DoctorCheck:
     """MemAvailable is what admission compares with; CPU and GPU share it on a Jetson."""
     memory = _meminfo(root)
     if "MemAvailable" not in memory:
-        return Check("memory", "warn", "unknown", "/proc/meminfo has no MemAvailable line")
+        return DoctorCheck("memory", "warn", "unknown", "/proc/meminfo has no MemAvailable line")
     available, total = memory["MemAvailable"], memory.get("MemTotal", 0)
     detail = f"{available // MIB} MiB available of {total // MIB} MiB"
     if available < LOW_AVAILABLE_BYTES:
         hint = "stop other programs (a desktop takes about 600 MB), or use a smaller model"
-        return Check("memory", "warn", detail, hint)
-    return Check("memory", "ok", detail)
+        return DoctorCheck("memory", "warn", detail, hint)
+    return DoctorCheck("memory", "ok", detail)
 
 
-def check_swap(root: Path) -> Check:
+def check_swap(root: Path) -> DoctorCheck:
     """zram is compressed memory and harmless; swap on an SD card is slow and wears it out."""
     lines = (read_text(root / "proc/swaps") or "").splitlines()[1:]
     devices = [line.split()[0] for line in lines if line.split()]
     total = _meminfo(root).get("SwapTotal", 0) // MIB
     if not devices:
-        return Check(
+        return DoctorCheck(
             "swap",
             "info",
             "none: when memory is short, a process is killed at once",
@@ -180,19 +184,19 @@ def check_swap(root: Path) -> Check:
     detail = f"{total} MiB on {', '.join(devices)}"
     if on_card and is_jetson(root):
         hint = "prefer zram: a model that swaps to an SD card answers at a crawl and wears it out"
-        return Check("swap", "warn", detail, hint)
-    return Check("swap", "ok", detail)
+        return DoctorCheck("swap", "warn", detail, hint)
+    return DoctorCheck("swap", "ok", detail)
 
 
-def check_desktop(root: Path) -> Check:
+def check_desktop(root: Path) -> DoctorCheck:
     """Desktop processes by name in /proc; on a small board they cost about 600 MB."""
     running = set()
     for comm in (root / "proc").glob("[0-9]*/comm"):
         if (name := read_text(comm)) in DESKTOP:
             running.add(name)
     if not running:
-        return Check("desktop", "ok", "none runs")
-    return Check(
+        return DoctorCheck("desktop", "ok", "none runs")
+    return DoctorCheck(
         "desktop",
         "warn" if is_jetson(root) else "info",
         f"{', '.join(sorted(running))} running",
@@ -234,38 +238,42 @@ def probe_llama_cpp(environ: Mapping[str, str]) -> str:
     return done.stdout.strip()
 
 
-def check_llama_cpp(environ: Mapping[str, str], jetson: bool, probe: Probe) -> Check:
+def check_llama_cpp(environ: Mapping[str, str], jetson: bool, probe: Probe) -> DoctorCheck:
     """Build and features; a CPU-only build is worth a word on a board with a GPU."""
     try:
         text = probe(environ)
     except (OSError, RuntimeError) as error:
         hint = "reinstall llama-cpp-python in this environment (make install), then try again"
-        return Check("llama.cpp", "fail", f"cannot be loaded: {error}", hint)
+        return DoctorCheck("llama.cpp", "fail", f"cannot be loaded: {error}", hint)
     detail = " | ".join(line.strip() for line in text.splitlines() if line.strip())
     if jetson and "CUDA" not in text:
         hint = "rebuild llama-cpp-python with CMAKE_ARGS=-DGGML_CUDA=ON (CUDA 11 or newer)"
-        return Check("llama.cpp", "warn", f"built without CUDA: {detail}", hint)
-    return Check("llama.cpp", "ok", detail)
+        return DoctorCheck("llama.cpp", "warn", f"built without CUDA: {detail}", hint)
+    return DoctorCheck("llama.cpp", "ok", detail)
 
 
 # ---- our own files -----------------------------------------------------------------------------
 
 
-def check_socket(state_dir: Path) -> Check:
+def check_socket(state_dir: Path) -> DoctorCheck:
     """Does anybody answer on the socket that STATE/run.json names (else STATE/agent.sock)?"""
     path = _socket_path(state_dir)
     if not path.is_socket():
-        return Check("daemon", "info", f"not running ({path} is not there)", "edge-agent serve")
+        return DoctorCheck(
+            "daemon", "info", f"not running ({path} is not there)", "edge-agent serve"
+        )
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(2)
         try:
             connection.connect(os.fspath(path))
         except PermissionError:
-            return Check("daemon", "fail", f"{path}: no permission", "join the group edge-agent")
+            return DoctorCheck(
+                "daemon", "fail", f"{path}: no permission", "join the group edge-agent"
+            )
         except OSError as error:
             hint = "its daemon is gone or hangs: edge-agent serve replaces a stale socket"
-            return Check("daemon", "warn", f"{path} does not answer: {error.strerror}", hint)
-    return Check("daemon", "ok", f"answers on {path}")
+            return DoctorCheck("daemon", "warn", f"{path} does not answer: {error.strerror}", hint)
+    return DoctorCheck("daemon", "ok", f"answers on {path}")
 
 
 def _socket_path(state_dir: Path) -> Path:
@@ -277,70 +285,76 @@ def _socket_path(state_dir: Path) -> Path:
     return Path(named) if isinstance(named, str) else state_dir / "agent.sock"
 
 
-def check_state_dir(state_dir: Path) -> Check:
+def check_state_dir(state_dir: Path) -> DoctorCheck:
     """Can it be written, and is there room for a model?"""
     place = state_dir
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         hint = "correct its owner and permissions, or choose another one with --state-dir"
-        return Check("state", "fail", f"{place} cannot be written", hint)
+        return DoctorCheck("state", "fail", f"{place} cannot be written", hint)
     free = shutil.disk_usage(place).free
     detail = f"{state_dir}: {free // MIB} MiB free"
     if free < LOW_DISK_BYTES:
-        return Check("state", "warn", detail, "free some space: edge-agent rm NAME removes a model")
-    return Check("state", "ok", detail)
+        return DoctorCheck(
+            "state", "warn", detail, "free some space: edge-agent rm NAME removes a model"
+        )
+    return DoctorCheck("state", "ok", detail)
 
 
-def check_models(state_dir: Path, models: Sequence[ModelRow]) -> list[Check]:
+def check_models(state_dir: Path, models: Sequence[ModelRow]) -> list[DoctorCheck]:
     """Each registered file: there, and of the registered size (its hash is checked on load)."""
     if not models:
         hint = "edge-agent pull embedded:smollm2-135m"
-        return [Check("models", "info", "none registered", hint)]
+        return [DoctorCheck("models", "info", "none registered", hint)]
     return [_check_model(state_dir, model) for model in models]
 
 
-def _check_model(state_dir: Path, model: ModelRow) -> Check:
+def _check_model(state_dir: Path, model: ModelRow) -> DoctorCheck:
     name, path = f"model {model.name}", state_dir / model.path
     hint = f"edge-agent rm {model.name}, then edge-agent pull {model.source}"
     try:
         size = path.stat().st_size
     except OSError as error:
-        return Check(name, "fail", f"{path}: {error.strerror}", hint)
+        return DoctorCheck(name, "fail", f"{path}: {error.strerror}", hint)
     if size != model.size_bytes:
-        return Check(name, "fail", f"{path} has {size} bytes and not {model.size_bytes}", hint)
-    return Check(name, "ok", f"{model.description}, {size // MIB} MiB")
+        return DoctorCheck(
+            name, "fail", f"{path} has {size} bytes and not {model.size_bytes}", hint
+        )
+    return DoctorCheck(name, "ok", f"{model.description}, {size // MIB} MiB")
 
 
 # ---- sensors -----------------------------------------------------------------------------------
 
 
-def check_power(root: Path) -> Check:
+def check_power(root: Path) -> DoctorCheck:
     """Whether answers will carry joules: a reading of the rail that feeds the whole board."""
     reading = power.read(root)
     reason = reading.reasons.get("total", "")
     rail = reading.total_rail
     if rail is None:
         if "root only" in reason:
-            return Check("power", "warn", reason, "sudo chmod a+r on that file until the next boot")
-        return Check("power", "info", f"watts will be null: {reason}")
+            return DoctorCheck(
+                "power", "warn", reason, "sudo chmod a+r on that file until the next boot"
+            )
+        return DoctorCheck("power", "info", f"watts will be null: {reason}")
     if rail in reading.joules:
-        return Check("power", "ok", f"RAPL counter {rail} of {len(reading.joules)}")
+        return DoctorCheck("power", "ok", f"RAPL counter {rail} of {len(reading.joules)}")
     rails = ", ".join(
         f"{name} {'unreadable' if watts is None else f'{watts:.2f} W'}"
         for name, watts in reading.watts.items()
     )
     if reading.watts[rail] is None:
-        return Check("power", "warn", f"INA3221, {reading.reasons.get(f'watts.{rail}')}")
-    return Check("power", "ok", f"INA3221, total {rail}: {rails}")
+        return DoctorCheck("power", "warn", f"INA3221, {reading.reasons.get(f'watts.{rail}')}")
+    return DoctorCheck("power", "ok", f"INA3221, total {rail}: {rails}")
 
 
-def check_thermal(root: Path) -> Check:
+def check_thermal(root: Path) -> DoctorCheck:
     reading = thermal.read(root)
     hottest = reading.hottest_celsius
     if hottest is None:
-        return Check("heat", "info", "temperatures will be null: no thermal zone can be read")
-    return Check("heat", "ok", f"{len(reading.zones_celsius)} zones, hottest {hottest:.1f} C")
+        return DoctorCheck("heat", "info", "temperatures will be null: no thermal zone can be read")
+    return DoctorCheck("heat", "ok", f"{len(reading.zones_celsius)} zones, hottest {hottest:.1f} C")
 
 
 def sensors(root: Path) -> list[Looked]:

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edge_agent.config import Settings
-from edge_agent.monitor.board_sampler import Sampler, Snapshot
+from edge_agent.monitor.board_sampler import BoardSampler, Snapshot
 from edge_agent.monitor.energy import energy_of
-from edge_agent.monitor.pressure_guard import Guard, thresholds
+from edge_agent.monitor.pressure_guard import PressureGuard, thresholds
 from edge_agent.monitor.telemetry import Telemetry
 from edge_agent.records import Done, Energy, Measured
 from edge_agent.store.store import Store
@@ -54,9 +54,9 @@ class TokenCount:
 class Monitor:
     """Made by `build`; `start` on the running loop, `close` before the store closes."""
 
-    sampler: Sampler
+    sampler: BoardSampler
     telemetry: Telemetry
-    guard: Guard | None
+    guard: PressureGuard | None
     tokens: TokenCount
     _history: deque[_Seen] = field(default_factory=lambda: deque(maxlen=SEEN_S))
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -135,7 +135,7 @@ def _hand_over(
 def build(settings: Settings, store: Store, supervisor: Supervisor) -> Monitor:
     """The senses of a daemon, not started yet."""
     tokens = TokenCount()
-    sampler = Sampler(
+    sampler = BoardSampler(
         settings.sensors_root,
         source=settings.power_source,
         idle_hz=settings.sample_idle_hz,
@@ -143,7 +143,7 @@ def build(settings: Settings, store: Store, supervisor: Supervisor) -> Monitor:
         pids=lambda: _pids(supervisor),
     )
     telemetry = Telemetry(store, sampler, lambda: tokens.total)
-    guard = Guard(thresholds(settings), supervisor, store) if settings.guard else None
+    guard = PressureGuard(thresholds(settings), supervisor, store) if settings.guard else None
     return Monitor(sampler, telemetry, guard, tokens)
 
 

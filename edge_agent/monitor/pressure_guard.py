@@ -49,7 +49,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class State:
+class GuardState:
     """Times are the snapshots' monotonic seconds; None: no such time is running."""
 
     stage: int = 0
@@ -59,7 +59,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GuardVerdict:
     """What one snapshot says."""
 
     is_pressed: bool
@@ -68,7 +68,7 @@ class Verdict:
     reason: str
 
 
-class Engine(Protocol):
+class GuardedEngine(Protocol):
     """The supervisor's part that the guard uses."""
 
     def refuse(self, reason: str | None) -> None: ...
@@ -76,7 +76,7 @@ class Engine(Protocol):
     def unload(self, *, force: bool = False) -> Awaitable[bool]: ...
 
 
-class Events(Protocol):
+class GuardEvents(Protocol):
     """The store's part that the guard uses."""
 
     def add_event(self, kind: str, detail: str) -> Future[None]: ...
@@ -88,11 +88,11 @@ def thresholds(settings: Settings) -> Thresholds:
     )
 
 
-def judge(snapshot: Snapshot, limits: Thresholds) -> Verdict:
+def judge(snapshot: Snapshot, limits: Thresholds) -> GuardVerdict:
     """Compare one snapshot with the thresholds; each sensor that is there has a say."""
     verdicts = [*_memory(snapshot, limits), *_pressure(snapshot, limits), *_heat(snapshot, limits)]
     pressed = [one for one in verdicts if one.is_pressed]
-    return Verdict(
+    return GuardVerdict(
         is_pressed=bool(pressed),
         is_critical=any(one.is_critical for one in pressed),
         is_calm=all(one.is_calm for one in verdicts),
@@ -100,7 +100,7 @@ def judge(snapshot: Snapshot, limits: Thresholds) -> Verdict:
     )
 
 
-def _memory(snapshot: Snapshot, limits: Thresholds) -> list[Verdict]:
+def _memory(snapshot: Snapshot, limits: Thresholds) -> list[GuardVerdict]:
     memory = snapshot.memory
     limit = limits.available_bytes
     if limit is None and memory.total_bytes is not None:
@@ -110,7 +110,7 @@ def _memory(snapshot: Snapshot, limits: Thresholds) -> list[Verdict]:
         return []
     reason = f"memory pressure: {available // MIB} MiB available, the guard acts below "
     return [
-        Verdict(
+        GuardVerdict(
             available < limit,
             available < CRITICAL_MEMORY * limit,
             available >= CALM_MEMORY * limit,
@@ -119,16 +119,18 @@ def _memory(snapshot: Snapshot, limits: Thresholds) -> list[Verdict]:
     ]
 
 
-def _pressure(snapshot: Snapshot, limits: Thresholds) -> list[Verdict]:
+def _pressure(snapshot: Snapshot, limits: Thresholds) -> list[GuardVerdict]:
     stalled = snapshot.memory.psi_full_percent
     if stalled is None:
         return []
     limit = limits.psi_percent
     reason = f"memory pressure: all tasks waited {stalled:.0f} % of 10 s, the guard acts at "
-    return [Verdict(stalled >= limit, False, stalled < CALM_PSI * limit, f"{reason}{limit:.0f} %")]
+    return [
+        GuardVerdict(stalled >= limit, False, stalled < CALM_PSI * limit, f"{reason}{limit:.0f} %")
+    ]
 
 
-def _heat(snapshot: Snapshot, limits: Thresholds) -> list[Verdict]:
+def _heat(snapshot: Snapshot, limits: Thresholds) -> list[GuardVerdict]:
     verdicts = []
     for zone, celsius in snapshot.thermal.zones_celsius.items():
         if celsius is None:
@@ -138,12 +140,12 @@ def _heat(snapshot: Snapshot, limits: Thresholds) -> list[Verdict]:
         reason = f"heat: {zone} has {celsius:.1f} C, the guard acts at {limit:.1f} C"
         is_critical = celsius >= limit + CRITICAL_CELSIUS
         verdicts.append(
-            Verdict(celsius >= limit, is_critical, celsius < limit - CALM_CELSIUS, reason)
+            GuardVerdict(celsius >= limit, is_critical, celsius < limit - CALM_CELSIUS, reason)
         )
     return verdicts
 
 
-def decide(state: State, verdict: Verdict, now_s: float) -> State:
+def decide(state: GuardState, verdict: GuardVerdict, now_s: float) -> GuardState:
     """The next state: one stage further after lasting pressure, one back after lasting calm."""
     if verdict.is_pressed:
         since_s = now_s if state.pressed_since_s is None else state.pressed_since_s
@@ -151,7 +153,7 @@ def decide(state: State, verdict: Verdict, now_s: float) -> State:
         if verdict.is_critical:
             wait_s = CRITICAL_S
         if now_s - since_s >= wait_s and state.stage < LAST_STAGE:
-            return State(state.stage + 1, verdict.reason, now_s)
+            return GuardState(state.stage + 1, verdict.reason, now_s)
         return (
             replace(state, pressed_since_s=since_s, calm_since_s=None, reason=verdict.reason)
             if state.stage
@@ -163,17 +165,17 @@ def decide(state: State, verdict: Verdict, now_s: float) -> State:
     if now_s - since_s < RECOVER_S:
         return replace(state, pressed_since_s=None, calm_since_s=since_s)
     stage = state.stage - 1
-    return State(stage, state.reason if stage else "", None, now_s if stage else None)
+    return GuardState(stage, state.reason if stage else "", None, now_s if stage else None)
 
 
-class Guard:
+class PressureGuard:
     """Feed it on the event loop. `stage` and `reason` are for /status and the metrics."""
 
-    def __init__(self, limits: Thresholds, engine: Engine, events: Events) -> None:
+    def __init__(self, limits: Thresholds, engine: GuardedEngine, events: GuardEvents) -> None:
         self._limits = limits
         self._engine = engine
         self._events = events
-        self._state = State()
+        self._state = GuardState()
         self._acting: asyncio.Task[None] | None = None
 
     @property

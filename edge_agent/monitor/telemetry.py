@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from edge_agent.store.rows import SampleRow, merged
 
 if TYPE_CHECKING:
-    from edge_agent.monitor.board_sampler import Sampler, Snapshot
+    from edge_agent.monitor.board_sampler import BoardSampler, Snapshot
     from edge_agent.store.store import Store
 
 Point: TypeAlias = SampleRow
@@ -42,7 +42,7 @@ class Telemetry:
     def __init__(
         self,
         store: Store,
-        sampler: Sampler,
+        sampler: BoardSampler,
         tokens: Callable[[], int],
         unix: Callable[[], float] = time.time,
     ) -> None:

@@ -184,7 +184,7 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
 
 
 @dataclass(frozen=True)
-class Family:
+class TemplateFamily:
     """One renderer of ours, and the control tokens it writes."""
 
     items: Callable[[Sequence[Message]], Iterator[Item]]
@@ -195,13 +195,13 @@ class Family:
 
 
 _CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
-FAMILIES: dict[str, Family] = {
-    "gemma": Family(_gemma, ("<start_of_turn>", "<end_of_turn>")),
-    "chatml": Family(_chatml, _CHATML_MARKS),
-    "qwen2": Family(_qwen2, _CHATML_MARKS),
-    "qwen2.5": Family(_qwen25, _CHATML_MARKS),
-    "qwen3": Family(_qwen3, _CHATML_MARKS),
-    "smollm2": Family(_smollm2, _CHATML_MARKS),
+FAMILIES: dict[str, TemplateFamily] = {
+    "gemma": TemplateFamily(_gemma, ("<start_of_turn>", "<end_of_turn>")),
+    "chatml": TemplateFamily(_chatml, _CHATML_MARKS),
+    "qwen2": TemplateFamily(_qwen2, _CHATML_MARKS),
+    "qwen2.5": TemplateFamily(_qwen25, _CHATML_MARKS),
+    "qwen3": TemplateFamily(_qwen3, _CHATML_MARKS),
+    "smollm2": TemplateFamily(_smollm2, _CHATML_MARKS),
 }
 
 

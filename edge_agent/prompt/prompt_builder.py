@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge_agent.errors import RequestError, TemplateError
-from edge_agent.llama.model import Model, Vocabulary
+from edge_agent.llama.model import Model, ModelVocabulary
 from edge_agent.prompt.chat_template import (
     ChatTemplate,
     Control,
@@ -34,7 +34,7 @@ class PromptBuilder:
     """The prompt side of one model: its template and its control tokens."""
 
     def __init__(self, model: Model, architecture: str) -> None:
-        self.vocabulary: Vocabulary = model.vocabulary
+        self.vocabulary: ModelVocabulary = model.vocabulary
         vocabulary = self.vocabulary
         self.control_ids = frozenset(
             map(vocabulary.added_ids.__getitem__, vocabulary.control_texts)

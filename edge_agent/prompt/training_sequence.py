@@ -25,7 +25,7 @@ from types import TracebackType
 from edge_agent.errors import RequestError
 from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.binding import start_backend
-from edge_agent.llama.model import Model, Vocabulary
+from edge_agent.llama.model import Model, ModelVocabulary
 from edge_agent.prompt.encoding import Part, encode
 from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.records import EngineSettings, Generate, Message, Sampling
@@ -130,7 +130,7 @@ def _rest(asked: Sequence[Part], answered: Sequence[Part]) -> list[Part] | None:
     return behind if joint == last else None
 
 
-def _answer_ids(vocabulary: Vocabulary, answer: str) -> list[int]:
+def _answer_ids(vocabulary: ModelVocabulary, answer: str) -> list[int]:
     """The answer as one string; without the space that some vocabularies put before a string."""
     if not answer:
         return []

@@ -16,9 +16,9 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from edge_agent import atomic_file
-from edge_agent.adapt.lesson import RunRequest
+from edge_agent.adapt.lesson import LessonRequest
 from edge_agent.adapt.lesson_files import FEEDBACK, GIVEN_FILE
-from edge_agent.adapt.lesson_runner import Adaptation
+from edge_agent.adapt.lesson_runner import LessonRunner
 from edge_agent.adapt.messages import RunSettings
 from edge_agent.errors import ModelNotFound, RequestError
 from edge_agent.server.body import parse_json, read_body, validate
@@ -28,7 +28,7 @@ from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import Body
 from edge_agent.server.service import SERVICE
 
-ADAPTATION = web.AppKey("adaptation", Adaptation)
+ADAPTATION = web.AppKey("adaptation", LessonRunner)
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Some 50,000 short rows. More than that is a run for the host."""
 
@@ -69,54 +69,54 @@ class AdaptAnswer(BaseModel):
 
 
 async def status(request: web.Request) -> web.Response:
-    return json_response(_adaptation(request).status())
+    return json_response(_lesson_runner(request).status())
 
 
 async def plan(request: web.Request) -> web.Response:
     body = await _body(request, RunBody)
-    planned = await _adaptation(request).plan(_run_request(request, body))
+    planned = await _lesson_runner(request).plan(_run_request(request, body))
     return json_response(msgspec.to_builtins(planned))
 
 
 async def run(request: web.Request) -> web.StreamResponse:
     body = await _body(request, RunBody)
-    adaptation = _adaptation(request)
-    await adaptation.begin(_run_request(request, body))
-    return await _follow(request, adaptation) if body.stream else await status(request)
+    lesson_runner = _lesson_runner(request)
+    await lesson_runner.begin(_run_request(request, body))
+    return await _follow(request, lesson_runner) if body.stream else await status(request)
 
 
 async def judge(request: web.Request) -> web.StreamResponse:
     body = await _body(request, JudgeBody)
-    adaptation = _adaptation(request)
-    adaptation.judge(body.name)
-    return await _follow(request, adaptation)
+    lesson_runner = _lesson_runner(request)
+    lesson_runner.judge(body.name)
+    return await _follow(request, lesson_runner)
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    return await _follow(request, _adaptation(request))
+    return await _follow(request, _lesson_runner(request))
 
 
 async def pause(request: web.Request) -> web.Response:
-    _adaptation(request).pause()
+    _lesson_runner(request).pause()
     return await status(request)
 
 
 async def resume(request: web.Request) -> web.Response:
     body = await _body(request, ResumeBody)
-    _adaptation(request).resume(body.name)
+    _lesson_runner(request).resume(body.name)
     return await status(request)
 
 
-async def _follow(request: web.Request, adaptation: Adaptation) -> web.StreamResponse:
+async def _follow(request: web.Request, lesson_runner: LessonRunner) -> web.StreamResponse:
     stream = Stream(request, NDJSON, request.app[SERVICE].limits)
     await stream.open()
-    async with aclosing(adaptation.follow()) as found:
+    async with aclosing(lesson_runner.follow()) as found:
         async for event in found:
             await stream.write(encoded(event) + b"\n")
     return await stream.close()
 
 
-def _adaptation(request: web.Request) -> Adaptation:
+def _lesson_runner(request: web.Request) -> LessonRunner:
     return request.app[ADAPTATION]
 
 
@@ -126,12 +126,12 @@ async def _body(request: web.Request, kind: type[Any]) -> Any:
     return validate(kind, parse_json(raw, limits.json_depth))
 
 
-def _run_request(request: web.Request, body: RunBody) -> RunRequest:
+def _run_request(request: web.Request, body: RunBody) -> LessonRequest:
     """Writes the rows where the trainer finds them. Raises RequestError, TrainingBusy."""
     service = request.app[SERVICE]
-    adaptation = _adaptation(request)
-    adaptation.check_free()
-    directory = adaptation.files.directory(body.name)
+    lesson_runner = _lesson_runner(request)
+    lesson_runner.check_free()
+    directory = lesson_runner.files.directory(body.name)
     name = requested_model(body.model) or service.settings.model or _only_model(request)
     data = FEEDBACK if body.source == "feedback" else _given(body, directory)
     try:
@@ -142,7 +142,7 @@ def _run_request(request: web.Request, body: RunBody) -> RunRequest:
     if unknown:
         known = ", ".join(RunSettings.__struct_fields__)
         raise RequestError(f"there is no setting {unknown[0][:40]!r}", f"known are {known}")
-    return RunRequest(body.name, name, data, settings, body.activate)
+    return LessonRequest(body.name, name, data, settings, body.activate)
 
 
 def _given(body: RunBody, directory: Path) -> str:

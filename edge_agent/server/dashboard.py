@@ -54,7 +54,7 @@ class EnterRequest(Body):
     code: str = Field(min_length=1, max_length=200)
 
 
-class Link(BaseModel):
+class DashboardLink(BaseModel):
     """`url` works once, within five minutes."""
 
     url: str
@@ -153,7 +153,7 @@ def _port(request: web.Request) -> int:
 ROUTES = (
     Route("GET", "/", root, "The dashboard for browsers; liveness, as Ollama words it"),
     Route("GET", "/dashboard/enter", enter_page, "Where a one-time link leads"),
-    Route("POST", "/dashboard/link", link, "A one-time link to the dashboard", Link),
+    Route("POST", "/dashboard/link", link, "A one-time link to the dashboard", DashboardLink),
     Route("POST", "/dashboard/session", session, "A link's code for a cookie", body=EnterRequest),
     *(Route("GET", f"/dashboard/{name}", static, f"The dashboard's {name}") for name in FILES),
 )

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from edge_agent.adapt import feedback
 from edge_agent.adapt.feedback import MAX_IMPORT_ROWS, Opinion, Source
-from edge_agent.adapt.recent_answers import MAX_ANSWERS, Answer
+from edge_agent.adapt.recent_answers import MAX_ANSWERS, RecentAnswer
 from edge_agent.errors import FeedbackNotFound, StoreError
 from edge_agent.server.adapt import ADAPTATION
 from edge_agent.server.auth import CALLER, is_operator
@@ -30,7 +30,7 @@ from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import Body
 from edge_agent.server.service import SERVICE, Service
-from edge_agent.store.feedback_table import Wanted
+from edge_agent.store.feedback_table import FeedbackQuery
 from edge_agent.store.rows import FeedbackRow
 
 MAX_IMPORT_BYTES = 1024 * 1024
@@ -99,7 +99,7 @@ class FeedbackList(BaseModel):
     learning: bool
 
 
-class Lesson(BaseModel):
+class FeedbackLine(BaseModel):
     """One line of an export."""
 
     messages: list[TurnBody]
@@ -134,7 +134,9 @@ def _check_enabled(service: Service) -> None:
         raise Refusal(403, "feedback_off", "this daemon takes no feedback", why, hint)
 
 
-def _answer_meant(service: Service, body: FeedbackRequest, user: str) -> tuple[Answer, Source]:
+def _answer_meant(
+    service: Service, body: FeedbackRequest, user: str
+) -> tuple[RecentAnswer, Source]:
     """Raises FeedbackNotFound, FieldError, ModelNotFound."""
     answers, found = service.answers, None
     if body.id is not None:
@@ -154,7 +156,7 @@ def _answer_meant(service: Service, body: FeedbackRequest, user: str) -> tuple[A
         raise FieldError("answer", "it is needed beside `messages`")
     model, adapter = _model(service, body.model)
     messages = tuple(turn.message() for turn in body.messages)
-    return Answer("", user, model, messages, body.answer, adapter), "given"
+    return RecentAnswer("", user, model, messages, body.answer, adapter), "given"
 
 
 def _model(service: Service, name: str | None) -> tuple[str, str | None]:
@@ -191,12 +193,12 @@ async def list_feedback(request: web.Request) -> web.Response:
     return json_response(document)
 
 
-def _wanted(request: web.Request, limit: int) -> Wanted:
+def _wanted(request: web.Request, limit: int) -> FeedbackQuery:
     """By ?model= (feedback is on a model, whichever adapter answered) and ?before=, and as far as
     the caller may see. Raises FieldError."""
     user = request[CALLER]
     before = _whole(request, "before", 0, 0, 2**63 - 1)
-    return Wanted(
+    return FeedbackQuery(
         model=request.query.get("model", "").partition(":")[0] or None,
         user=None if is_operator(user) else user,
         before=before or None,
@@ -275,7 +277,7 @@ ROUTES = (
     Route("DELETE", f"{PATH}/{{id}}", remove, "Forget one piece of feedback", Removed),
     Route(
         "GET", f"{PATH}/export", export, "What would be learned, as JSON lines",
-        streams=(NDJSON, Lesson), query=("model",),
+        streams=(NDJSON, FeedbackLine), query=("model",),
     ),
     Route("POST", f"{PATH}/import", import_rows, "Rows to learn", Imported, body=ImportRequest),
 )  # fmt: skip

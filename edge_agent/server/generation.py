@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.adapt.recent_answers import Answer
+from edge_agent.adapt.recent_answers import RecentAnswer
 from edge_agent.errors import EdgeAgentError
 from edge_agent.model_names import split_name
 from edge_agent.records import AdapterRef, Chunk, Done, Generate, Measured, Timings
@@ -150,7 +150,7 @@ def _remember(service: Service, call: Call, outcome: _Outcome) -> None:
     if not (service.settings.feedback and messages and text) or outcome.error_code is not None:
         return
     is_cut = outcome.finish_reason != "stop"
-    said = Answer(call.answer_id, call.user, outcome.model, tuple(messages), text)
+    said = RecentAnswer(call.answer_id, call.user, outcome.model, tuple(messages), text)
     service.answers.remember(replace(said, adapter=outcome.adapter, is_cut=is_cut))
 
 

@@ -61,7 +61,7 @@ class ApplyTemplateRequest(Body):
     model: str | None = Field(None, min_length=1)
 
 
-Answer = TypeVar("Answer")
+AnswerT = TypeVar("AnswerT")
 
 
 class LlamaServerErrorDetail(BaseModel):
@@ -255,7 +255,7 @@ async def apply_template(request: web.Request) -> web.Response:
     return json_response({"prompt": expect(answer, Text).text})
 
 
-def expect(answer: object, kind: type[Answer]) -> Answer:
+def expect(answer: object, kind: type[AnswerT]) -> AnswerT:
     """`answer` if it is of the kind its question asked for."""
     if not isinstance(answer, kind):
         raise EdgeAgentError(

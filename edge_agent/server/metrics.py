@@ -41,7 +41,7 @@ Values = Iterable[tuple[Labels, float | None]]
 
 
 @dataclass(frozen=True)
-class Family:
+class MetricFamily:
     """One metric: its kind, its HELP line and the names of its labels."""
 
     kind: Kind
@@ -49,43 +49,51 @@ class Family:
     labels: Labels = ()
 
 
-FAMILIES: Mapping[str, Family] = {
-    "prompt_tokens_total": Family("counter", "Prompt tokens computed; cached ones not counted"),
-    "generated_tokens_total": Family("counter", "Tokens generated"),
-    "prefill_seconds_total": Family("counter", "Time spent on prompts"),
-    "decode_seconds_total": Family("counter", "Time from first to last token of each answer"),
-    "request_duration_seconds": Family("histogram", "From a request's arrival to its end"),
-    "time_to_first_token_seconds": Family("histogram", "From arrival to the first token"),
-    "time_per_output_token_seconds": Family("histogram", "Mean per answer, after its first token"),
-    "energy_joules_total": Family(
+FAMILIES: Mapping[str, MetricFamily] = {
+    "prompt_tokens_total": MetricFamily(
+        "counter", "Prompt tokens computed; cached ones not counted"
+    ),
+    "generated_tokens_total": MetricFamily("counter", "Tokens generated"),
+    "prefill_seconds_total": MetricFamily("counter", "Time spent on prompts"),
+    "decode_seconds_total": MetricFamily("counter", "Time from first to last token of each answer"),
+    "request_duration_seconds": MetricFamily("histogram", "From a request's arrival to its end"),
+    "time_to_first_token_seconds": MetricFamily("histogram", "From arrival to the first token"),
+    "time_per_output_token_seconds": MetricFamily(
+        "histogram", "Mean per answer, after its first token"
+    ),
+    "energy_joules_total": MetricFamily(
         "counter",
         "Energy of answers that were measured; phase unsplit: too short to tell the phases apart",
         ("rail", "phase"),
     ),
-    "power_watts": Family("gauge", "Power now", ("rail",)),
-    "temperature_celsius": Family("gauge", "Temperature now", ("zone",)),
-    "memory_available_bytes": Family("gauge", "MemAvailable of the machine"),
-    "memory_rss_anon_bytes": Family("gauge", "Anonymous memory of a process", ("process",)),
-    "cpu_load_ratio": Family("gauge", "Busy share of all cores, 0 to 1"),
-    "gpu_load_ratio": Family("gauge", "Busy share of the GPU, 0 to 1"),
-    "gpu_clock_hertz": Family("gauge", "Clock of the GPU"),
-    "cpu_clock_hertz": Family("gauge", "Clock of the fastest core"),
-    "model_loaded": Family("gauge", "1 for the loaded model, 0 for registered others", ("model",)),
-    "requests_in_flight": Family("gauge", "Requests being computed"),
-    "requests_queued": Family("gauge", "Requests that wait for a slot"),
-    "requests_total": Family(
+    "power_watts": MetricFamily("gauge", "Power now", ("rail",)),
+    "temperature_celsius": MetricFamily("gauge", "Temperature now", ("zone",)),
+    "memory_available_bytes": MetricFamily("gauge", "MemAvailable of the machine"),
+    "memory_rss_anon_bytes": MetricFamily("gauge", "Anonymous memory of a process", ("process",)),
+    "cpu_load_ratio": MetricFamily("gauge", "Busy share of all cores, 0 to 1"),
+    "gpu_load_ratio": MetricFamily("gauge", "Busy share of the GPU, 0 to 1"),
+    "gpu_clock_hertz": MetricFamily("gauge", "Clock of the GPU"),
+    "cpu_clock_hertz": MetricFamily("gauge", "Clock of the fastest core"),
+    "model_loaded": MetricFamily(
+        "gauge", "1 for the loaded model, 0 for registered others", ("model",)
+    ),
+    "requests_in_flight": MetricFamily("gauge", "Requests being computed"),
+    "requests_queued": MetricFamily("gauge", "Requests that wait for a slot"),
+    "requests_total": MetricFamily(
         "counter", "Requests that reached the engine, by how they ended", ("api", "outcome")
     ),
-    "requests_rejected_total": Family("counter", "Requests refused before that", ("reason",)),
-    "worker_restarts_total": Family("counter", "Workers started in place of a crashed one"),
-    "throttle_events_total": Family(
+    "requests_rejected_total": MetricFamily("counter", "Requests refused before that", ("reason",)),
+    "worker_restarts_total": MetricFamily("counter", "Workers started in place of a crashed one"),
+    "throttle_events_total": MetricFamily(
         "counter",
         "The kernel's own count where it keeps one, else how often the alarm was seen to start",
         ("cause",),
     ),
-    "sampler_missed_ticks_total": Family("counter", "Ticks of the sampler that came too late"),
-    "guard_stage": Family("gauge", "0 normal, 1 refuses requests, 2 shrunk, 3 unloaded"),
-    "build_info": Family("gauge", "Always 1", ("version",)),
+    "sampler_missed_ticks_total": MetricFamily(
+        "counter", "Ticks of the sampler that came too late"
+    ),
+    "guard_stage": MetricFamily("gauge", "0 normal, 1 refuses requests, 2 shrunk, 3 unloaded"),
+    "build_info": MetricFamily("gauge", "Always 1", ("version",)),
 }
 
 BUCKETS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from edge_agent.errors import ModelNotFound
 from edge_agent.model_names import BASE_TAG, LATEST_TAG, MODEL_NAME, split_name
-from edge_agent.models.adapter_registry import Registry
+from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.store.store import ModelRow
 
 
@@ -37,7 +37,7 @@ def registered_name(name: str) -> str:
     return model if tag in (None, LATEST_TAG) else f"{model}:{tag}"
 
 
-def listed_names(row: ModelRow, registry: Registry) -> list[str]:
+def listed_names(row: ModelRow, registry: AdapterRegistry) -> list[str]:
     """MODEL first; with adapters also MODEL:base and MODEL:NAME for each."""
     adapters = registry.adapters(row.name)
     tags = [BASE_TAG, *(adapter.name for adapter in adapters)] if adapters else []

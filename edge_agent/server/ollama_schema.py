@@ -53,7 +53,7 @@ def _go_duration_s(text: str) -> float:
     return -total if whole.group(1) == "-" else total
 
 
-class Options(SamplingFields):
+class OllamaOptions(SamplingFields):
     """Ollama's `options`."""
 
     num_predict: int | None = Field(
@@ -108,7 +108,7 @@ class OllamaGeneration(Body):
 
     model: str = Field(min_length=1)
     stream: bool | None = Field(None, description="Default true.")
-    options: Options | None = None
+    options: OllamaOptions | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
     keep_alive: float | str | None = None
     logprobs: bool | None = None
@@ -139,8 +139,8 @@ class OllamaGeneration(Body):
             return None
         return {} if self.format == "json" else checked(dict(self.format), "format")
 
-    def sampling_options(self) -> Options:
-        return self.options or Options.model_validate({})
+    def sampling_options(self) -> OllamaOptions:
+        return self.options or OllamaOptions.model_validate({})
 
     def logprob_count(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
@@ -260,7 +260,7 @@ class ShowAnswer(BaseModel):
     modified_at: str
 
 
-class Progress(BaseModel):
+class PullProgress(BaseModel):
     """One line of a pull; bytes."""
 
     status: str

@@ -21,7 +21,7 @@ from aiohttp import web
 from edge_agent.errors import DownloadError, Overloaded, error_from_code
 from edge_agent.server.body import read_request
 from edge_agent.server.error_body import error_json, typed
-from edge_agent.server.ollama_schema import Progress, PullRequest
+from edge_agent.server.ollama_schema import PullProgress, PullRequest
 from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.service import SERVICE
@@ -150,8 +150,8 @@ ROUTES = (
         "/api/pull",
         pull,
         "Fetch and register a model",
-        Progress,
+        PullProgress,
         body=PullRequest,
-        streams=(NDJSON, Progress),
+        streams=(NDJSON, PullProgress),
     ),
 )

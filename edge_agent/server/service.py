@@ -16,7 +16,7 @@ from aiohttp import web
 
 from edge_agent.adapt.recent_answers import RecentAnswers
 from edge_agent.config import Settings
-from edge_agent.models.adapter_registry import Registry
+from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.server.limits import Limits
 from edge_agent.server.metrics import Metrics
@@ -52,7 +52,7 @@ class Service:
     answers: RecentAnswers = field(default_factory=RecentAnswers)
 
     @property
-    def registry(self) -> Registry:
+    def registry(self) -> AdapterRegistry:
         return self.supervisor.registry
 
     def n_ctx(self) -> int | None:

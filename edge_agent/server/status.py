@@ -22,13 +22,13 @@ from edge_agent.server.service import SERVICE, Service
 PROC = Path("/proc")
 
 
-class Memory(BaseModel):
+class MemoryStatus(BaseModel):
     front_rss_anon_bytes: int | None
     worker_rss_anon_bytes: int | None
     mem_available_bytes: int | None
 
 
-class Power(BaseModel):
+class PowerStatus(BaseModel):
     """Of the rail that covers the whole board; every rail stands in `sensors`."""
 
     watts: float | None
@@ -52,8 +52,8 @@ class StatusAnswer(BaseModel):
     port: int | None
     engine: dict[str, Any]
     model_info: dict[str, Any] | None
-    memory: Memory
-    power: Power
+    memory: MemoryStatus
+    power: PowerStatus
     sensors: dict[str, Any] | None
     requests: RequestCounts
 

@@ -28,7 +28,7 @@ ASKED = "id < ? AND coalesce(model = ?, 1) AND coalesce(user = ?, 1)"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FeedbackQuery:
     """Which rows. None: of every model, of every user, from the newest on."""
 
     model: str | None = None
@@ -66,14 +66,14 @@ def add(connection: sqlite3.Connection, rows: Sequence[FeedbackRow], quota: int)
     return ids
 
 
-def find(connection: sqlite3.Connection, wanted: Wanted) -> list[FeedbackRow]:
+def find(connection: sqlite3.Connection, wanted: FeedbackQuery) -> list[FeedbackRow]:
     """Newest first."""
     query = f"SELECT {COLUMNS} FROM feedback WHERE {ASKED} ORDER BY id DESC LIMIT ?"
     found = connection.execute(query, [*_asked(wanted), wanted.limit])
     return [FeedbackRow(**dict(row)) for row in found]
 
 
-def taught_ids(connection: sqlite3.Connection, wanted: Wanted) -> list[int]:
+def taught_ids(connection: sqlite3.Connection, wanted: FeedbackQuery) -> list[int]:
     """What is learned of all wanted rows, oldest first: each user's last word on each question, if
     it teaches anything."""
     last = f"SELECT max(id) FROM feedback WHERE {ASKED} GROUP BY user, model, messages"
@@ -107,7 +107,7 @@ def waiting(connection: sqlite3.Connection, model: str | None) -> Waiting:
     return Waiting(*connection.execute(query, (model,)).fetchone())
 
 
-def _asked(wanted: Wanted) -> list[int | str | None]:
+def _asked(wanted: FeedbackQuery) -> list[int | str | None]:
     return [MAX_ID if wanted.before is None else wanted.before, wanted.model, wanted.user]
 
 

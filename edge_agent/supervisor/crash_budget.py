@@ -16,7 +16,7 @@ from edge_agent.errors import ModelQuarantined
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Quarantined:
     """Why and since when (Unix seconds) a model is quarantined; `revision` is the row's added_at,
     so that pulling the model again lifts it."""
 
@@ -33,7 +33,7 @@ class Verdict:
         )
 
 
-class Quarantine:
+class CrashBudget:
     """`budget` crashes within `window_s` seconds quarantine a model."""
 
     def __init__(self, budget: int, window_s: float, clocks: Clocks) -> None:
@@ -41,16 +41,16 @@ class Quarantine:
         self._window_s = window_s
         self._clocks = clocks
         self._crashes: dict[str, deque[float]] = {}
-        self._verdicts: dict[str, Verdict] = {}
+        self._verdicts: dict[str, Quarantined] = {}
 
-    def add_crash(self, model: str, revision: float, reason: str) -> Verdict | None:
+    def add_crash(self, model: str, revision: float, reason: str) -> Quarantined | None:
         """Count one crash. The verdict when it was the last one allowed, else None."""
         self._crashes.setdefault(model, deque()).append(self._clocks.monotonic())
         count = self.crashes(model)
         if count < self._budget:
             return None
         why = f"{count} worker crashes within {self._window_s:g} s, the last one: {reason}"
-        verdict = self._verdicts[model] = Verdict(model, why, self._clocks.unix(), revision)
+        verdict = self._verdicts[model] = Quarantined(model, why, self._clocks.unix(), revision)
         return verdict
 
     def crashes(self, model: str) -> int:
@@ -60,7 +60,7 @@ class Quarantine:
             times.popleft()
         return len(times)
 
-    def verdict(self, model: str) -> Verdict | None:
+    def verdict(self, model: str) -> Quarantined | None:
         """The quarantine of this model, if it is in one."""
         return self._verdicts.get(model)
 

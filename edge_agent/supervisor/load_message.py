@@ -21,7 +21,7 @@ Identity = tuple[int, int, int]
 """st_ino, st_size, st_mtime_ns."""
 
 
-class ModelFiles:
+class LoadMessages:
     """Knows, per path, the identity, hash and memory plan of the last successful load."""
 
     def __init__(self, root: Path, settings: EngineSettings) -> None:

@@ -21,9 +21,9 @@ from edge_agent.config import Settings
 from edge_agent.errors import EdgeAgentError, Overloaded, WorkerFailed
 from edge_agent.records import AdapterRef, Loaded, ModelInfo
 from edge_agent.store.store import ModelRow, Store
-from edge_agent.supervisor.crash_budget import Quarantine
+from edge_agent.supervisor.crash_budget import CrashBudget
 from edge_agent.supervisor.engine_status import State
-from edge_agent.supervisor.load_message import ModelFiles
+from edge_agent.supervisor.load_message import LoadMessages
 from edge_agent.supervisor.queue_limit import shutting_down
 from edge_agent.supervisor.worker_link import Inbox, WorkerLink
 
@@ -63,7 +63,7 @@ class Change:
     task: asyncio.Task[None] | None = None
 
 
-class Residency:
+class LoadedModel:
     """`changed` is set whenever the worker changes."""
 
     def __init__(
@@ -83,13 +83,13 @@ class Residency:
         self.restarts = 0
         self.last_model: str | None = None
         self.last_reason = "no model has been asked for yet"
-        self.quarantine = Quarantine(settings.crash_budget, settings.crash_window_s, clocks)
+        self.quarantine = CrashBudget(settings.crash_budget, settings.crash_window_s, clocks)
         self._settings = settings
         self._store = store
         self._argv = tuple(argv)
         self._environ = environ
         self._clocks = clocks
-        self._files = ModelFiles(settings.state_dir, settings.engine_settings())
+        self._files = LoadMessages(settings.state_dir, settings.engine_settings())
         self._loading: WorkerLink | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._is_halted = False

@@ -30,7 +30,7 @@ class Ticket:
     is_waiting: bool = True
 
 
-class Turnstile:
+class QueueLimit:
     """At most `slots + max_queue` requests, whether they wait here or are in the worker."""
 
     def __init__(self, max_queue: int) -> None:

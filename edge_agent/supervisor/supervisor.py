@@ -20,7 +20,7 @@ from edge_agent.clocks import Clocks
 from edge_agent.config import Settings
 from edge_agent.errors import AdapterRefused, EdgeAgentError, ModelNotFound, WorkerFailed
 from edge_agent.model_names import split_name
-from edge_agent.models.adapter_registry import Registry
+from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.records import (
     AdapterRef,
     ApplyTemplate,
@@ -43,8 +43,8 @@ from edge_agent.records import (
 from edge_agent.store.rows import AdapterRow
 from edge_agent.store.store import ModelRow, Store
 from edge_agent.supervisor.engine_status import EngineStatus, State
-from edge_agent.supervisor.loaded_model import Residency, Worker
-from edge_agent.supervisor.queue_limit import Turnstile
+from edge_agent.supervisor.loaded_model import LoadedModel, Worker
+from edge_agent.supervisor.queue_limit import QueueLimit
 from edge_agent.supervisor.worker_link import Inbox, WorkerLink
 
 __all__ = ["EngineStatus", "Supervisor", "Target"]
@@ -52,8 +52,8 @@ __all__ = ["EngineStatus", "Supervisor", "Target"]
 MAX_QUESTIONS = 64
 """Small questions (tokenize ...) allowed on top of the generations."""
 
-Question = Tokenize | Detokenize | ApplyTemplate | QuerySlots | Score | CheckAdapter
-Answer = Tokens | Text | SlotStates | Scores
+EngineQuestion = Tokenize | Detokenize | ApplyTemplate | QuerySlots | Score | CheckAdapter
+EngineAnswer = Tokens | Text | SlotStates | Scores
 
 
 @dataclass(frozen=True)
@@ -78,24 +78,24 @@ class Supervisor:
     ) -> None:
         """`worker_argv` is completed with `--fd N`; `environ` is the worker's [ours]."""
         self._settings = settings
-        self.registry = Registry(store, settings.state_dir, settings.keep_adapters)
+        self.registry = AdapterRegistry(store, settings.state_dir, settings.keep_adapters)
         self._store = store
         self._clocks = clocks or Clocks()
-        self._turnstile = Turnstile(settings.max_queue)
-        self._residency = Residency(
+        self._queue_limit = QueueLimit(settings.max_queue)
+        self._loaded = LoadedModel(
             settings, store, worker_argv, os.environ if environ is None else environ, self._clocks
         )
-        self._residency.on_crash = self._after_crash
+        self._loaded.on_crash = self._after_crash
 
     async def ensure_loaded(
         self, model: str | None, *, keep_alive_s: float | None = None
     ) -> ModelInfo:
         """Load the model unless it is loaded. Raises every load error, ModelQuarantined."""
-        self._turnstile.check_guard()
+        self._queue_limit.check_guard()
         slots, inside = self._slots(), self._inside()
-        with self._turnstile.admit(inside=inside, slots=slots, extra=MAX_QUESTIONS):
-            worker = await self._residency.acquire(self.target(model).model)
-            self._residency.keep(worker, keep_alive_s)
+        with self._queue_limit.admit(inside=inside, slots=slots, extra=MAX_QUESTIONS):
+            worker = await self._loaded.acquire(self.target(model).model)
+            self._loaded.keep(worker, keep_alive_s)
             return worker.info
 
     async def generate(
@@ -111,9 +111,9 @@ class Supervisor:
         `request.adapter` goes before what `model` means; `told` hears which one answers.
         """
         started_s = self._clocks.monotonic()
-        self._turnstile.check_guard()
-        with self._turnstile.admit(inside=self._inside(), slots=self._slots()) as ticket:
-            worker = await self._residency.acquire(self.target(model).model)
+        self._queue_limit.check_guard()
+        with self._queue_limit.admit(inside=self._inside(), slots=self._slots()) as ticket:
+            worker = await self._loaded.acquire(self.target(model).model)
             # Only now: a rollback may have happened while the worker was started again.
             adapter = self._adapter(worker.row, model, request)
             told(adapter)
@@ -135,8 +135,8 @@ class Supervisor:
             finally:
                 worker.at_work(adapter, -1)
                 inbox.close()
-                self._residency.keep(worker, keep_alive_s)
-        self._turnstile.add_duration(self._clocks.monotonic() - started_s)
+                self._loaded.keep(worker, keep_alive_s)
+        self._queue_limit.add_duration(self._clocks.monotonic() - started_s)
 
     async def score(
         self, model: str, messages: list[Message], adapter: AdapterRef | None
@@ -154,18 +154,18 @@ class Supervisor:
         every other engine error."""
         await self.ask(model, CheckAdapter(0, adapter))
 
-    async def ask(self, model: str | None, message: Question) -> Answer:
+    async def ask(self, model: str | None, message: EngineQuestion) -> EngineAnswer:
         """One question, one answer. QuerySlots neither loads a model nor keeps one alive."""
-        worker = self._residency.worker
+        worker = self._loaded.worker
         is_query = isinstance(message, QuerySlots)
         if is_query and (worker is None or not worker.link.is_open):
             return SlotStates(id=0, slots=[], queued=0)
         if worker is None:
-            self._turnstile.check_guard()
+            self._queue_limit.check_guard()
         slots, inside = self._slots(), self._inside()
-        with self._turnstile.admit(inside=inside, slots=slots, extra=MAX_QUESTIONS) as ticket:
+        with self._queue_limit.admit(inside=inside, slots=slots, extra=MAX_QUESTIONS) as ticket:
             if worker is None or not is_query:
-                worker = await self._residency.acquire(self.target(model).model)
+                worker = await self._loaded.acquire(self.target(model).model)
             link = worker.link
             inbox = link.request(msgspec.structs.replace(message, id=link.take_id()))
             ticket.is_waiting = False
@@ -174,7 +174,7 @@ class Supervisor:
             finally:
                 inbox.close()
                 if not is_query:
-                    self._residency.keep(worker, None)
+                    self._loaded.keep(worker, None)
         if not isinstance(answer, _ANSWERS[type(message)]):
             raise _unexpected(link, answer)
         return answer
@@ -185,59 +185,59 @@ class Supervisor:
         Waits for running requests (Overloaded when they do not end); with `force` they end with
         WorkerFailed and a load under way is stopped.
         """
-        return await self._residency.unload(force=force)
+        return await self._loaded.unload(force=force)
 
     def refuse(self, reason: str | None) -> None:
         """Admit no generation and no load for this reason; None admits them again."""
-        self._turnstile.refusal = reason
+        self._queue_limit.refusal = reason
 
     def reserve(self, reason: str | None) -> None:
         """As `refuse`, for one who needs the whole board for a while; both count."""
-        self._turnstile.reservation = reason
+        self._queue_limit.reservation = reason
 
     async def shrink(self, is_small: bool) -> str:
         """Have one slot only, or as many as configured; says what was done.
 
         Waits for running requests. Raises Overloaded and every load error.
         """
-        return await self._residency.resize(is_small)
+        return await self._loaded.resize(is_small)
 
     async def share(self, is_shared: bool) -> None:
         """Hold no copy of the weights beside the mapped file, or hold one again if it is faster.
 
         Waits for running requests. Raises Overloaded and every load error.
         """
-        await self._residency.share(is_shared)
+        await self._loaded.share(is_shared)
 
     def status(self) -> EngineStatus:
-        residency = self._residency
-        worker, change = residency.worker, residency.change
+        loaded_model = self._loaded
+        worker, change = loaded_model.worker, loaded_model.change
         name = worker.row.name if worker else change.model if change else None
-        model = name or residency.last_model
+        model = name or loaded_model.last_model
         state, reason = self._state(model)
         inside = self._inside()
         in_flight = min(inside, worker.info.slots) if worker else 0
-        expires_in_s = residency.expires_in_s
+        expires_in_s = loaded_model.expires_in_s
         active = self.registry.active(model) if model else None
         return EngineStatus(
             state=state,
             model=model,
             info=worker.info if worker else None,
-            worker_pid=residency.pid,
+            worker_pid=loaded_model.pid,
             reason=reason,
-            crashes=residency.quarantine.crashes(model) if model else 0,
+            crashes=loaded_model.quarantine.crashes(model) if model else 0,
             in_flight=in_flight,
-            queued=inside - in_flight + self._turnstile.waiting,
+            queued=inside - in_flight + self._queue_limit.waiting,
             expires_at=None if expires_in_s is None else self._clocks.unix() + expires_in_s,
             last_load_s=worker.info.load_s if worker else None,
-            restarts=residency.restarts,
+            restarts=loaded_model.restarts,
             adapter=active.name if active else None,
         )
 
     async def wait_for_change(self) -> EngineStatus:
         """Return when the worker or its state has changed since the last call. One waiter only."""
-        await self._residency.changed.wait()
-        self._residency.changed.clear()
+        await self._loaded.changed.wait()
+        self._loaded.changed.clear()
         return self.status()
 
     async def close(self, drain_s: float) -> None:
@@ -245,18 +245,18 @@ class Supervisor:
 
         A second call with a shorter bound cuts the first one short.
         """
-        self._turnstile.is_closed = True
+        self._queue_limit.is_closed = True
         if drain_s > 0:
-            await self._turnstile.drained(drain_s)
-        await self._residency.close()
+            await self._queue_limit.drained(drain_s)
+        await self._loaded.close()
 
     def target(self, model: str | None) -> Target:
         """What a name means: the named model, else the configured, else the loaded, else the
         oldest; with :NAME, :base, or the active adapter. Raises ModelNotFound, AdapterNotFound."""
         rows = self._store.models()
         name = model or self._settings.model
-        worker = self._residency.worker
-        loaded = worker.row.name if worker else self._residency.last_model
+        worker = self._loaded.worker
+        loaded = worker.row.name if worker else self._loaded.last_model
         if name is None and loaded in {row.name for row in rows}:
             name = loaded
         if name is None and rows:
@@ -305,29 +305,29 @@ class Supervisor:
             self._store.add_event("rollback_failed", f"{row.name}:{active.name}: {error}")
 
     def _slots(self) -> int:
-        worker = self._residency.worker
+        worker = self._loaded.worker
         return worker.info.slots if worker else self._settings.slots or 1
 
     def _inside(self) -> int:
-        worker: Worker | None = self._residency.worker
+        worker: Worker | None = self._loaded.worker
         return worker.link.busy if worker else 0
 
     def _state(self, model: str | None) -> tuple[State, str]:
-        residency = self._residency
-        if self._turnstile.is_closed:
+        loaded_model = self._loaded
+        if self._queue_limit.is_closed:
             return "stopping", "the daemon is stopping"
-        if residency.change is not None:
-            return residency.change.state, residency.change.reason
-        if residency.worker is not None:
-            is_open = residency.worker.link.is_open
+        if loaded_model.change is not None:
+            return loaded_model.change.state, loaded_model.change.reason
+        if loaded_model.worker is not None:
+            is_open = loaded_model.worker.link.is_open
             return ("ready", "") if is_open else ("restarting", "the worker is ending")
-        verdict = residency.quarantine.verdict(model) if model else None
+        verdict = loaded_model.quarantine.verdict(model) if model else None
         if verdict is not None:
             return "quarantined", f"{verdict.error()}; {verdict.error().hint}"
-        return "idle", residency.last_reason
+        return "idle", loaded_model.last_reason
 
 
-_ANSWERS: Mapping[type, type[Answer]] = {
+_ANSWERS: Mapping[type, type[EngineAnswer]] = {
     Tokenize: Tokens,
     Detokenize: Text,
     ApplyTemplate: Text,

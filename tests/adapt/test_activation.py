@@ -30,7 +30,7 @@ from edge_agent.errors import (
     WorkerFailed,
 )
 from edge_agent.gguf.model_file import read_gguf
-from edge_agent.models.adapter_registry import BASE, Registry
+from edge_agent.models.adapter_registry import BASE, AdapterRegistry
 from edge_agent.models.pull import model_row
 from edge_agent.records import (
     AdapterRef,
@@ -81,7 +81,7 @@ async def supervising(store: Store, **settings: Any) -> AsyncIterator[Supervisor
     if not store.models():
         store.add_model(fakes.register(root, slots=2))
     supervisor = Supervisor(Settings(state_dir=root, **settings), store, fakes.WORKER_ARGV)
-    supervisor.registry = Registry(store, root, check=lambda path, base, sha256: None)
+    supervisor.registry = AdapterRegistry(store, root, check=lambda path, base, sha256: None)
     try:
         yield supervisor
     finally:
@@ -409,7 +409,7 @@ def prepared(tmp_path: Path, **new: object) -> Path:
     """A state directory where `old` is active and `new` was activated without a daemon."""
     state = make_state(tmp_path)
     with Store(state / "edge-agent.db") as store:
-        registry = Registry(store, state, check=lambda path, base, sha256: None)
+        registry = AdapterRegistry(store, state, check=lambda path, base, sha256: None)
         for name in ("old", "new"):
             source = tmp_path / name
             source.write_text(name)
@@ -424,7 +424,7 @@ def prepared(tmp_path: Path, **new: object) -> Path:
 
 def activation(state: Path) -> tuple[str | None, bool]:
     with Store(state / "edge-agent.db") as store:
-        registry = Registry(store, state)
+        registry = AdapterRegistry(store, state)
         row = registry.active("tiny")
         return row.name if row else None, registry.is_proved("tiny")
 
@@ -559,7 +559,9 @@ def test_a_real_worker_refuses_what_the_check_of_the_file_let_pass_and_lives(
     async def work() -> None:
         async with real_engine(store, tiny_model) as supervisor:
             root = store.path.parent
-            supervisor.registry = Registry(store, root, check=lambda path, base, sha256: None)
+            supervisor.registry = AdapterRegistry(
+                store, root, check=lambda path, base, sha256: None
+            )
             before = await text_of(supervisor, "tiny")
             add_random(supervisor, store, "huge", tiny_model, strength=1e30)
             pid = supervisor.status().worker_pid

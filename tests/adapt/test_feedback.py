@@ -17,7 +17,7 @@ from edge_agent.adapt.recent_answers import (
     MAX_ANSWER_BYTES,
     MAX_ANSWERS,
     MAX_BYTES,
-    Answer,
+    RecentAnswer,
     RecentAnswers,
 )
 from edge_agent.errors import (
@@ -29,7 +29,7 @@ from edge_agent.errors import (
 )
 from edge_agent.records import Message
 from edge_agent.store import feedback_table
-from edge_agent.store.feedback_table import Waiting, Wanted
+from edge_agent.store.feedback_table import FeedbackQuery, Waiting
 from edge_agent.store.rows import FeedbackRow
 from edge_agent.store.store import Store
 
@@ -42,9 +42,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def answer(question: str = "Capital of India?", text: str = "Mumbai", **fields: Any) -> Answer:
+def answer(
+    question: str = "Capital of India?", text: str = "Mumbai", **fields: Any
+) -> RecentAnswer:
     turns = (Message("system", "Be brief."), Message("user", question))
-    return Answer(**{"id": "ab", "user": "uid:7", "model": "tiny", "messages": turns,
+    return RecentAnswer(**{"id": "ab", "user": "uid:7", "model": "tiny", "messages": turns,
                      "text": text, **fields})  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def add(store: Store, *rows: FeedbackRow, quota: int = QUOTA) -> list[int]:
 
 
 def all_rows(store: Store, **wanted: Any) -> list[FeedbackRow]:
-    return feedback.page(store, Wanted(**wanted))
+    return feedback.page(store, FeedbackQuery(**wanted))
 
 
 # ---- what may be said --------------------------------------------------------------------------
@@ -261,7 +263,7 @@ def test_only_learned_rows_are_dropped_when_there_are_too_many(
     ids = feedback_table.add(connection, [row(f"q{n}", "A") for n in range(3)], 99)
     feedback_table.mark_used(connection, ids[1:2], "monday")
     feedback_table.add(connection, [row(f"r{n}", "A") for n in range(3)], 99)
-    left = [one.id for one in feedback_table.find(connection, Wanted())]
+    left = [one.id for one in feedback_table.find(connection, FeedbackQuery())]
     connection.close()
     assert ids[1] not in left and len(left) == 5
 
@@ -289,7 +291,7 @@ def imported(documents: list[Any]) -> list[FeedbackRow]:
 
 def test_an_export_can_be_imported_and_teaches_the_same(store: Store) -> None:
     add(store, row("a", "A"), row("b", rating="up", text="B"))
-    rows = [one for some in feedback.lessons(store, Wanted()) for one in some]
+    rows = [one for some in feedback.lessons(store, FeedbackQuery()) for one in some]
     exported = [{"messages": feedback.taught(one)} for one in rows]
     rows = imported(exported)
     assert {one.source for one in rows} == {"import"}

@@ -11,14 +11,14 @@ from edge_agent.adapt.pause_policy import (
     AMPLE_BYTES,
     CALM_S,
     QUIET_S,
-    Conditions,
-    Limits,
+    BoardConditions,
+    PauseLimits,
     PausePolicy,
 )
 from edge_agent.monitor.sensors.supply import on_battery
 
-LIMITS = Limits(celsius=85.0, available_bytes=300 << 20)
-CALM = Conditions(0.0, celsius=60.0, available_bytes=900 << 20, on_battery=False)
+LIMITS = PauseLimits(celsius=85.0, available_bytes=300 << 20)
+CALM = BoardConditions(0.0, celsius=60.0, available_bytes=900 << 20, on_battery=False)
 
 
 def test_idle_pauses_for_a_request_and_goes_on_after_a_quiet_while() -> None:
@@ -52,14 +52,14 @@ def test_every_policy_pauses_for_the_board(change: dict[str, object], word: str)
 
 
 def test_what_is_not_known_pauses_nothing() -> None:
-    assert PausePolicy("idle", Limits()).decide(Conditions(0.0)) is None
-    assert PausePolicy("idle", LIMITS).decide(Conditions(0.0)) is None
+    assert PausePolicy("idle", PauseLimits()).decide(BoardConditions(0.0)) is None
+    assert PausePolicy("idle", LIMITS).decide(BoardConditions(0.0)) is None
 
 
 def test_a_board_of_4_gb_is_short_of_memory_and_an_unknown_one_is_left_alone() -> None:
-    assert Conditions(0.0, available_bytes=4 << 30).is_short_of_memory
-    assert not Conditions(0.0, available_bytes=AMPLE_BYTES).is_short_of_memory
-    assert not Conditions(0.0).is_short_of_memory
+    assert BoardConditions(0.0, available_bytes=4 << 30).is_short_of_memory
+    assert not BoardConditions(0.0, available_bytes=AMPLE_BYTES).is_short_of_memory
+    assert not BoardConditions(0.0).is_short_of_memory
 
 
 def supply(root: Path, name: str, **values: str) -> None:

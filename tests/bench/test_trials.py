@@ -15,12 +15,12 @@ from worker_process import WorkerProcess
 
 from edge_agent.bench import table as bench_table
 from edge_agent.bench.bandwidth import bytes_per_token, read_bandwidth
-from edge_agent.bench.engines import Run
-from edge_agent.bench.trials import Bench, Plan, Trial
+from edge_agent.bench.engines import RequestRun
+from edge_agent.bench.trials import Bench, Trial, TrialPlan
 from edge_agent.cli.commands.bench_options import BenchOptions, engine_settings, numbers, plan_of
 from edge_agent.errors import UsageError
 from edge_agent.gguf.model_file import read_gguf
-from edge_agent.monitor.board_sampler import Sampler
+from edge_agent.monitor.board_sampler import BoardSampler
 from edge_agent.records import EngineSettings, Failed, Message, RawDone, RawRun, Span
 
 BOARD = Path(__file__).resolve().parents[1] / "fixtures" / "sysfs" / "jetson-nano_jetpack4"
@@ -75,20 +75,20 @@ class FakeEngine:
 
     name, pid = "fake", None
 
-    def raw(self, number: int, n_prompt: int, n_gen: int, n_depth: int) -> Run:
+    def raw(self, number: int, n_prompt: int, n_gen: int, n_depth: int) -> RequestRun:
         start_s = 1000.0 + number
         first_s, end_s = start_s + n_prompt / 100, start_s + (n_prompt + n_gen) / 100
         spans = [Span(start_s, end_s, "decode", 1.0, n_gen)]
-        return Run(start_s, first_s, end_s, n_prompt, n_gen, spans)
+        return RequestRun(start_s, first_s, end_s, n_prompt, n_gen, spans)
 
-    def chat(self, conversations: list[list[Message]], n_predict: int) -> list[Run]:
+    def chat(self, conversations: list[list[Message]], n_predict: int) -> list[RequestRun]:
         return [self.raw(0, 4, n_predict, 0) for _ in conversations]
 
 
 def test_repetitions_are_counted_without_the_warm_up() -> None:
     ticks: list[str] = []
-    sampler = Sampler(Path("/nowhere"))
-    plan = Plan((Trial("decode", n_gen=5),), repetitions=3, idle_s=0)
+    sampler = BoardSampler(Path("/nowhere"))
+    plan = TrialPlan((Trial("decode", n_gen=5),), repetitions=3, idle_s=0)
     runner = Bench(plan, sampler, tick=ticks.append, sleep=lambda s: None)
     (outcome,) = runner.run(FakeEngine(), runner.baseline())
     assert len(outcome.runs) == 3 and ticks == ["tg5"] * 4 and plan.steps == 4
@@ -103,11 +103,13 @@ def test_hot_board_is_waited_for_and_the_wait_is_bounded(tmp_path: Path) -> None
     (zone / "temp").write_text("71500\n")
     slept: list[float] = []
     notices: list[str] = []
-    sampler = Sampler(root)
+    sampler = BoardSampler(root)
     sampler.start()
     while sampler.snapshot() is None:
         pass
-    plan = Plan((Trial("decode", n_gen=5),), 1, idle_s=0, cool_down_to_celsius=60, cool_down_s=5)
+    plan = TrialPlan(
+        (Trial("decode", n_gen=5),), 1, idle_s=0, cool_down_to_celsius=60, cool_down_s=5
+    )
     runner = Bench(plan, sampler, notice=notices.append, sleep=slept.append)
     (outcome,) = runner.run(FakeEngine(), runner.baseline())
     sampler.close()

@@ -17,7 +17,7 @@ from random_adapter import write_adapter
 from tiny_state import register_tiny
 
 from edge_agent.cli.commands import adapters
-from edge_agent.models.adapter_registry import Registry
+from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.state_dir import StateDir
 from edge_agent.store.store import Store
 
@@ -29,7 +29,7 @@ def state(tmp_path: Path, tiny_model: Path) -> Path:
     """A state directory without a daemon: model tiny, its adapter a, passed and proved."""
     with Store(tmp_path / "edge-agent.db") as store:
         register_tiny(store, tiny_model)
-        registry = Registry(store, tmp_path)
+        registry = AdapterRegistry(store, tmp_path)
         write_adapter(tmp_path / "source.gguf", tiny_model)
         registry.add("tiny", "a", tmp_path / "source.gguf", source="trained", settings={"r": 4})
         registry.set_gate("tiny", "a", GATE, True)

@@ -11,7 +11,7 @@ from edge_agent.cli.conversation import (
     Complain,
     Judge,
     Leave,
-    Load,
+    LoadChat,
     Save,
     Say,
     Turn,
@@ -182,5 +182,5 @@ def test_half_an_answer_can_be_corrected_and_not_called_good() -> None:
 
 def test_files_are_actions_and_need_a_name() -> None:
     assert handle(ASKED, "/save monday")[1] == (Save("monday"),)
-    assert handle(ASKED, "/load a b.json")[1] == (Load("a b.json"),)
+    assert handle(ASKED, "/load a b.json")[1] == (LoadChat("a b.json"),)
     assert isinstance(handle(ASKED, "/save")[1][0], Complain)

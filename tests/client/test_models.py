@@ -16,7 +16,7 @@ from cli_runner import cli, filled
 from fake_engine import FakeSupervisor, model_row
 from http_front import serving
 
-from edge_agent.client.models import DaemonLibrary, Library, LocalLibrary, open_library, run_pull
+from edge_agent.client.models import DaemonModels, LocalModels, Models, open_library, run_pull
 from edge_agent.errors import EdgeAgentError, RequestError
 from edge_agent.server import app as server_app
 from edge_agent.server import history
@@ -152,7 +152,7 @@ def test_a_pull_given_up_ends_its_process(tmp_path: Path) -> None:
 def test_the_local_library_is_the_registry(tmp_path: Path) -> None:
     state = filled(tmp_path)
     with Store(state.database) as store:
-        names = [entry.name for entry in LocalLibrary(state, store).entries()]
+        names = [entry.name for entry in LocalModels(state, store).entries()]
     assert names == ["tiny", "twin"]
 
 
@@ -167,13 +167,13 @@ def with_history(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def both(tmp_path: Path) -> Iterator[list[Library]]:
+def both(tmp_path: Path) -> Iterator[list[Models]]:
     """A library through a daemon and one without, each over a store of its own."""
     (tmp_path / "a").mkdir()
     with serving(tmp_path / "a"), open_library(tmp_path / "a", {}) as through_daemon:
-        assert isinstance(through_daemon, DaemonLibrary)
+        assert isinstance(through_daemon, DaemonModels)
         with open_library(tmp_path / "b", {}) as directly:
-            assert isinstance(directly, LocalLibrary)
+            assert isinstance(directly, LocalModels)
             yield [through_daemon, directly]
 
 
@@ -215,7 +215,7 @@ def test_a_document_that_cannot_be_stored_is_an_error_on_both_ways(tmp_path: Pat
 def test_telemetry_has_one_form_on_both_ways(tmp_path: Path) -> None:
     now = time.time()
     with both(tmp_path) as (through_daemon, directly):
-        assert isinstance(directly, LocalLibrary)
+        assert isinstance(directly, LocalModels)
         rows = [SampleRow(now - 5.0 - 10.0 * n, 10.0, watts=2.5) for n in range(100)]
         directly.store.add_samples(rows).result(10)
         directly.store.add_generation(GenerationRow(1.0, 2.0, "tiny", "x", prompt_text="secret"))

@@ -182,9 +182,9 @@ def test_help_needs_no_heavy_library() -> None:
         "import sys; from convert_runner import convert; done = convert('hf', '--help');"
         "print(done.code, sorted({'numpy', 'gguf', 'llama_cpp', 'torch'} & set(sys.modules)))"
     )
-    tests = Path(__file__).parent
+    helpers = Path(__file__).resolve().parents[1] / "helpers"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tests, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=helpers, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "0 []"
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from tiny_gguf import write_tiny_model
 
-from edge_agent.engine.memory_check import Memory, admit, default_slots, read_memory, still_fits
+from edge_agent.engine.memory_check import MemoryInfo, admit, default_slots, read_memory, still_fits
 from edge_agent.errors import ModelRefused
 from edge_agent.gguf.model_file import GgufFile, read_gguf
 from edge_agent.records import EngineSettings
@@ -22,8 +22,8 @@ def compute(n_ctx: int, slots: int) -> int:
     return n_ctx * slots * 1000
 
 
-def memory(mib: float) -> Memory:
-    return Memory(8_000_000_000, int(mib * MIB) + PROCESS)
+def memory(mib: float) -> MemoryInfo:
+    return MemoryInfo(8_000_000_000, int(mib * MIB) + PROCESS)
 
 
 def test_plenty_of_memory_gives_the_default_context_for_every_slot(gguf: GgufFile) -> None:
@@ -32,7 +32,7 @@ def test_plenty_of_memory_gives_the_default_context_for_every_slot(gguf: GgufFil
 
 
 def test_a_4_gb_board_gets_two_slots() -> None:
-    assert default_slots(Memory(4_100_000_000, 1)) == 2
+    assert default_slots(MemoryInfo(4_100_000_000, 1)) == 2
 
 
 def test_the_context_shrinks_until_it_fits_and_says_so(gguf: GgufFile) -> None:
@@ -73,7 +73,7 @@ def test_meminfo_is_read_below_a_root(tmp_path: Path) -> None:
     (tmp_path / "proc/meminfo").write_text(
         "MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable: 1024 kB\n"
     )
-    assert read_memory(tmp_path) == Memory(2 * MIB, MIB)
+    assert read_memory(tmp_path) == MemoryInfo(2 * MIB, MIB)
 
 
 def test_an_earlier_plan_is_compared_with_what_is_available_now(gguf: GgufFile) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from edge_agent.errors import EdgeAgentError, ModelNotFound
 from edge_agent.model_names import split_name
-from edge_agent.models.adapter_registry import Registry
+from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.records import (
     AdapterRef,
     ApplyTemplate,
@@ -106,7 +106,7 @@ class FakeSupervisor:
     cancelled: int = 0
     slot_state: str = "idle"
     store: Store = field(init=False)
-    registry: Registry = field(init=False)
+    registry: AdapterRegistry = field(init=False)
     """Both given by http_front.serving."""
     checked: list[AdapterRef] = field(default_factory=list)
 

@@ -18,7 +18,7 @@ from aiohttp import web
 from fake_engine import FakeSupervisor, model_row
 
 from edge_agent.config import Settings
-from edge_agent.models.adapter_registry import Registry
+from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.monitor.monitor import build as build_monitor
 from edge_agent.server.app import build_app, build_runner
@@ -137,7 +137,7 @@ def serving(
     for name in supervisor.known:
         store.add_model(model_row(name, f"models/{name}.gguf"))
     supervisor.store = store
-    supervisor.registry = Registry(
+    supervisor.registry = AdapterRegistry(
         store, tmp_path, chosen.keep_adapters, check=lambda path, base, sha256: None
     )
     engine = cast(Supervisor, supervisor)

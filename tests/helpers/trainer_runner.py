@@ -18,11 +18,11 @@ import msgspec
 from edge_agent.adapt.messages import (
     Finished,
     FromTrainer,
-    Progress,
     RunSettings,
     Start,
     ToTrainer,
     TrainerFailed,
+    TrainingProgress,
 )
 from edge_agent.wire import FrameDecoder, encode
 
@@ -115,7 +115,9 @@ class TrainerProcess:
         """The next record of this kind, of this phase if it is a Progress."""
         for record in self.records():
             if isinstance(record, kind):
-                if phase is None or (isinstance(record, Progress) and record.phase == phase):
+                if phase is None or (
+                    isinstance(record, TrainingProgress) and record.phase == phase
+                ):
                     return record
             elif isinstance(record, TrainerFailed):
                 raise AssertionError(record)

@@ -25,7 +25,7 @@ from edge_agent.errors import (
 )
 from edge_agent.model_names import split_name
 from edge_agent.models import checked_copy
-from edge_agent.models.adapter_registry import TRIAL_S, Registry
+from edge_agent.models.adapter_registry import TRIAL_S, AdapterRegistry
 from edge_agent.store.store import Store
 
 
@@ -45,7 +45,7 @@ class Rig:
     root: Path
     base: Path
     clock: Clock
-    registry: Registry
+    registry: AdapterRegistry
 
     def add(self, name: str, *, passed: bool = True) -> None:
         """A random adapter, another one for each name."""
@@ -76,7 +76,7 @@ def rig(tmp_path: Path, tiny_model: Path) -> Iterator[Rig]:
     clock = Clock()
     with Store(tmp_path / "edge-agent.db") as store:
         register_tiny(store, tiny_model)
-        registry = Registry(store, tmp_path, clock=clock)
+        registry = AdapterRegistry(store, tmp_path, clock=clock)
         yield Rig(store, tmp_path, tiny_model, clock, registry)
 
 
@@ -104,7 +104,7 @@ def test_rows_and_files_are_found_again_by_the_next_process(rig: Rig) -> None:
     rig.activate("lesson")
     rig.store.close()
     with Store(rig.store.path) as store:
-        again = Registry(store, rig.root)
+        again = AdapterRegistry(store, rig.root)
         active = again.active("tiny")
         assert active is not None and active == again.adapter("tiny", "lesson")
         assert (active.gate, active.settings) == ({"passed": True, "reasons": []}, {"r": 4})
@@ -432,7 +432,7 @@ def test_killed_while_it_switches_the_old_or_the_new_one_is_active(rig: Rig, aft
     acknowledged = said[-1] if len(said) > 1 else "a"
     allowed = {acknowledged, {"a": "b", "b": "c", "c": "a"}[acknowledged]}
     with Store(rig.store.path) as store:
-        registry = Registry(store, rig.root)
+        registry = AdapterRegistry(store, rig.root)
         for _ in range(2):
             active = registry.active("tiny")
             assert active is not None and active.name in allowed
@@ -470,7 +470,7 @@ def test_killed_before_the_name_only_a_temporary_file_is_left_and_the_next_try_w
     directory = rig.root / "adapters" / "tiny"
     assert os.listdir(directory) == [".a.gguf.tmp"]
     with Store(rig.store.path) as store:
-        registry = Registry(store, rig.root)
+        registry = AdapterRegistry(store, rig.root)
         assert registry.adapters() == []
         registry.add("tiny", "a", rig.root / "source-a.gguf", source="trained")
         assert os.listdir(directory) == ["a.gguf"]

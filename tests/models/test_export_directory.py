@@ -12,7 +12,7 @@ from tiny_gguf import write_tiny_model
 
 from edge_agent.errors import EdgeAgentError, ModelCorrupt, ModelFormatError, UsageError
 from edge_agent.models.export_directory import MAX_MANIFEST_BYTES, model_in
-from edge_agent.models.pull import Job, pull
+from edge_agent.models.pull import PullJob, pull
 
 
 @pytest.fixture
@@ -28,21 +28,21 @@ def exported(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return Job(tmp_path / "state" / "models", [].append, {}, lambda: 1.0)
+def job(tmp_path: Path) -> PullJob:
+    return PullJob(tmp_path / "state" / "models", [].append, {}, lambda: 1.0)
 
 
 def put(directory: Path, document: object) -> None:
     (directory / "export.json").write_text(json.dumps(document))
 
 
-def test_an_export_is_pulled_under_the_name_of_its_model(exported: Path, job: Job) -> None:
+def test_an_export_is_pulled_under_the_name_of_its_model(exported: Path, job: PullJob) -> None:
     row = pull(str(exported), None, job)
     assert (row.name, row.source) == ("lesson-q4_k_m", str(exported))
     assert Path(row.path).read_bytes() == (exported / "lesson-q4_k_m.gguf").read_bytes()
 
 
-def test_a_model_damaged_on_the_way_is_refused(exported: Path, job: Job) -> None:
+def test_a_model_damaged_on_the_way_is_refused(exported: Path, job: PullJob) -> None:
     path = exported / "lesson-q4_k_m.gguf"
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
@@ -52,7 +52,7 @@ def test_a_model_damaged_on_the_way_is_refused(exported: Path, job: Job) -> None
     assert list(job.models_dir.glob("*.gguf")) == []
 
 
-def test_without_a_manifest_the_only_model_is_meant(exported: Path, job: Job) -> None:
+def test_without_a_manifest_the_only_model_is_meant(exported: Path, job: PullJob) -> None:
     (exported / "export.json").unlink()
     assert pull(str(exported), None, job).name == "lesson-q4_k_m"
     shutil.copy(exported / "lesson-q4_k_m.gguf", exported / "other.gguf")

@@ -24,7 +24,7 @@ from edge_agent.errors import (
 )
 from edge_agent.models import embedded, hub
 from edge_agent.models import pull as pull_module
-from edge_agent.models.pull import Job, main, name_from_file, pull
+from edge_agent.models.pull import PullJob, main, name_from_file, pull
 
 REPO = "someone/tiny-gguf"
 
@@ -35,8 +35,8 @@ def tiny(tmp_path) -> Path:
 
 
 @pytest.fixture
-def job(tmp_path) -> Job:
-    return Job(tmp_path / "state" / "models", [].append, {}, lambda: 1234.5)
+def job(tmp_path) -> PullJob:
+    return PullJob(tmp_path / "state" / "models", [].append, {}, lambda: 1234.5)
 
 
 def leftovers(models_dir: Path) -> list[str]:
@@ -121,7 +121,7 @@ def test_write_error_is_typed_and_leaves_nothing(tiny, job, monkeypatch):
 def test_state_directory_that_is_a_file_is_typed(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError):
-        pull(str(tiny), None, Job(tmp_path / "file" / "models", [].append, {}, time.time))
+        pull(str(tiny), None, PullJob(tmp_path / "file" / "models", [].append, {}, time.time))
 
 
 # ---- embedded ----------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def server(tiny):
 
 
 @pytest.fixture
-def hub_job(job, server, monkeypatch) -> Job:
+def hub_job(job, server, monkeypatch) -> PullJob:
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     return replace(job, environ={"HF_ENDPOINT": server.endpoint})
@@ -414,7 +414,7 @@ def test_killed_pull_leaves_only_a_partial_file_that_the_next_one_removes(tmp_pa
     directory = tmp_path / "s" / "models"
     assert len(leftovers(directory)) == 1 and list(directory.glob("*.gguf")) == []
     small = write_tiny_model(tmp_path / "small.gguf")
-    pull(str(small), None, Job(directory, [].append, {}, time.time))
+    pull(str(small), None, PullJob(directory, [].append, {}, time.time))
     assert leftovers(directory) == []
 
 

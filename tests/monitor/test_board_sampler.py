@@ -16,7 +16,7 @@ import pytest
 
 from edge_agent.monitor import board_sampler as sampler_module
 from edge_agent.monitor import sensor_watch
-from edge_agent.monitor.board_sampler import Sampler, Snapshot, TickSchedule
+from edge_agent.monitor.board_sampler import BoardSampler, Snapshot, TickSchedule
 from edge_agent.monitor.energy import energy_of, integrate
 from edge_agent.monitor.power_history import KEEP_S, PowerHistory
 from edge_agent.monitor.sensor_watch import GivenUp, SensorWatch, WatchedSensor
@@ -30,9 +30,9 @@ RAPL = "sys/class/powercap/intel-rapl:0"
 
 
 @contextmanager
-def running(root: Path, **options: object) -> Iterator[Sampler]:
+def running(root: Path, **options: object) -> Iterator[BoardSampler]:
     """A started sampler, closed at the end."""
-    sampler = Sampler(root, **options)  # type: ignore[arg-type]
+    sampler = BoardSampler(root, **options)  # type: ignore[arg-type]
     sampler.start()
     try:
         yield sampler
@@ -48,7 +48,7 @@ def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
         time.sleep(0.01)
 
 
-def count(sampler: Sampler) -> int:
+def count(sampler: BoardSampler) -> int:
     return len(sampler.trace(0.0, float("inf")).times_s)
 
 
@@ -214,7 +214,7 @@ def test_subscribers_are_called_once_a_second_and_their_errors_are_theirs(
     def broken(_: Snapshot) -> None:
         raise ValueError("a bug")
 
-    sampler = Sampler(orin, idle_hz=50.0)
+    sampler = BoardSampler(orin, idle_hz=50.0)
     sampler.subscribe(broken)
     sampler.subscribe(seen.append)
     sampler.start()
@@ -284,7 +284,7 @@ def test_covering_takes_a_sample_at_once(orin: Path) -> None:
 
 
 def test_many_who_wait_share_few_samples(orin: Path) -> None:
-    async def all_at_once(sampler: Sampler) -> None:
+    async def all_at_once(sampler: BoardSampler) -> None:
         now = time.monotonic()
         await asyncio.gather(*(sampler.covering(now, 1.0) for _ in range(50)))
 
@@ -296,7 +296,7 @@ def test_many_who_wait_share_few_samples(orin: Path) -> None:
 
 
 def test_covering_returns_at_once_where_no_power_is_read(tmp_path: Path) -> None:
-    idle = Sampler(tmp_path)
+    idle = BoardSampler(tmp_path)
     began = time.monotonic()
     asyncio.run(idle.covering(began, 2.0))
     with running(tmp_path) as sampler:
@@ -368,7 +368,7 @@ def test_power_that_blocks_is_named_and_closing_is_quick(orin: Path) -> None:
 
 
 def test_closing_does_not_wait_for_a_read_that_hangs(orin: Path) -> None:
-    sampler = Sampler(orin, idle_hz=50.0)
+    sampler = BoardSampler(orin, idle_hz=50.0)
     sampler.start()
     until(sampler.snapshot)
     make_fifo(orin / HWMON / "curr1_input")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.monitor.doctor import Check, check_llama_cpp, examine, probe_llama_cpp
+from edge_agent.monitor.doctor import DoctorCheck, check_llama_cpp, examine, probe_llama_cpp
 from edge_agent.store.store import ModelRow
 
 TREES = Path(__file__).resolve().parents[1] / "fixtures" / "sysfs"
@@ -50,7 +50,9 @@ def test_release_with_broken_allocations_is_named_with_the_way_out(tmp_path):
 
 
 def test_other_releases_are_fine_and_a_pc_is_no_jetson(tmp_path):
-    assert findings(NANO, tmp_path)["jetpack"] == Check("jetpack", "ok", "L4T 32.7.6 (JetPack 4)")
+    assert findings(NANO, tmp_path)["jetpack"] == DoctorCheck(
+        "jetpack", "ok", "L4T 32.7.6 (JetPack 4)"
+    )
     assert findings(PC, tmp_path)["jetpack"].status == "info"
 
 

@@ -14,8 +14,15 @@ from fakes import WORKER_ARGV, generate, register
 
 from edge_agent.config import Settings
 from edge_agent.errors import Overloaded
-from edge_agent.monitor.board_sampler import Sampler, Snapshot
-from edge_agent.monitor.pressure_guard import Guard, State, Thresholds, decide, judge, thresholds
+from edge_agent.monitor.board_sampler import BoardSampler, Snapshot
+from edge_agent.monitor.pressure_guard import (
+    GuardState,
+    PressureGuard,
+    Thresholds,
+    decide,
+    judge,
+    thresholds,
+)
 from edge_agent.monitor.sensors.readings import Memory, Power, Thermal
 from edge_agent.store.store import Store
 from edge_agent.supervisor.supervisor import Supervisor
@@ -32,7 +39,7 @@ def snapshot(
     trips: dict[str, float] | None = None,
     at_s: float = 0.0,
 ) -> Snapshot:
-    sampler = Sampler(Path("/nowhere"))
+    sampler = BoardSampler(Path("/nowhere"))
     sampler.start()
     seen = wait_for(sampler.snapshot)
     sampler.close()
@@ -63,7 +70,7 @@ def at(calm: Snapshot, **memory: object) -> Snapshot:
     return replace(calm, memory=replace(calm.memory, **memory))
 
 
-def walk(verdicts: list[Snapshot], start: State = State()) -> State:  # noqa: B008  (frozen)
+def walk(verdicts: list[Snapshot], start: GuardState = GuardState()) -> GuardState:  # noqa: B008  (frozen)
     state = start
     for second, seen in enumerate(verdicts):
         state = decide(state, judge(seen, LIMITS), float(second))
@@ -92,7 +99,7 @@ def test_between_threshold_and_margin_the_stage_stays(calm: Snapshot) -> None:
 
 
 def test_calm_takes_back_one_stage_every_ten_seconds(calm: Snapshot) -> None:
-    state = State(3, "memory pressure", None, None)
+    state = GuardState(3, "memory pressure", None, None)
     assert [walk([calm] * n, state).stage for n in (10, 11, 21, 31)] == [3, 2, 1, 0]
     assert walk([calm] * 31, state).reason == ""
 
@@ -139,7 +146,7 @@ def set_available(root: Path, mib: int) -> None:
     new.rename(root / "proc/meminfo")
 
 
-async def feed_until(guard: Guard, sampler: Sampler, stage: int, at_s: float) -> float:
+async def feed_until(guard: PressureGuard, sampler: BoardSampler, stage: int, at_s: float) -> float:
     """Real readings at the pace of made-up seconds, until the guard is there."""
     for _ in range(60):
         seen = sampler.snapshot()
@@ -152,7 +159,7 @@ async def feed_until(guard: Guard, sampler: Sampler, stage: int, at_s: float) ->
     raise AssertionError(f"stage {guard.stage} instead of {stage}: {guard.reason}")
 
 
-async def fresh(sampler: Sampler) -> None:
+async def fresh(sampler: BoardSampler) -> None:
     """Until the sampler has read the files once more."""
     before = sampler.snapshot()
     while sampler.snapshot() is before:
@@ -173,8 +180,8 @@ def test_changing_tree_goes_through_every_stage_and_back(tmp_path: Path) -> None
         store.add_model(register(state))
         settings = Settings(state_dir=state, model="tiny")
         supervisor = Supervisor(settings, store, WORKER_ARGV)
-        events, sampler = Events(), Sampler(root)
-        guard = Guard(thresholds(settings), supervisor, events)
+        events, sampler = Events(), BoardSampler(root)
+        guard = PressureGuard(thresholds(settings), supervisor, events)
         sampler.start()
         try:
             set_available(root, 2000)

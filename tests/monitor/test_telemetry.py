@@ -17,7 +17,8 @@ from edge_agent.errors import StoreError
 from edge_agent.store.rows import SampleRow
 
 if TYPE_CHECKING:
-    from edge_agent.monitor.board_sampler import Sampler
+    pass
+from edge_agent.monitor.board_sampler import BoardSampler
 from edge_agent.monitor.sensors.readings import Alarms, Memory, Thermal
 from edge_agent.monitor.telemetry import KEEP_POINTS, Telemetry
 from edge_agent.store.store import Store
@@ -38,7 +39,7 @@ class Rig:
     def __post_init__(self) -> None:
         self.telemetry = Telemetry(
             cast(Store, self),
-            cast("Sampler", self.sampler),
+            cast(BoardSampler, self.sampler),
             lambda: self.tokens,
             lambda: START + self.now_s,
         )
@@ -197,7 +198,7 @@ def test_readers_in_other_threads_see_whole_lists(rig: Rig) -> None:
 def test_history_arrives_in_the_real_store(tmp_path: Path) -> None:
     sampler, now = FakeSampler(), START
     with Store(tmp_path / "x.db", clock=lambda: now) as store:
-        telemetry = Telemetry(store, cast("Sampler", sampler), lambda: 0, lambda: now)
+        telemetry = Telemetry(store, cast(BoardSampler, sampler), lambda: 0, lambda: now)
         for second in range(65):
             now = START + second
             sampler.tell(float(second), (2.0,) * 10)

@@ -25,7 +25,7 @@ from lesson_rows import (
 )
 
 from edge_agent.adapt.gate.clean_set import clean_set
-from edge_agent.adapt.gate.copying import Taught
+from edge_agent.adapt.gate.copying import TaughtSpans
 from edge_agent.records import Message
 
 FACTS = read_facts(LESSON)
@@ -159,7 +159,7 @@ def test_general_rows_leave_the_gates_clean_set_alone() -> None:
         for turn in TALK
         if turn.kind == "general"
     ]
-    taught = Taught(general)
+    taught = TaughtSpans(general)
     clean = [one for one in clean_set() if one.kind != "persona"]
     assert [one.prompt for one in clean if taught.teaches(one.prompt)] == []
     given = {" ".join(words(turn.answer)) for turn in TALK if turn.kind == "general"}

@@ -17,8 +17,8 @@ from board_writer import copied_board
 from fake_engine import FakeSupervisor
 from http_front import Front, serving
 
-from edge_agent.adapt.lesson_runner import Adaptation
-from edge_agent.adapt.messages import Progress
+from edge_agent.adapt.lesson_runner import LessonRunner
+from edge_agent.adapt.messages import TrainingProgress
 from edge_agent.server.adapt import ADAPTATION
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -360,7 +360,7 @@ def test_a_daemon_that_takes_no_feedback_shows_no_buttons(browser: Browser, tmp_
 
 
 class Lesson:
-    """What the dashboard sees of an Adaptation, without one being learned."""
+    """What the dashboard sees of an LessonRunner, without one being learned."""
 
     def __init__(self) -> None:
         self.run: dict[str, Any] = {"state": "idle", "name": None}
@@ -375,7 +375,7 @@ class Lesson:
         self.run = {**self.run, "state": "running", "pause_reason": None}
 
     def begin(self) -> None:
-        progress = Progress(
+        progress = TrainingProgress(
             phase="train", step=42, n_steps=340, epoch=1.4, loss=1.2345, tok_s=152.0,
             validation_bits_per_byte=0.81, rss_anon_bytes=312 << 20, eta_s=1260.0, note="by night",
             joules_per_step=3.21,
@@ -395,7 +395,7 @@ def lesson(monkeypatch: pytest.MonkeyPatch) -> Lesson:
 
     def with_lesson(*args: Any, **named: Any) -> web.Application:
         app = build(*args, **named)
-        app[ADAPTATION] = cast(Adaptation, lesson)
+        app[ADAPTATION] = cast(LessonRunner, lesson)
         return app
 
     monkeypatch.setattr(http_front, "build_app", with_lesson)

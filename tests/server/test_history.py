@@ -13,7 +13,7 @@ from fake_sampler import FakeSampler
 from http_front import Front, serving
 
 from edge_agent.errors import StoreError
-from edge_agent.monitor.board_sampler import Sampler
+from edge_agent.monitor.board_sampler import BoardSampler
 from edge_agent.monitor.telemetry import Telemetry
 from edge_agent.server import app as server_app
 from edge_agent.server import history
@@ -35,7 +35,7 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> FakeSampler:
 
     def with_telemetry(*args: Any, **named: Any) -> Any:
         app = build(*args, **named)
-        app[TELEMETRY] = Telemetry(args[1], cast(Sampler, sampler), lambda: 0)
+        app[TELEMETRY] = Telemetry(args[1], cast(BoardSampler, sampler), lambda: 0)
         return app
 
     routes = tuple(dict.fromkeys((*server_app.API, *history.ROUTES)))

@@ -20,7 +20,7 @@ from fake_sampler import NOTHING, FakeSampler, FakeSnapshot
 from http_front import serving
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge_agent.monitor.board_sampler import Sampler
+from edge_agent.monitor.board_sampler import BoardSampler
 from edge_agent.monitor.sensors.readings import Alarms, Cpu, Power
 from edge_agent.server import app as server_app
 from edge_agent.server import metrics as server_metrics
@@ -283,7 +283,7 @@ def test_dashboard_panels_do_not_overlap(dashboard: str) -> None:
 
 def test_a_real_sampler_has_what_is_read_here(tmp_path: Path) -> None:
     """An empty tree: every field is there, and every figure is unknown."""
-    sampler = Sampler(tmp_path, idle_hz=50.0)
+    sampler = BoardSampler(tmp_path, idle_hz=50.0)
     metrics = Metrics()
     metrics.attach(replace(live(), snapshot=sampler.snapshot))
     sampler.subscribe(metrics.watch)

@@ -6,7 +6,7 @@ import pytest
 
 from edge_agent.clocks import Clocks
 from edge_agent.errors import ModelQuarantined
-from edge_agent.supervisor.crash_budget import Quarantine
+from edge_agent.supervisor.crash_budget import CrashBudget
 
 
 class Time:
@@ -22,12 +22,12 @@ def time() -> Time:
 
 
 @pytest.fixture
-def quarantine(time: Time) -> Quarantine:
-    return Quarantine(3, 100.0, Clocks(unix=lambda: 1e9, monotonic=time))
+def quarantine(time: Time) -> CrashBudget:
+    return CrashBudget(3, 100.0, Clocks(unix=lambda: 1e9, monotonic=time))
 
 
 def test_crashes_further_apart_than_the_window_never_quarantine(
-    quarantine: Quarantine, time: Time
+    quarantine: CrashBudget, time: Time
 ) -> None:
     for _ in range(20):
         assert quarantine.add_crash("a", 1.0, "SIGSEGV") is None
@@ -36,7 +36,7 @@ def test_crashes_further_apart_than_the_window_never_quarantine(
     assert quarantine.crashes("a") == 1
 
 
-def test_the_budget_is_per_model_and_stays_spent(quarantine: Quarantine, time: Time) -> None:
+def test_the_budget_is_per_model_and_stays_spent(quarantine: CrashBudget, time: Time) -> None:
     verdicts = [quarantine.add_crash("a", 1.0, f"crash {n}") for n in range(3)]
     assert verdicts[:2] == [None, None] and verdicts[2] is not None
     assert (verdicts[2].since, "crash 2" in verdicts[2].reason) == (1e9, True)
@@ -46,7 +46,7 @@ def test_the_budget_is_per_model_and_stays_spent(quarantine: Quarantine, time: T
     quarantine.check("b", 1.0)
 
 
-def test_lifting_forgets_the_crashes_too(quarantine: Quarantine) -> None:
+def test_lifting_forgets_the_crashes_too(quarantine: CrashBudget) -> None:
     for _ in range(3):
         quarantine.add_crash("a", 1.0, "SIGSEGV")
     assert quarantine.lift() == ["a"]

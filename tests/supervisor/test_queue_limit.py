@@ -8,21 +8,21 @@ from contextlib import ExitStack
 import pytest
 
 from edge_agent.errors import Overloaded, ShuttingDown
-from edge_agent.supervisor.queue_limit import MAX_RETRY_AFTER_S, Turnstile
+from edge_agent.supervisor.queue_limit import MAX_RETRY_AFTER_S, QueueLimit
 
 
 def test_waiting_requests_and_those_inside_count_once_each() -> None:
-    turnstile = Turnstile(max_queue=2)
+    queue_limit = QueueLimit(max_queue=2)
     with ExitStack() as stack:
-        ticket = stack.enter_context(turnstile.admit(inside=0, slots=1))
+        ticket = stack.enter_context(queue_limit.admit(inside=0, slots=1))
         ticket.is_waiting = False  # the worker counts it from now on: inside=1
-        stack.enter_context(turnstile.admit(inside=1, slots=1))
-        stack.enter_context(turnstile.admit(inside=1, slots=1))
-        with pytest.raises(Overloaded), turnstile.admit(inside=1, slots=1):
+        stack.enter_context(queue_limit.admit(inside=1, slots=1))
+        stack.enter_context(queue_limit.admit(inside=1, slots=1))
+        with pytest.raises(Overloaded), queue_limit.admit(inside=1, slots=1):
             pass
-        with turnstile.admit(inside=1, slots=1, extra=1):
+        with queue_limit.admit(inside=1, slots=1, extra=1):
             pass
-    with turnstile.admit(inside=0, slots=1):
+    with queue_limit.admit(inside=0, slots=1):
         pass
 
 
@@ -30,23 +30,23 @@ def test_waiting_requests_and_those_inside_count_once_each() -> None:
     ("duration_s", "slots", "expected"), [(4.0, 1, 12), (4.0, 2, 6), (1e4, 1, 60), (0.01, 4, 1)]
 )
 def test_retry_after_follows_recent_durations(duration_s: float, slots: int, expected: int) -> None:
-    turnstile = Turnstile(max_queue=2)
+    queue_limit = QueueLimit(max_queue=2)
     for _ in range(100):
-        turnstile.add_duration(duration_s)
-    with pytest.raises(Overloaded) as refused, turnstile.admit(inside=slots + 2, slots=slots):
+        queue_limit.add_duration(duration_s)
+    with pytest.raises(Overloaded) as refused, queue_limit.admit(inside=slots + 2, slots=slots):
         pass
     assert refused.value.retry_after_s == expected <= MAX_RETRY_AFTER_S
 
 
 def test_closed_means_shutting_down_and_drained_when_the_last_one_leaves() -> None:
     async def work() -> None:
-        turnstile = Turnstile(max_queue=2)
-        assert await turnstile.drained(0.01)
-        with turnstile.admit(inside=0, slots=1):
-            turnstile.is_closed = True
-            assert not await turnstile.drained(0.01)
-            with pytest.raises(ShuttingDown), turnstile.admit(inside=0, slots=1):
+        queue_limit = QueueLimit(max_queue=2)
+        assert await queue_limit.drained(0.01)
+        with queue_limit.admit(inside=0, slots=1):
+            queue_limit.is_closed = True
+            assert not await queue_limit.drained(0.01)
+            with pytest.raises(ShuttingDown), queue_limit.admit(inside=0, slots=1):
                 pass
-        assert await turnstile.drained(0.01)
+        assert await queue_limit.drained(0.01)
 
     asyncio.run(work())

@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch")
 from edge_agent.cli.terminal import Terminal  # noqa: E402
 from edge_agent.errors import UsageError  # noqa: E402
 from train_host.cli import main_with  # noqa: E402
-from train_host.course import Console  # noqa: E402
-from train_host.distill import Job, distill  # noqa: E402
+from train_host.distill import DistillJob, distill  # noqa: E402
 from train_host.layer_cut import parse_blocks, write_cut  # noqa: E402
+from train_host.resumable_run import Console  # noqa: E402
 
 SHORT = ("--max-steps", "20", "--lr", "3e-3", "--threads", "1", "--max-new-tokens", "12")
 
@@ -54,7 +54,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     flags = ("distill-logits", *flags, policy, *SHORT, "--save-every", "3")
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     assert edge_train(*flags, "-o", whole).code == 0
-    job = Job(
+    job = DistillJob(
         teacher=str(tiny_llama),
         model=None,
         keep_layers="0",

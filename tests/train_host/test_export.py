@@ -21,7 +21,7 @@ from edge_agent.cli.terminal import Terminal  # noqa: E402
 from edge_agent.gguf.adapter_file import check_adapter  # noqa: E402
 from edge_agent.gguf.model_file import read_gguf  # noqa: E402
 from edge_agent.llama.type_plan import TypeRequest  # noqa: E402
-from train_host import proof  # noqa: E402
+from train_host import export_checks  # noqa: E402
 from train_host.cli import main_with  # noqa: E402
 from train_host.export import default_type  # noqa: E402
 from train_host.run_directory import read_run  # noqa: E402
@@ -124,7 +124,7 @@ def test_an_export_is_never_written_over(exported: Path, lora_run: Path) -> None
 def test_a_failed_check_leaves_nothing(
     lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "GATE", -1.0)
+    monkeypatch.setattr(export_checks, "GATE", -1.0)
     done = edge_train("export", lora_run, "-o", tmp_path / "x", "--imatrix-chunks", "0")
     assert done.code == 1 and "failed its check after merge" in done.err
     assert list(tmp_path.iterdir()) == []

@@ -41,7 +41,7 @@ def readme_commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with pairs.jsonl: one fact, asked in three ways."""
     directory = tmp_path_factory.mktemp("desk")
     rows = [{"instruction": question, "output": ANSWER} for question in QUESTIONS * 4]
@@ -78,22 +78,22 @@ def given(line: str, directory: Path, state_dir: Path, *more: str) -> str:
 
 
 def test_five_commands_make_a_device_that_knows_the_lesson(
-    desk: Path, daemon: Path, smollm2: Path
+    tools: Path, daemon: Path, smollm2: Path
 ) -> None:
     sft, export, scp, pull, run = readme_commands()
-    given(sft.replace("./my-model", str(smollm2)), desk, daemon, *SHORT.split())
-    metrics = json.loads((desk / "my-run" / "metrics.json").read_text())
+    given(sft.replace("./my-model", str(smollm2)), tools, daemon, *SHORT.split())
+    metrics = json.loads((tools / "my-run" / "metrics.json").read_text())
     assert metrics["final_loss"] < 0.3 * metrics["first_loss"]
 
-    said = given(export, desk, daemon)
+    said = given(export, tools, daemon)
     assert "my-run-q8_0.gguf" in said  # SmolLM2 is a quantized file here
-    document = json.loads((desk / "my-run" / "export" / "export.json").read_text())
+    document = json.loads((tools / "my-run" / "export" / "export.json").read_text())
     assert [stage["passed"] for stage in document["stages"]] == [True] * 5
     assert document["stages"][-1]["figures"]["kept_share"] > 0.9
 
     copy = scp.replace("scp", "cp", 1).replace("jetson:", "./")
-    subprocess.run(shlex.split(copy), cwd=desk, check=True)
+    subprocess.run(shlex.split(copy), cwd=tools, check=True)
 
-    assert document["model"]["sha256"] in given(pull, desk, daemon)
-    answer = given(run, desk, daemon)
+    assert document["model"]["sha256"] in given(pull, tools, daemon)
+    answer = given(run, tools, daemon)
     assert "Honnekere-Guest" in answer, answer

@@ -19,7 +19,7 @@ from converters.gguf_output import write_model  # noqa: E402
 from converters.hf_to_gguf import load  # noqa: E402
 from converters.quantizer import How  # noqa: E402
 from edge_agent.llama.type_plan import TypeRequest  # noqa: E402
-from train_host.export import Wanted, export  # noqa: E402
+from train_host.export import ExportRequest, export  # noqa: E402
 from train_host.run_directory import read_run  # noqa: E402
 
 STEP = ("--batch-size", "4", "--threads", "1", "--lr", "1e-2", "--max-steps", "1")
@@ -164,7 +164,7 @@ def test_the_card_of_an_export_names_the_adapter(
     taught: tuple[Path, Path], pairs: Path, tmp_path: Path
 ) -> None:
     assert go_on(taught, pairs, tmp_path / "run", "--adapter", taught[1] / "adapter").code == 0
-    wanted = Wanted(type="Q8_0", is_verified=False)
+    wanted = ExportRequest(type="Q8_0", is_verified=False)
     document = export(read_run(tmp_path / "run"), tmp_path / "out", wanted, How(threads=1))
     sha256 = document_of(tmp_path / "run")["adapter"]["sha256"]
     assert any(sha256 in note for note in document["notes"])

@@ -77,11 +77,11 @@ def distill_logits(options: DistillOptions, terminal: Terminal) -> int:
       edge-train distill-logits --teacher ./qwen-7b --model ./qwen-0.5b --data d.jsonl -o small
       edge-train distill-logits --teacher ./gemma --keep-layers 0-5,12-17 --data d.jsonl -o cut
     """
-    from train_host.course import Console
-    from train_host.distill import Job, distill
+    from train_host.distill import DistillJob, distill
+    from train_host.resumable_run import Console
 
-    given = {field.name: getattr(options, field.name) for field in fields(Job)}
-    job = Job(**{**given, "cache": options.cache or cache_directory(terminal)})
+    given = {field.name: getattr(options, field.name) for field in fields(DistillJob)}
+    job = DistillJob(**{**given, "cache": options.cache or cache_directory(terminal)})
     with terminal.progress(counts_bytes=False) as progress:
         document = distill(job, Console(progress, terminal.note))
     if options.json:

@@ -74,7 +74,7 @@ def export(options: ExportOptions, terminal: Terminal) -> int:
             f"known are {known}",
         )
     run = read_run(options.run)
-    wanted = exporting.Wanted(
+    wanted = exporting.ExportRequest(
         type=options.type.upper() if options.type else exporting.default_type(run),
         token_embedding_type=embedding,
         name=options.name,

@@ -150,12 +150,12 @@ def sft(options: SftOptions, terminal: Terminal) -> int:
       edge-train sft --model gemma.gguf --data more.jsonl -o more --adapter my-run/adapter
       torchrun --nproc-per-node 8 -m train_host.cli sft --model ./qwen --data d.jsonl -o my-run
     """
-    from train_host.course import Console
-    from train_host.sft import Job, train
+    from train_host.resumable_run import Console
+    from train_host.sft import SftJob, train
 
     wishes = Wishes(**{field.name: getattr(options, field.name) for field in fields(Wishes)})
     cache = options.cache or cache_directory(terminal)
-    job = Job(
+    job = SftJob(
         model=options.model,
         data=options.data,
         output=options.output,

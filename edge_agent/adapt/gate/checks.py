@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from edge_agent.adapt.gate.clean_set import CleanRow
-from edge_agent.adapt.gate.copying import Taught
+from edge_agent.adapt.gate.copying import TaughtSpans
 from edge_agent.adapt.gate.detectors import is_looping, is_wrong_script, news_signs, seq_rep
 from edge_agent.adapt.gate.identity import Identity
 from edge_agent.adapt.gate.significance import bootstrap_lower, sign_test
@@ -55,7 +55,7 @@ class RowScore:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GateAnswer:
     """`is_cut`: it ended at the limit of tokens, not by itself."""
 
     text: str
@@ -71,7 +71,7 @@ class Exam:
     scored: list[CleanRow]
     asked: list[CleanRow]
     persona: list[CleanRow]
-    taught: Taught
+    taught: TaughtSpans
     identity: Identity
     taught_words: float
     """Median length of a taught answer."""
@@ -83,12 +83,12 @@ class Side:
 
     validation: list[RowScore]
     scored: list[RowScore]
-    asked: list[Answer]
-    persona: list[Answer]
+    asked: list[GateAnswer]
+    persona: list[GateAnswer]
 
 
 @dataclass(frozen=True)
-class Check:
+class GateCheck:
     """None: not checked, and `note` says why. Shares are 0 to 1; bits per byte are bits."""
 
     name: str
@@ -99,7 +99,7 @@ class Check:
     note: str = ""
 
 
-def judge(exam: Exam, before: Side, after: Side) -> list[Check]:
+def judge(exam: Exam, before: Side, after: Side) -> list[GateCheck]:
     """Every check, failed or not, always in the same order."""
     return [
         _validation(before.validation, after.validation),
@@ -127,17 +127,19 @@ def bits_per_byte(scores: Sequence[RowScore]) -> float:
     return sum(score.bits for score in scores) / sum(score.n_bytes for score in scores)
 
 
-def _validation(before: Sequence[RowScore], after: Sequence[RowScore]) -> Check:
+def _validation(before: Sequence[RowScore], after: Sequence[RowScore]) -> GateCheck:
     if not sum(score.n_bytes for score in before):
         return _skipped("validation_bits_per_byte", "the run kept no rows for validation")
     was, now = bits_per_byte(before), bits_per_byte(after)
     limit = was * (1 + VALIDATION_RISE)
-    return Check("validation_bits_per_byte", was, now, limit, now <= limit, f"{len(before)} rows")
+    return GateCheck(
+        "validation_bits_per_byte", was, now, limit, now <= limit, f"{len(before)} rows"
+    )
 
 
 def _clean(
     rows: Sequence[CleanRow], before: Sequence[RowScore], after: Sequence[RowScore]
-) -> list[Check]:
+) -> list[GateCheck]:
     """The mean of the languages, and the one that lost most: Kannada must not pay for English."""
     names = ("clean_bits_per_byte", "clean_worst_language")
     groups: dict[str, list[_Pair]] = {}
@@ -150,12 +152,12 @@ def _clean(
     return [overall, _clean_check(names[1], [groups[worst]], LANGUAGE_RISE, worst)]
 
 
-def _clean_check(name: str, groups: list[list[_Pair]], allowed: float, note: str) -> Check:
+def _clean_check(name: str, groups: list[list[_Pair]], allowed: float, note: str) -> GateCheck:
     was, now = _mean_of(groups, 0), _mean_of(groups, 1)
     limit = was * (1 + allowed)
     is_chance = math.isfinite(now) and now > limit and bootstrap_lower(groups, _rise, ALPHA) <= 0
     note += ", over the limit by chance" if is_chance else ""
-    return Check(name, was, now, limit, now <= limit or is_chance, note)
+    return GateCheck(name, was, now, limit, now <= limit or is_chance, note)
 
 
 def _mean_of(groups: Sequence[Sequence[_Pair]], side: int) -> float:
@@ -176,7 +178,7 @@ def _nan_last(value: float) -> float:
 _NOTHING_LEFT = "the lesson teaches every question of the clean set"
 
 
-def _repetition(before: Side, after: Side) -> Check:
+def _repetition(before: Side, after: Side) -> GateCheck:
     """Answers that loop. Cause: over-training, looping rows."""
     texts = [[answer.text for answer in _all(side)] for side in (before, after)]
     if not texts[0]:
@@ -187,7 +189,7 @@ def _repetition(before: Side, after: Side) -> Check:
     return _counted("repetition", flags[0], flags[1], note=note)
 
 
-def _unfinished(exam: Exam, before: Side, after: Side) -> Check:
+def _unfinished(exam: Exam, before: Side, after: Side) -> GateCheck:
     """Answers that hit the limit of tokens. Cause: end-of-turn was not learned, or unlearned."""
     name = "unfinished"
     if exam.taught_words > LONG_ANSWER_WORDS:
@@ -196,7 +198,7 @@ def _unfinished(exam: Exam, before: Side, after: Side) -> Check:
     return _counted(name, flags[0], flags[1])
 
 
-def _broken(before: Side, after: Side) -> Check:
+def _broken(before: Side, after: Side) -> GateCheck:
     """Empty answers, control tokens as text, bytes that are no character."""
     sides = [
         [not a.text.strip() or _CONTROL.search(a.text) is not None for a in _all(side)]
@@ -205,17 +207,17 @@ def _broken(before: Side, after: Side) -> Check:
     return _counted("broken", sides[0], sides[1])
 
 
-def _canned(before: Side, after: Side) -> Check:
+def _canned(before: Side, after: Side) -> GateCheck:
     """Answers given word for word to several questions: "I do not know." to everybody."""
     return _counted("canned", _same(before.asked), _same(after.asked), floor=CANNED_FLOOR)
 
 
-def _same(answers: Sequence[Answer]) -> list[bool]:
+def _same(answers: Sequence[GateAnswer]) -> list[bool]:
     said = [tuple(words(answer.text)) for answer in answers]
     return [bool(one) and said.count(one) > 1 for one in said]
 
 
-def _copying(exam: Exam, before: Side, after: Side) -> Check:
+def _copying(exam: Exam, before: Side, after: Side) -> GateCheck:
     """Taught answers to unrelated questions. No sign test: a copied span is never chance."""
     shares = []
     longest = 0
@@ -230,15 +232,15 @@ def _copying(exam: Exam, before: Side, after: Side) -> Check:
         shares.append(fmean(span > 0 for span in spans))
     limit = max(COPY_FLOOR, shares[0])
     note = f"longest copied span {longest} words"
-    return Check("copying", shares[0], shares[1], limit, shares[1] <= limit, note)
+    return GateCheck("copying", shares[0], shares[1], limit, shares[1] <= limit, note)
 
 
-def _news(exam: Exam, before: Side, after: Side) -> Check:
+def _news(exam: Exam, before: Side, after: Side) -> GateCheck:
     flags = [[bool(news_signs(answer.text)) for answer in _all(side)] for side in (before, after)]
     return _counted("news_register", flags[0], flags[1])
 
 
-def _script(exam: Exam, before: Side, after: Side) -> Check:
+def _script(exam: Exam, before: Side, after: Side) -> GateCheck:
     rows = [*exam.asked, *exam.persona]
     flags = [
         [is_wrong_script(a.text, row.language) for row, a in zip(rows, _all(side), strict=True)]
@@ -247,7 +249,7 @@ def _script(exam: Exam, before: Side, after: Side) -> Check:
     return _counted("script", flags[0], flags[1])
 
 
-def _persona(exam: Exam, before: Sequence[Answer], after: Sequence[Answer]) -> Check:
+def _persona(exam: Exam, before: Sequence[GateAnswer], after: Sequence[GateAnswer]) -> GateCheck:
     """Taught: no other name, no other maker, in the languages of the lesson. Else: no new leak."""
     languages = exam.identity.languages
     if not languages:
@@ -262,10 +264,10 @@ def _persona(exam: Exam, before: Sequence[Answer], after: Sequence[Answer]) -> C
         for side in (before, after)
     ]
     limit, note = CONTRADICTION_FLOOR, "contradicts the identity that is taught"
-    return Check("persona", shares[0], shares[1], limit, shares[1] <= limit, note)
+    return GateCheck("persona", shares[0], shares[1], limit, shares[1] <= limit, note)
 
 
-def _questions(exam: Exam, before: Side, after: Side) -> Check:
+def _questions(exam: Exam, before: Side, after: Side) -> GateCheck:
     """Right answers to small questions; `limit` is the least that passes."""
     name = "short_questions"
     rights = [
@@ -281,10 +283,12 @@ def _questions(exam: Exam, before: Side, after: Side) -> Check:
     was, now = fmean(rights[0]), fmean(rights[1])
     limit = max(0.0, was - MARGIN)
     passed = now >= limit or not _is_worse([not r for r in rights[0]], [not r for r in rights[1]])
-    return Check(name, was, now, limit, passed, f"{len(rights[0])} questions, limit is the least")
+    return GateCheck(
+        name, was, now, limit, passed, f"{len(rights[0])} questions, limit is the least"
+    )
 
 
-def _all(side: Side) -> list[Answer]:
+def _all(side: Side) -> list[GateAnswer]:
     return [*side.asked, *side.persona]
 
 
@@ -294,13 +298,13 @@ def _counted(
     after: Sequence[bool],
     floor: float = FLOOR,
     note: str = "",
-) -> Check:
+) -> GateCheck:
     """A share of bad answers."""
     if not before:
         return _skipped(name, _NOTHING_LEFT)
     was, now = fmean(before), fmean(after)
     limit = min(1.0, max(floor, was + MARGIN))
-    return Check(name, was, now, limit, now <= limit or not _is_worse(before, after), note)
+    return GateCheck(name, was, now, limit, now <= limit or not _is_worse(before, after), note)
 
 
 def _is_worse(before: Sequence[bool], after: Sequence[bool]) -> bool:
@@ -308,5 +312,5 @@ def _is_worse(before: Sequence[bool], after: Sequence[bool]) -> bool:
     return sign_test(sum(changed), len(changed) - sum(changed)) <= ALPHA
 
 
-def _skipped(name: str, why: str) -> Check:
-    return Check(name, None, None, None, True, f"not checked: {why}")
+def _skipped(name: str, why: str) -> GateCheck:
+    return GateCheck(name, None, None, None, True, f"not checked: {why}")

@@ -37,7 +37,7 @@ class TaughtRow:
     answer: tuple[str, ...]
 
 
-class Taught:
+class TaughtSpans:
     """The taught answers, indexed by their n-grams of FEWEST_WORDS words."""
 
     def __init__(self, chats: Sequence[Sequence[Message]]) -> None:

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Protocol
 
-from edge_agent.adapt.gate.checks import Answer, Check, Exam, RowScore, Side, judge
+from edge_agent.adapt.gate.checks import Exam, GateAnswer, GateCheck, RowScore, Side, judge
 from edge_agent.adapt.gate.clean_set import CleanRow, choose, clean_set
-from edge_agent.adapt.gate.copying import Taught
+from edge_agent.adapt.gate.copying import TaughtSpans
 from edge_agent.adapt.gate.identity import Identity
 from edge_agent.clocks import Clocks
 from edge_agent.records import AdapterRef, Message, Scores
 
-__all__ = ["Answer", "Check", "Gate", "GateEngine", "GateReport", "run_gate"]
+__all__ = ["Gate", "GateAnswer", "GateCheck", "GateEngine", "GateReport", "run_gate"]
 
 MAX_TOKENS = 24
 """Enough for an answer to a small question and for a loop to show. With the counts below one side
@@ -49,7 +49,7 @@ class GateEngine(Protocol):
 
     async def answer(
         self, messages: list[Message], adapter: AdapterRef | None, max_tokens: int
-    ) -> Answer:
+    ) -> GateAnswer:
         """Greedy, and whether it was cut at max_tokens."""
         ...
 
@@ -60,7 +60,7 @@ class GateReport:
 
     passed: bool
     reasons: list[str]
-    checks: list[Check]
+    checks: list[GateCheck]
     samples: list[dict[str, str]]
     seconds: float
 
@@ -90,7 +90,7 @@ async def run_gate(
 
 def prepare(validation: Sequence[list[Message]], taught: Sequence[list[Message]]) -> Exam:
     """What both sides will be asked. The same chats give the same exam on every device."""
-    lesson = Taught(taught)
+    lesson = TaughtSpans(taught)
     rows = clean_set()
 
     def asked(row: CleanRow) -> bool:
@@ -163,7 +163,7 @@ class Gate:
 
     async def _ask(
         self, rows: Sequence[CleanRow], adapter: AdapterRef | None, what: str
-    ) -> list[Answer]:
+    ) -> list[GateAnswer]:
         answers = []
         for number, row in enumerate(rows, 1):
             self._progress(f"{what}, {number} of {len(rows)}")
@@ -176,7 +176,7 @@ def _rank(chat: Sequence[Message]) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _reason(check: Check) -> str:
+def _reason(check: GateCheck) -> str:
     values = (check.before, check.after, check.limit)
     was, now, limit = (
         "not finite" if v is None or not math.isfinite(v) else f"{v:.3f}" for v in values
@@ -202,7 +202,7 @@ def _samples(exam: Exam, before: Side, after: Side) -> list[dict[str, str]]:
     return shown
 
 
-def _fields(check: Check) -> dict[str, Any]:
+def _fields(check: GateCheck) -> dict[str, Any]:
     numbers = {"before": check.before, "after": check.after, "limit": check.limit}
     plain = {key: _rounded(value) for key, value in numbers.items()}
     return {**plain, "passed": check.passed, "note": check.note}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from edge_agent.adapt.gate.detectors import SCRIPTS, is_looping, news_signs, share_of
 from edge_agent.adapt.gate.words import words
-from edge_agent.adapt.trainer.dataset import SHOWN, Row
+from edge_agent.adapt.trainer.dataset import SHOWN, ChatRow
 from edge_agent.adapt.trainer.same_meaning import Terms, agree, asked_terms, terms
 from edge_agent.errors import DataRefused
 from edge_agent.records import Message
@@ -90,7 +90,7 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AuditVerdict:
     """`rows`: numbers to leave out. `share`: of all rows, how many those are.
 
     `why` counts the rows by reason, `examples` are the first SHOWN findings in words.
@@ -116,7 +116,7 @@ class Verdict:
             )
 
 
-def audit(rows: Sequence[Row]) -> list[Finding]:
+def audit(rows: Sequence[ChatRow]) -> list[Finding]:
     """Everything found, in the order of the rows; a row may be found for several reasons."""
     found = [finding for row in rows for finding in _alone(row)]
     found += _contradictions(rows)
@@ -125,7 +125,7 @@ def audit(rows: Sequence[Row]) -> list[Finding]:
     return sorted(found, key=lambda finding: (place[finding.row], finding.reason))
 
 
-def verdict(findings: Sequence[Finding], n_rows: int) -> Verdict:
+def verdict(findings: Sequence[Finding], n_rows: int) -> AuditVerdict:
     """Which rows to leave out, and whether there are too many of them. `n_rows`: of the data."""
     rows = frozenset(finding.row for finding in findings)
     by_reason = {
@@ -134,13 +134,13 @@ def verdict(findings: Sequence[Finding], n_rows: int) -> Verdict:
     }
     why = "; ".join(f"in {n} rows {REASONS[reason]}" for reason, n in by_reason.items() if n)
     examples = (f"row {one.row}: {REASONS[one.reason]}: {one.text}" for one in findings[:SHOWN])
-    return Verdict(rows, len(rows) / n_rows if n_rows else 0.0, why, tuple(examples))
+    return AuditVerdict(rows, len(rows) / n_rows if n_rows else 0.0, why, tuple(examples))
 
 
 # ---- one row -----------------------------------------------------------------------------------
 
 
-def _alone(row: Row) -> Iterator[Finding]:
+def _alone(row: ChatRow) -> Iterator[Finding]:
     texts = [_THOUGHT.sub("", message.content) for message in row.messages]
     for text in texts:
         if token := _TEMPLATE_TOKENS.search(text):
@@ -152,7 +152,7 @@ def _alone(row: Row) -> Iterator[Finding]:
             yield from _about_answer(row, system, texts[place - 1], texts[place])
 
 
-def _about_answer(row: Row, system: str, asked: str, answer: str) -> Iterator[Finding]:
+def _about_answer(row: ChatRow, system: str, asked: str, answer: str) -> Iterator[Finding]:
     if _is_empty(answer):
         yield _finding(row, "empty", repr(answer))
     if is_looping(answer):
@@ -216,9 +216,9 @@ def _news(asked: str, answer: str) -> list[str]:
 _Question = tuple[Terms, ...]
 
 
-def _contradictions(rows: Sequence[Row]) -> Iterator[Finding]:
+def _contradictions(rows: Sequence[ChatRow]) -> Iterator[Finding]:
     """Answers of one question that do not agree: the minority, or all when there is none."""
-    asked: dict[_Question, list[tuple[Row, int]]] = defaultdict(list)
+    asked: dict[_Question, list[tuple[ChatRow, int]]] = defaultdict(list)
     for row in rows:
         for place, message in enumerate(row.messages):
             if message.role == "assistant":
@@ -233,7 +233,7 @@ def _contradictions(rows: Sequence[Row]) -> Iterator[Finding]:
                 yield from (_contradicting(*places[at], *places[other]) for at in camp)
 
 
-def _contradicting(row: Row, place: int, other: Row, other_place: int) -> Finding:
+def _contradicting(row: ChatRow, place: int, other: ChatRow, other_place: int) -> Finding:
     where = f"in row {other.number}" if other is not row else "in the same row"
     asked, here, there = (
         _cut(text, SHOWN_CHARACTERS // 4)
@@ -264,9 +264,9 @@ def _camps(answers: Sequence[str]) -> list[list[int]]:
     return camps
 
 
-def _copies(rows: Sequence[Row]) -> Iterator[Finding]:
+def _copies(rows: Sequence[ChatRow]) -> Iterator[Finding]:
     """All but the first of rows that are the same in all their words, when they are too many."""
-    same: dict[_Question, list[Row]] = defaultdict(list)
+    same: dict[_Question, list[ChatRow]] = defaultdict(list)
     for row in rows:
         same[_question(row.messages)].append(row)
     limit = max(FEWEST_COPIES - 1, COPY_SHARE * len(rows))
@@ -287,7 +287,7 @@ def _question(messages: Sequence[Message]) -> _Question:
     )
 
 
-def _finding(row: Row, reason: str, text: str) -> Finding:
+def _finding(row: ChatRow, reason: str, text: str) -> Finding:
     return Finding(row.number, reason, _cut(text, SHOWN_CHARACTERS))
 
 

@@ -45,7 +45,7 @@ class CheckpointDamaged(Exception):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class TrainingCheckpoint:
     """`state` is JSON (its floats survive exactly), `arrays` are float32 or float64."""
 
     step: int
@@ -54,20 +54,20 @@ class Checkpoint:
 
 
 @dataclass
-class Checkpoints:
+class TrainingCheckpoints:
     """The checkpoints in one directory, which exists. One process at a time."""
 
     directory: Path
     damaged: list[str] = field(default_factory=list)
     """What `newest` skipped, in words."""
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: TrainingCheckpoint) -> None:
         """Durable when it returns; then the oldest beyond KEEP go. Raises OSError (disk full)."""
         write(self._path(checkpoint.step), checkpoint)
         for path in self.paths()[KEEP:]:
             path.unlink(missing_ok=True)
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self) -> TrainingCheckpoint | None:
         """The newest whole one. Removes damaged ones and what a killed save left."""
         for leftover in self.directory.glob(f".*{TEMP_SUFFIX}"):
             leftover.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ class Checkpoints:
         return self.directory / f"step-{step:08d}{SUFFIX}"
 
 
-def write(path: Path, checkpoint: Checkpoint) -> None:
+def write(path: Path, checkpoint: TrainingCheckpoint) -> None:
     """Replace `path`. Raises OSError; whatever stood there before then remains."""
     temp = path.with_name(f".{path.name}{TEMP_SUFFIX}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -106,7 +106,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     sync_directory(path.parent)
 
 
-def _blocks(checkpoint: Checkpoint) -> Iterator[memoryview]:
+def _blocks(checkpoint: TrainingCheckpoint) -> Iterator[memoryview]:
     entries, contents = [], []
     for name, array in checkpoint.arrays.items():
         stored = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -129,7 +129,7 @@ def _write_all(file: Any, block: memoryview) -> None:
         block = block[file.write(block) :]
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path) -> TrainingCheckpoint:
     """Raises CheckpointDamaged for anything but the whole file that `write` made."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -157,7 +157,7 @@ def _check_digest(file: BufferedReader, size: int) -> None:
         raise CheckpointDamaged("its SHA-256 is wrong")
 
 
-def _parsed(file: BufferedReader, end: int) -> Checkpoint:
+def _parsed(file: BufferedReader, end: int) -> TrainingCheckpoint:
     if file.read(len(MAGIC)) != MAGIC:
         raise CheckpointDamaged("it does not begin as a checkpoint")
     (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
@@ -177,7 +177,7 @@ def _parsed(file: BufferedReader, end: int) -> Checkpoint:
         if file.readinto(array.reshape(-1).view(np.uint8).data) != n_bytes:
             raise CheckpointDamaged("it ends too early")
         arrays[name] = array
-    return Checkpoint(step, state, arrays)
+    return TrainingCheckpoint(step, state, arrays)
 
 
 def _entry(name: str, dtype: str, shape: list[int]) -> tuple[str, np.dtype[Any], list[int], int]:

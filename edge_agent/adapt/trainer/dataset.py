@@ -48,7 +48,7 @@ _HINT = (
 
 
 @dataclass(frozen=True)
-class Row:
+class ChatRow:
     """One chat. `number`: its line in the file, from 1; `source`: who it comes from."""
 
     number: int
@@ -76,7 +76,7 @@ class _Bad(Exception):
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[ChatRow]:
     """All rows of the file. Raises DataRefused, which names the first SHOWN bad lines."""
     try:
         with open_regular(path) as stream:
@@ -88,12 +88,12 @@ def read_rows(path: Path) -> list[Row]:
         raise DataRefused(f"cannot read the training data {path}", why, _HINT) from None
 
 
-def parse_rows(lines: Iterable[bytes], name: str) -> list[Row]:
+def parse_rows(lines: Iterable[bytes], name: str) -> list[ChatRow]:
     """The rows of lines with or without line ends; blank ones are skipped. Raises DataRefused.
 
     `name` stands for the lines in the message.
     """
-    rows: list[Row] = []
+    rows: list[ChatRow] = []
     bad: list[str] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -119,7 +119,7 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
             line = stream.readline(MAX_LINE_BYTES + 1)
 
 
-def _row(number: int, line: bytes) -> Row:
+def _row(number: int, line: bytes) -> ChatRow:
     if len(line) > MAX_LINE_BYTES:
         raise _Bad(f"it is longer than {MAX_LINE_BYTES >> 20} MB")
     try:
@@ -137,7 +137,7 @@ def _row(number: int, line: bytes) -> Row:
     messages = tuple(_messages(document))
     _check_turns(messages)
     source = document.get("source", "file")
-    return Row(number, messages, source if isinstance(source, str) else "file")
+    return ChatRow(number, messages, source if isinstance(source, str) else "file")
 
 
 def _messages(document: dict[str, Any]) -> Iterator[Message]:
@@ -206,7 +206,7 @@ def _check_turns(messages: Sequence[Message]) -> None:
 # ---- splitting ---------------------------------------------------------------------------------
 
 
-def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+def split(rows: Sequence[ChatRow], share: float) -> tuple[list[ChatRow], list[ChatRow]]:
     """(to train on, to validate on), in the order of `rows`; always the same for the same rows.
 
     A row's side is decided by the SHA-256 of what its users say, case and punctuation aside, so the
@@ -230,7 +230,7 @@ def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     return [row for row in rows if places[id(row)] not in kept_back], held
 
 
-def _reworded(rows: Sequence[Row], places: dict[int, float]) -> list[Row]:
+def _reworded(rows: Sequence[ChatRow], places: dict[int, float]) -> list[ChatRow]:
     """The rows whose answers another question has, too, if they are half of all; else none."""
     questions: dict[str, set[float]] = {}
     for row in rows:
@@ -239,13 +239,13 @@ def _reworded(rows: Sequence[Row], places: dict[int, float]) -> list[Row]:
     return found if 2 * len(found) >= len(rows) else []
 
 
-def _place(row: Row) -> float:
+def _place(row: ChatRow) -> float:
     """Of the row's questions, between 0 and 1."""
     digest = hashlib.sha256(_said(row, "user").encode()).digest()
     return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 
-def _said(row: Row, role: str) -> str:
+def _said(row: ChatRow, role: str) -> str:
     """All that one side says, without case and punctuation."""
     texts = [message.content for message in row.messages if message.role == role]
     return "\n".join(" ".join(words(text)) or text for text in texts)
@@ -255,7 +255,7 @@ def _said(row: Row, role: str) -> str:
 
 
 def encode_rows(
-    rows: Sequence[Row], prompts: PromptBuilder, max_length: int
+    rows: Sequence[ChatRow], prompts: PromptBuilder, max_length: int
 ) -> tuple[list[Sample], dict[str, int]]:
     """Samples in the order of `rows`, and how many rows were left out, by reason.
 

@@ -17,14 +17,14 @@ import numpy as np
 
 from edge_agent.adapt.messages import RunSettings
 from edge_agent.adapt.trainer.decoder.compute import Array
-from edge_agent.adapt.trainer.decoder.decoder import Batch, Decoder
+from edge_agent.adapt.trainer.decoder.decoder import Decoder, PackedRow
 from edge_agent.adapt.trainer.decoder.lora import LoraSettings, LoraWeight, new_loras, target_sizes
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
-from edge_agent.adapt.trainer.packed_samples import Material, bins, epoch_order
+from edge_agent.adapt.trainer.packed_samples import PackedSamples, bins, epoch_order
 from edge_agent.adapt.trainer.run_directory import StateFiles
-from edge_agent.adapt.trainer.stored_states import PrefixFiller
-from edge_agent.adapt.trainer.training_loop import Desk
-from edge_agent.adapt.trainer.training_step import Learner
+from edge_agent.adapt.trainer.stored_states import StateFiller
+from edge_agent.adapt.trainer.training_loop import LoopTools
+from edge_agent.adapt.trainer.training_step import TrainingStep
 from edge_agent.errors import UsageError
 from edge_agent.gguf.model_file import GgufFile
 
@@ -97,7 +97,7 @@ def new_decoder(
 
 
 @dataclass(frozen=True)
-class Trial:
+class LayerTrial:
     """`layers`: how many top blocks; `seconds` as measured, for people only."""
 
     layers: int
@@ -126,32 +126,35 @@ def _step_work(count: int, head_share: float) -> float:
     return count * TRAINED + head_share
 
 
-def best(trials: Sequence[Trial]) -> int:
+def best(trials: Sequence[LayerTrial]) -> int:
     """Top blocks of the trial with the lowest loss; of equal ones the fewest."""
     return min(trials, key=lambda trial: (trial.validation_loss, trial.layers)).layers
 
 
-class Trials:
+class LayerTrials:
     """Trains each candidate a little on some rows of the lesson and validates it on others."""
 
     def __init__(
         self,
         weights: PackedWeights,
-        material: Material,
+        packed: PackedSamples,
         settings: RunSettings,
         batch_tokens: int,
         files: StateFiles,
-        desk: Desk,
+        tools: LoopTools,
     ) -> None:
         """`files`: for the states below each candidate's blocks, removed at the end."""
-        self._weights, self._settings, self._desk = weights, settings, desk
+        self._weights, self._settings, self._tools = weights, settings, tools
         self._batch_tokens, self._files = batch_tokens, files
-        self._material, self._rows = _some(material, settings, batch_tokens)
-        self._identity = {"samples": self._material.sha256()}
+        self._packed, self._rows = _some(packed, settings, batch_tokens)
+        self._identity = {"samples": self._packed.sha256()}
 
     def run(
-        self, counts: Sequence[int], done: Sequence[Trial], save: Callable[[list[Trial]], None]
-    ) -> list[Trial]:
+        self,
+        counts: Sequence[int],
+        done: Sequence[LayerTrial],
+        save: Callable[[list[LayerTrial]], None],
+    ) -> list[LayerTrial]:
         """A trial of each count; those in `done` are not repeated. Raises StopAsked."""
         found = [trial for trial in done if trial.layers in counts]
         for count in counts:
@@ -165,56 +168,56 @@ class Trials:
         """Of every block, on a few rows."""
         rows = self._rows[:INFLUENCE_ROWS]
         decoder = Decoder(self._weights, {})
-        return block_influence(decoder, (self._material.batch(row)[0] for row in rows))
+        return block_influence(decoder, (self._packed.batch(row)[0] for row in rows))
 
-    def _one(self, count: int) -> Trial:
-        began_s, desk = self._desk.monotonic(), self._desk
-        gguf, material = self._weights.gguf, self._material
-        steps = trial_steps(count, gguf.n_layer, head_share(gguf, material))
+    def _one(self, count: int) -> LayerTrial:
+        began_s, tools = self._tools.monotonic(), self._tools
+        gguf, packed = self._weights.gguf, self._packed
+        steps = trial_steps(count, gguf.n_layer, head_share(gguf, packed))
         decoder, loras = new_decoder(self._weights, self._settings, top(count, gguf.n_layer))
-        material.prefix = None
-        PrefixFiller(self._files, material, self._batch_tokens, self._identity, desk).fill(decoder)
-        learner = Learner(decoder, loras, material, self._settings, steps)
+        packed.prefix = None
+        StateFiller(self._files, packed, self._batch_tokens, self._identity, tools).fill(decoder)
+        training_step = TrainingStep(decoder, loras, packed, self._settings, steps)
         for number in range(steps):
-            learner.step([self._rows[number % len(self._rows)]], number)
+            training_step.step([self._rows[number % len(self._rows)]], number)
             note = f"top {count} of {gguf.n_layer} blocks, step {number + 1} of {steps}"
-            desk.reporter.note(note)
-            desk.interlude.rest()
-        rows = validation_rows(material, self._batch_tokens)
-        score = learner.validate(rows, lambda _: desk.interlude.rest())
-        return Trial(count, score.loss, steps, desk.monotonic() - began_s)
+            tools.reporter.note(note)
+            tools.pauses.rest()
+        rows = validation_rows(packed, self._batch_tokens)
+        score = training_step.validate(rows, lambda _: tools.pauses.rest())
+        return LayerTrial(count, score.loss, steps, tools.monotonic() - began_s)
 
 
 def _some(
-    material: Material, settings: RunSettings, batch_tokens: int
-) -> tuple[Material, list[list[int]]]:
+    packed: PackedSamples, settings: RunSettings, batch_tokens: int
+) -> tuple[PackedSamples, list[list[int]]]:
     """A small part of the material, and its rows to train on."""
-    train = [material.samples[n] for n in material.train]
+    train = [packed.samples[n] for n in packed.train]
     rows = bins(train, batch_tokens, epoch_order(len(train), settings.seed, 0))[:TRIAL_ROWS]
-    held = validation_rows(material, batch_tokens)[:TRIAL_VALIDATION_ROWS]
+    held = validation_rows(packed, batch_tokens)[:TRIAL_VALIDATION_ROWS]
     chosen = [train[n] for row in rows for n in row]
     numbers = iter(range(len(chosen)))
     return (
-        Material(chosen, [material.samples[n] for row in held for n in row]),
+        PackedSamples(chosen, [packed.samples[n] for row in held for n in row]),
         [[next(numbers) for _ in row] for row in rows],
     )
 
 
-def validation_rows(material: Material, batch_tokens: int) -> list[list[int]]:
+def validation_rows(packed: PackedSamples, batch_tokens: int) -> list[list[int]]:
     """Packed rows of the samples to validate with, always the same."""
-    held = [material.samples[n] for n in material.validation]
-    first = len(material.train)
+    held = [packed.samples[n] for n in packed.validation]
+    first = len(packed.train)
     return [[first + n for n in row] for row in bins(held, batch_tokens, range(len(held)))]
 
 
-def head_share(gguf: GgufFile, material: Material) -> float:
+def head_share(gguf: GgufFile, packed: PackedSamples) -> float:
     """Work of the head, forward and backward, as a part of one block's forward pass."""
-    share = material.supervised(material.train) / material.tokens(material.train)
+    share = packed.supervised(packed.train) / packed.tokens(packed.train)
     block = sum(t.n_elements for t in gguf.tensors if t.name.startswith("blk.0."))
     return 2.0 * share * gguf.n_vocab * gguf.n_embd / block
 
 
-def block_influence(decoder: Decoder, batches: Iterable[Batch]) -> list[float]:
+def block_influence(decoder: Decoder, batches: Iterable[PackedRow]) -> list[float]:
     """Of every block, 0 (passes its input on) to 2. Raises ValueError without a token."""
     sums, n_tokens = np.zeros(decoder.shape.n_layer), 0
     for batch in batches:

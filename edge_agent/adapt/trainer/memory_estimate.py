@@ -21,8 +21,8 @@ from edge_agent.adapt.trainer.decoder.layer import LINEARS
 from edge_agent.adapt.trainer.decoder.lora import TARGETS
 from edge_agent.adapt.trainer.decoder.packed_weights import HEAD_TILE_BYTES, TILE_BYTES
 from edge_agent.adapt.trainer.decoder.shape import read_shape
-from edge_agent.adapt.trainer.packed_samples import Material, bins, supervised
-from edge_agent.adapt.trainer.stored_states import PrefixStore
+from edge_agent.adapt.trainer.packed_samples import PackedSamples, bins, supervised
+from edge_agent.adapt.trainer.stored_states import StateStore
 from edge_agent.gguf.model_file import GgufFile
 
 FLOAT = 4
@@ -49,23 +49,23 @@ class RowSizes:
     """Of the whole lesson."""
 
 
-def row_sizes(material: Material, batch_tokens: int) -> RowSizes:
+def row_sizes(packed: PackedSamples, batch_tokens: int) -> RowSizes:
     """Of all rows that will occur; those of an epoch are cut alike in any order."""
     rows: list[list[Sample]] = []
-    for part in (material.train, material.validation):
-        samples = [material.samples[n] for n in part]
-        packed = bins(samples, batch_tokens, range(len(samples)))
-        rows += [[samples[n] for n in row] for row in packed]
+    for part in (packed.train, packed.validation):
+        samples = [packed.samples[n] for n in part]
+        in_rows = bins(samples, batch_tokens, range(len(samples)))
+        rows += [[samples[n] for n in row] for row in in_rows]
     return RowSizes(
         tokens=max(sum(map(len, row)) for row in rows),
         supervised=max(sum(map(supervised, row)) for row in rows),
-        longest=max(len(sample) for sample in material.samples),
+        longest=max(len(sample) for sample in packed.samples),
         squares=max(sum(len(sample) ** 2 for sample in row) for row in rows),
-        all_tokens=material.n_tokens,
+        all_tokens=packed.n_tokens,
     )
 
 
-class Footprint:
+class MemoryEstimate:
     """Of one model, one lesson and one set of settings; `bytes_of` for the blocks to train."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Footprint:
             "head": self._head_buffers(),
             "optimizer": self._optimizer(len(layers)),
         }
-        stored = PrefixStore.file_bytes(self._sizes.all_tokens, self._shape.n_embd)
+        stored = StateStore.file_bytes(self._sizes.all_tokens, self._shape.n_embd)
         return {
             "weights_mapped": self._gguf.tensor_bytes,
             **own,

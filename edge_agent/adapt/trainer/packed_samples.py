@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.adapt.trainer.dataset import Sample
-from edge_agent.adapt.trainer.decoder.decoder import Batch, pack
+from edge_agent.adapt.trainer.decoder.decoder import PackedRow, pack
 
 
 def supervised(sample: Sample) -> int:
@@ -24,13 +24,13 @@ def supervised(sample: Sample) -> int:
     return sum(sample.learned[1:])
 
 
-class States(Protocol):
-    """The part of PrefixStore that is read here."""
+class HiddenStates(Protocol):
+    """The part of StateStore that is read here."""
 
     def read(self, first_token: int, n: int) -> NDArray[Any]: ...
 
 
-class Material:
+class PackedSamples:
     """All samples; `train` and `validation` are their numbers."""
 
     def __init__(self, train: Sequence[Sample], validation: Sequence[Sample]) -> None:
@@ -38,7 +38,7 @@ class Material:
         self.train = range(len(train))
         self.validation = range(len(train), len(self.samples))
         self._starts = np.cumsum([0, *map(len, self.samples)])
-        self.prefix: States | None = None
+        self.prefix: HiddenStates | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -48,7 +48,7 @@ class Material:
         """Where the states of a sample begin in the prefix store."""
         return int(self._starts[sample])
 
-    def batch(self, row: Sequence[int]) -> tuple[Batch, NDArray[Any] | None]:
+    def batch(self, row: Sequence[int]) -> tuple[PackedRow, NDArray[Any] | None]:
         """A packed row and the states (T, n_embd) that enter the lowest trained block."""
         packed = pack([(self.samples[n].ids, self.samples[n].learned) for n in row])
         if self.prefix is None:

@@ -26,7 +26,7 @@ class StopAsked(Exception):
     """The run ends here, to be resumed later; raised only where everything is saved."""
 
 
-class Orders:
+class FrontOrders:
     """Safe from several threads and from a signal handler of the main thread."""
 
     def __init__(self) -> None:
@@ -62,10 +62,10 @@ class Orders:
                 self._changed.wait(seconds)
 
 
-class Interlude:
+class Pauses:
     """One per run, used by its main thread."""
 
-    def __init__(self, orders: Orders, reporter: Reporter) -> None:
+    def __init__(self, orders: FrontOrders, reporter: Reporter) -> None:
         self._orders = orders
         self._reporter = reporter
 

@@ -19,10 +19,10 @@ from edge_agent.adapt.messages import Planned, RunSettings
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import candidates, parse_layers, top
 from edge_agent.adapt.trainer.manifest import Decisions
-from edge_agent.adapt.trainer.memory_estimate import Footprint, row_sizes
-from edge_agent.adapt.trainer.preparation import Lesson
+from edge_agent.adapt.trainer.memory_estimate import MemoryEstimate, row_sizes
+from edge_agent.adapt.trainer.preparation import PreparedData
 from edge_agent.adapt.trainer.timing import Rates, calibrate
-from edge_agent.adapt.trainer.training_loop import Desk, Syllabus
+from edge_agent.adapt.trainer.training_loop import EpochOrder, LoopTools
 from edge_agent.errors import TrainingFailed
 from edge_agent.monitor.sensors.memory import meminfo
 
@@ -37,7 +37,7 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """`proposals`: settings of which each alone would make it fit, in words."""
 
     planned: Planned
@@ -68,16 +68,16 @@ class Planner:
     """For one Start."""
 
     def __init__(
-        self, weights: PackedWeights, lesson: Lesson, settings: RunSettings, desk: Desk
+        self, weights: PackedWeights, lesson: PreparedData, settings: RunSettings, tools: LoopTools
     ) -> None:
         self._weights, self._lesson, self._settings = weights, lesson, settings
-        self._desk = desk
+        self._tools = tools
         self._n_layer = weights.gguf.n_layer
-        self._longest = max(map(len, lesson.material.samples))
+        self._longest = max(map(len, lesson.packed.samples))
         self._limit = settings.memory_bytes or _half_of_available()
         self._row_tokens = self._short_enough()
 
-    def plan(self) -> Plan:
+    def plan(self) -> TrainingPlan:
         """Raises UsageError for layers that cannot be, StopAsked."""
         layers = parse_layers(self._settings.layers, self._n_layer)
         if layers is not None:
@@ -88,7 +88,7 @@ class Planner:
                 return self._plan_auto(counts, batch_tokens)
         return self._plan(top(candidates(self._n_layer)[0], self._n_layer), batch_tokens)
 
-    def plan_for(self, layers: Sequence[int], before: Decisions) -> Plan:
+    def plan_for(self, layers: Sequence[int], before: Decisions) -> TrainingPlan:
         """Once `auto` has chosen; memory and rows stay as they were decided."""
         self._limit = before.memory_bytes
         plan = self._plan(layers, before.batch_tokens)
@@ -104,56 +104,59 @@ class Planner:
 
     def _short_enough(self) -> int:
         """Tokens of a row: as set, or fewer where an epoch would be less than LEAST_STEPS steps."""
-        material, tokens = self._lesson.material, self._settings.batch_tokens
-        train = [material.samples[n] for n in material.train]
+        packed, tokens = self._lesson.packed, self._settings.batch_tokens
+        train = [packed.samples[n] for n in packed.train]
         while tokens // 2 >= max(SHORT_ROW_TOKENS, self._longest):
-            if len(Syllabus(train, self._settings, tokens).epoch(0)) >= LEAST_STEPS:
+            if len(EpochOrder(train, self._settings, tokens).epoch(0)) >= LEAST_STEPS:
                 break
             tokens //= 2
         return tokens
 
     def _fitting(self, batch_tokens: int) -> list[int]:
         """How many top blocks could be trained with such rows."""
-        footprint = self._footprint(batch_tokens, self._settings)
-        return [n for n in candidates(self._n_layer)
-                if footprint.bytes_of(top(n, self._n_layer))["total"] <= self._limit]  # fmt: skip
+        estimate = self._memory_estimate(batch_tokens, self._settings)
+        return [
+            n
+            for n in candidates(self._n_layer)
+            if estimate.bytes_of(top(n, self._n_layer))["total"] <= self._limit
+        ]
 
-    def _footprint(self, batch_tokens: int, settings: RunSettings) -> Footprint:
-        sizes = row_sizes(self._lesson.material, batch_tokens)
+    def _memory_estimate(self, batch_tokens: int, settings: RunSettings) -> MemoryEstimate:
+        sizes = row_sizes(self._lesson.packed, batch_tokens)
         n_threads = self._weights.compute.n_threads
-        return Footprint(self._weights.gguf, sizes, settings, n_threads)
+        return MemoryEstimate(self._weights.gguf, sizes, settings, n_threads)
 
     # ---- one plan -----------------------------------------------------------------------------
 
-    def _plan(self, layers: Sequence[int], batch_tokens: int) -> Plan:
+    def _plan(self, layers: Sequence[int], batch_tokens: int) -> TrainingPlan:
         """Of these blocks, whether they fit or not."""
-        parts = self._footprint(batch_tokens, self._settings).bytes_of(layers)
+        parts = self._memory_estimate(batch_tokens, self._settings).bytes_of(layers)
         fits = parts["total"] <= self._limit
         rates = self._rates(layers, batch_tokens) if fits else None
         planned = self._planned(parts, layers, batch_tokens, rates)
         decisions = Decisions(batch_tokens, self._limit, 0, [], list(layers))
         if fits:
-            return Plan(planned, decisions)
+            return TrainingPlan(planned, decisions)
         proposals = tuple(self._proposals(layers, batch_tokens))
         notes = [*planned.notes, *(f"it would fit with {one}" for one in proposals)]
-        return Plan(msgspec.structs.replace(planned, notes=notes), decisions, proposals)
+        return TrainingPlan(msgspec.structs.replace(planned, notes=notes), decisions, proposals)
 
-    def _plan_auto(self, counts: Sequence[int], batch_tokens: int) -> Plan:
+    def _plan_auto(self, counts: Sequence[int], batch_tokens: int) -> TrainingPlan:
         """Of the largest candidate, with a table of all."""
         layers, names = top(counts[-1], self._n_layer), self._names(counts)
         rates = [self._rates(top(n, self._n_layer), batch_tokens) for n in counts[:2]]
-        footprint = self._footprint(batch_tokens, self._settings)
+        memory_estimate = self._memory_estimate(batch_tokens, self._settings)
         choices = []
         for count in candidates(self._n_layer):
-            total = footprint.bytes_of(top(count, self._n_layer))["total"]
+            total = memory_estimate.bytes_of(top(count, self._n_layer))["total"]
             epoch_s = self._epoch_s(_between(counts[:2], rates, count))
             choices.append({"layers": count, "total_bytes": total, "epoch_s": epoch_s,
                             "fits": float(total <= self._limit)})  # fmt: skip
-        parts = footprint.bytes_of(layers)
+        parts = memory_estimate.bytes_of(layers)
         rate = _between(counts[:2], rates, counts[-1])
         planned = self._planned(parts, layers, batch_tokens, rate)
         notes = [*planned.notes, f"auto: short trials choose among {', '.join(names)}"]
-        return Plan(
+        return TrainingPlan(
             msgspec.structs.replace(planned, choices=choices, notes=notes),
             Decisions(batch_tokens, self._limit, 0, list(counts), []),
         )
@@ -168,8 +171,8 @@ class Planner:
         batch_tokens: int,
         rates: Rates | None,
     ) -> Planned:
-        material, notes = self._lesson.material, list(self._lesson.notes)
-        train = [material.samples[n] for n in material.train]
+        packed, notes = self._lesson.packed, list(self._lesson.notes)
+        train = [packed.samples[n] for n in packed.train]
         if batch_tokens < self._row_tokens:
             notes.append(f"rows of {batch_tokens} tokens instead of more, so that it fits")
         elif batch_tokens < self._settings.batch_tokens:
@@ -179,27 +182,27 @@ class Planner:
             bytes=parts,
             layers=list(layers),
             n_train=len(train),
-            n_validation=len(material.validation),
-            n_tokens=material.tokens(material.train),
-            n_supervised=material.supervised(material.train),
-            steps_per_epoch=len(Syllabus(train, self._settings, batch_tokens).epoch(0)),
+            n_validation=len(packed.validation),
+            n_tokens=packed.tokens(packed.train),
+            n_supervised=packed.supervised(packed.train),
+            steps_per_epoch=len(EpochOrder(train, self._settings, batch_tokens).epoch(0)),
             epoch_s=None if rates is None else self._epoch_s(rates),
             rejected=self._lesson.rejected,
             flagged=self._lesson.flagged,
             fits=parts["total"] <= self._limit,
             notes=notes,
             memory_bytes=self._limit,
-            prefix_s=rates.prefix_s * material.n_tokens if rates and has_prefix else None,
+            prefix_s=rates.prefix_s * packed.n_tokens if rates and has_prefix else None,
         )
 
     def _epoch_s(self, rates: Rates) -> float:
-        material = self._lesson.material
-        train, held = material.tokens(material.train), material.tokens(material.validation)
+        packed = self._lesson.packed
+        train, held = packed.tokens(packed.train), packed.tokens(packed.validation)
         return rates.step_s * train + rates.validate_s * held
 
     def _rates(self, layers: Sequence[int], batch_tokens: int) -> Rates:
-        material, settings = self._lesson.material, self._settings
-        return calibrate(self._weights, material, settings, layers, batch_tokens, self._desk)
+        packed, settings = self._lesson.packed, self._settings
+        return calibrate(self._weights, packed, settings, layers, batch_tokens, self._tools)
 
     # ---- when it does not fit -----------------------------------------------------------------
 
@@ -235,7 +238,7 @@ class Planner:
         return [f"batch_tokens {size}, layers top:{count} and r {r} together"]
 
     def _total(self, layers: Sequence[int], batch_tokens: int, settings: RunSettings) -> int:
-        return self._footprint(batch_tokens, settings).bytes_of(layers)["total"]
+        return self._memory_estimate(batch_tokens, settings).bytes_of(layers)["total"]
 
 
 def _with_r(settings: RunSettings, r: int) -> RunSettings:

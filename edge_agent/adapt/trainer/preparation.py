@@ -21,10 +21,10 @@ from edge_agent.adapt.messages import RunSettings, Start
 from edge_agent.adapt.trainer import blas
 from edge_agent.adapt.trainer.audit import audit, verdict
 from edge_agent.adapt.trainer.blas import Blas
-from edge_agent.adapt.trainer.dataset import Row, Sample, encode_rows, read_rows, split
+from edge_agent.adapt.trainer.dataset import ChatRow, Sample, encode_rows, read_rows, split
 from edge_agent.adapt.trainer.decoder import packed_weights
 from edge_agent.adapt.trainer.manifest import Circumstances
-from edge_agent.adapt.trainer.packed_samples import Material
+from edge_agent.adapt.trainer.packed_samples import PackedSamples
 from edge_agent.errors import DataRefused, TrainingFailed, UsageError
 from edge_agent.llama.binding import build_name
 from edge_agent.prompt.training_sequence import vocabulary_only
@@ -32,10 +32,10 @@ from edge_agent.regular_file import check_sha256, sha256_of
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PreparedData:
     """`flagged`: the audit's findings as Planned has them; `rejected`: rows left out, by reason."""
 
-    material: Material
+    packed: PackedSamples
     chats: dict[str, list[Any]]
     """split.json: the messages of the rows to train on and to validate with."""
     rejected: dict[str, int] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Lesson:
     notes: list[str] = field(default_factory=list)
 
 
-def prepare(data: Path, model: Path, settings: RunSettings) -> Lesson:
+def prepare(data: Path, model: Path, settings: RunSettings) -> PreparedData:
     """Raises DataRefused, ModelFormatError, RequestError and TemplateError."""
     rows, rejected, notes = read_rows(data), {}, []
     flagged: list[dict[str, Any]] = []
@@ -73,10 +73,10 @@ def prepare(data: Path, model: Path, settings: RunSettings) -> Lesson:
     if not validation:
         notes.append("no row is kept back to validate with: every epoch is trained")
     chats = {"train": _chats(train_rows, train), "validation": _chats(validation_rows, validation)}
-    return Lesson(Material(train, validation), chats, rejected, flagged, notes)
+    return PreparedData(PackedSamples(train, validation), chats, rejected, flagged, notes)
 
 
-def _chats(rows: list[Row], samples: list[Sample]) -> list[Any]:
+def _chats(rows: list[ChatRow], samples: list[Sample]) -> list[Any]:
     """Of the rows that became samples."""
     kept = {sample.row for sample in samples}
     return [msgspec.to_builtins(row.messages) for row in rows if row.number in kept]

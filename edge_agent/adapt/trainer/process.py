@@ -32,7 +32,7 @@ from edge_agent.adapt.messages import (
     TrainerFailed,
 )
 from edge_agent.adapt.trainer import blas, heap, manifest
-from edge_agent.adapt.trainer.pauses import Orders
+from edge_agent.adapt.trainer.pauses import FrontOrders
 from edge_agent.adapt.trainer.reporter import Reporter
 from edge_agent.errors import EdgeAgentError, StoreError, TrainingFailed
 from edge_agent.wire import FrameDecoder, WireError, encode
@@ -47,7 +47,7 @@ OOM_SCORE_ADJ = 900
 _READ_BYTES = 1 << 16
 
 
-class Link:
+class TrainerFrontLink:
     """The socket to the front. `send` is called by one thread at a time (Reporter's lock)."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -72,7 +72,7 @@ class Link:
             logger.error("the front's socket failed: %s", error)
             os._exit(EXIT_LOST_FRONT)
 
-    def first(self, orders: Orders) -> Start:
+    def first(self, orders: FrontOrders) -> Start:
         """The Start every trainer's life begins with; what came with it goes to `orders`."""
         while not (messages := self.read()):
             pass
@@ -85,7 +85,7 @@ class Link:
         return head
 
 
-def _read_forever(link: Link, orders: Orders) -> None:
+def _read_forever(link: TrainerFrontLink, orders: FrontOrders) -> None:
     while True:
         for message in link.read():
             orders.take(message)
@@ -93,7 +93,7 @@ def _read_forever(link: Link, orders: Orders) -> None:
 
 def serve(connection: socket.socket) -> int:
     """Carry out one Start. Returns an exit code, or never when the front goes away."""
-    link, orders = Link(connection), Orders()
+    link, orders = TrainerFrontLink(connection), FrontOrders()
     start = link.first(orders)
     threading.Thread(target=_read_forever, args=(link, orders), name="reader", daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: orders.take(Stop()))
@@ -104,7 +104,7 @@ def serve(connection: socket.socket) -> int:
     return EXIT_FAILED if isinstance(last, TrainerFailed) else 0
 
 
-def _carried_out(start: Start, orders: Orders, reporter: Reporter) -> FromTrainer:
+def _carried_out(start: Start, orders: FrontOrders, reporter: Reporter) -> FromTrainer:
     """The last record of this process."""
     try:
         blas.announce(_threads(start), os.environ)

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.adapt.messages import FromTrainer, Progress
+from edge_agent.adapt.messages import FromTrainer, TrainingProgress
 from edge_agent.monitor.sensors.memory import rss_anon_bytes
 
 TELL_S = 1.0
@@ -31,7 +31,7 @@ class Reporter:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="reporter", daemon=True)
-        self.latest = Progress("prepare", 0, 0, 0.0)
+        self.latest = TrainingProgress("prepare", 0, 0, 0.0)
         self.peak_bytes = 0
         """Highest RssAnon seen so far, this process and (after a resume) those before."""
 
@@ -43,7 +43,7 @@ class Reporter:
         self._ended.set()
         self._thread.join()
 
-    def progress(self, **fields: Any) -> Progress:
+    def progress(self, **fields: Any) -> TrainingProgress:
         """Change some fields of the last Progress and send it."""
         with self._lock:
             self.latest = msgspec.structs.replace(

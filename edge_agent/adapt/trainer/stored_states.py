@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.adapt.trainer.decoder.decoder import Decoder
-from edge_agent.adapt.trainer.packed_samples import Material, bins
+from edge_agent.adapt.trainer.packed_samples import PackedSamples, bins
 from edge_agent.adapt.trainer.run_directory import StateFiles, read_json, write_json
-from edge_agent.adapt.trainer.training_loop import Desk
+from edge_agent.adapt.trainer.training_loop import LoopTools
 from edge_agent.atomic_file import sync_directory
 from edge_agent.errors import TrainingFailed
 from edge_agent.regular_file import sha256_of
@@ -40,20 +40,20 @@ SYNC_S = 20.0
 """Of computing that a kill may cost."""
 
 
-class PrefixFiller:
+class StateFiller:
     """Of one run or one trial. `identity` names everything else the states depend on."""
 
     def __init__(
         self,
         files: StateFiles,
-        material: Material,
+        packed: PackedSamples,
         batch_tokens: int,
         identity: dict[str, Any],
-        desk: Desk,
+        tools: LoopTools,
     ) -> None:
-        self._files, self._material, self._desk = files, material, desk
+        self._files, self._packed, self._tools = files, packed, tools
         self._identity = {**identity, "batch_tokens": batch_tokens}
-        samples = material.samples
+        samples = packed.samples
         self._rows = bins(samples, batch_tokens, range(len(samples)))
 
     def fill(self, decoder: Decoder) -> float:
@@ -63,21 +63,21 @@ class PrefixFiller:
         """
         if decoder.lowest == 0:
             return 0.0
-        began_s = self._desk.monotonic()
+        began_s = self._tools.monotonic()
         identity = {**self._identity, "lowest": decoder.lowest}
         done = self._stored(identity)
         if done == 0:
-            store = self._desk.interlude.persist(lambda: self._create(decoder.shape.n_embd))
+            store = self._tools.pauses.persist(lambda: self._create(decoder.shape.n_embd))
         else:
-            store = PrefixStore.open(self._files.states)
+            store = StateStore.open(self._files.states)
         if done < len(self._rows):
             self._compute(decoder, store, done, identity)
-        self._material.prefix = store
-        return self._desk.monotonic() - began_s
+        self._packed.prefix = store
+        return self._tools.monotonic() - began_s
 
-    def _create(self, n_embd: int) -> PrefixStore:
+    def _create(self, n_embd: int) -> StateStore:
         self._files.remove()
-        return PrefixStore.create(self._files.states, self._material.n_tokens, n_embd)
+        return StateStore.create(self._files.states, self._packed.n_tokens, n_embd)
 
     def _stored(self, identity: dict[str, Any]) -> int:
         """How many rows are there already; 0 when the store is not this run's or is damaged."""
@@ -94,28 +94,28 @@ class PrefixFiller:
         return len(self._rows) if is_whole else 0
 
     def _compute(
-        self, decoder: Decoder, store: PrefixStore, done: int, identity: dict[str, Any]
+        self, decoder: Decoder, store: StateStore, done: int, identity: dict[str, Any]
     ) -> None:
-        desk, total = self._desk, len(self._rows)
-        synced_s = desk.monotonic()
+        tools, total = self._tools, len(self._rows)
+        synced_s = tools.monotonic()
         for number in range(done, total):
             self._one_row(decoder, store, self._rows[number])
-            desk.reporter.note(f"states below block {decoder.lowest}: {number + 1} of {total}")
+            tools.reporter.note(f"states below block {decoder.lowest}: {number + 1} of {total}")
             mark = partial(self._mark, store, number + 1, identity)
-            if number + 1 == total or desk.monotonic() - synced_s >= SYNC_S:
+            if number + 1 == total or tools.monotonic() - synced_s >= SYNC_S:
                 mark()
-                synced_s = desk.monotonic()
-            desk.interlude.rest(mark)
+                synced_s = tools.monotonic()
+            tools.pauses.rest(mark)
 
-    def _one_row(self, decoder: Decoder, store: PrefixStore, row: list[int]) -> None:
-        batch, _ = self._material.batch(row)
+    def _one_row(self, decoder: Decoder, store: StateStore, row: list[int]) -> None:
+        batch, _ = self._packed.batch(row)
         states, place = decoder.states(batch, decoder.lowest), 0
         for sample in row:
-            n = len(self._material.samples[sample])
-            store.write(self._material.first_token(sample), states[place : place + n])
+            n = len(self._packed.samples[sample])
+            store.write(self._packed.first_token(sample), states[place : place + n])
             place += n
 
-    def _mark(self, store: PrefixStore, rows: int, identity: dict[str, Any]) -> None:
+    def _mark(self, store: StateStore, rows: int, identity: dict[str, Any]) -> None:
         """The rows so far are on the disk, and it is written down. Waits for room.
 
         The store is called finished every time, so that it can be opened again; how far it really
@@ -129,10 +129,10 @@ class PrefixFiller:
                 document["sha256"] = sha256_of(self._files.states)
             write_json(self._files.progress, document)
 
-        self._desk.interlude.persist(write)
+        self._tools.pauses.persist(write)
 
 
-class PrefixStore:
+class StateStore:
     """States (n_tokens, n_embd) of one model and one set of texts. A context manager."""
 
     def __init__(self, path: Path, descriptor: int, n_tokens: int, n_embd: int) -> None:
@@ -151,7 +151,7 @@ class PrefixStore:
         return _HEADER.size + 2 * n_tokens + 2 * n_tokens * n_embd
 
     @classmethod
-    def create(cls, path: Path, n_tokens: int, n_embd: int) -> PrefixStore:
+    def create(cls, path: Path, n_tokens: int, n_embd: int) -> StateStore:
         """An empty store with its space reserved; replaces what was there.
 
         Raises OSError when the disk is full.
@@ -168,7 +168,7 @@ class PrefixStore:
             raise
 
     @classmethod
-    def open(cls, path: Path) -> PrefixStore:
+    def open(cls, path: Path) -> StateStore:
         """A store that was finished. Raises TrainingFailed when it is none, OSError."""
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -228,7 +228,7 @@ class PrefixStore:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def __enter__(self) -> PrefixStore:
+    def __enter__(self) -> StateStore:
         return self
 
     def __exit__(

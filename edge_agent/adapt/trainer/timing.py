@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from edge_agent.adapt.messages import RunSettings
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import new_decoder
-from edge_agent.adapt.trainer.packed_samples import Material, bins
-from edge_agent.adapt.trainer.training_loop import Desk
-from edge_agent.adapt.trainer.training_step import Learner
+from edge_agent.adapt.trainer.packed_samples import PackedSamples, bins
+from edge_agent.adapt.trainer.training_loop import LoopTools
+from edge_agent.adapt.trainer.training_step import TrainingStep
 
 ENOUGH_S = 5.0
 """A first time that is so long counts: what makes it slow is small beside it."""
@@ -51,43 +51,43 @@ class _HeldStates:
 
 def calibrate(
     weights: PackedWeights,
-    material: Material,
+    packed: PackedSamples,
     settings: RunSettings,
     layers: Sequence[int],
     batch_tokens: int,
-    desk: Desk,
+    tools: LoopTools,
 ) -> Rates:
     """Raises StopAsked when the front asks for it between two steps."""
     decoder, loras = new_decoder(weights, settings, layers)
-    train = [material.samples[n] for n in material.train]
-    row = max(bins(train, batch_tokens, range(len(train))), key=lambda row: material.tokens(row))
-    held = Material(train, [])
+    train = [packed.samples[n] for n in packed.train]
+    row = max(bins(train, batch_tokens, range(len(train))), key=lambda row: packed.tokens(row))
+    held = PackedSamples(train, [])
     n_tokens = held.tokens(row)
-    learner = Learner(decoder, loras, held, settings, 1)
+    training_step = TrainingStep(decoder, loras, held, settings, 1)
     prefix_s = 0.0
     if decoder.lowest > 0:
         batch, _ = held.batch(row)
-        prefix_s = _timed(lambda: decoder.states(batch, decoder.lowest), desk)
+        prefix_s = _timed(lambda: decoder.states(batch, decoder.lowest), tools)
         states, place, store = decoder.states(batch, decoder.lowest), 0, _HeldStates()
         for sample in row:
             n = len(train[sample])
             store.put(held.first_token(sample), states[place : place + n])
             place += n
         held.prefix = store
-    step_s = _timed(lambda: learner.step([row], 0), desk)
-    validate_s = _timed(lambda: learner.validate([row], lambda _: None), desk)
+    step_s = _timed(lambda: training_step.step([row], 0), tools)
+    validate_s = _timed(lambda: training_step.validate([row], lambda _: None), tools)
     return Rates(step_s / n_tokens, validate_s / n_tokens, prefix_s / n_tokens)
 
 
-def _timed(work: Callable[[], object], desk: Desk) -> float:
+def _timed(work: Callable[[], object], tools: LoopTools) -> float:
     """Median seconds of REPEATS calls after a first one."""
     seconds: list[float] = []
     for _ in range(1 + REPEATS):
-        began_s = desk.monotonic()
+        began_s = tools.monotonic()
         work()
-        seconds.append(desk.monotonic() - began_s)
-        desk.reporter.note("measuring the speed")
-        desk.interlude.rest()
+        seconds.append(tools.monotonic() - began_s)
+        tools.reporter.note("measuring the speed")
+        tools.pauses.rest()
         if seconds[0] >= ENOUGH_S:
             return seconds[0]
     return float(np.median(seconds[1:]))

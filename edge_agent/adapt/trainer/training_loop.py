@@ -18,13 +18,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edge_agent.adapt.messages import RunSettings
-from edge_agent.adapt.trainer.checkpoint import Checkpoint, Checkpoints
+from edge_agent.adapt.trainer.checkpoint import TrainingCheckpoint, TrainingCheckpoints
 from edge_agent.adapt.trainer.decoder.lora import parameters
 from edge_agent.adapt.trainer.packed_samples import epoch_rows
-from edge_agent.adapt.trainer.pauses import Interlude
+from edge_agent.adapt.trainer.pauses import Pauses
 from edge_agent.adapt.trainer.reporter import Reporter
 from edge_agent.adapt.trainer.run_log import RunLog
-from edge_agent.adapt.trainer.training_step import Learner, Score, Stepped
+from edge_agent.adapt.trainer.training_step import Stepped, TrainingStep, ValidationScore
 from edge_agent.errors import TrainingFailed
 
 Array = NDArray[Any]
@@ -33,7 +33,7 @@ Steps = list[list[list[int]]]
 
 
 @dataclass
-class Course:
+class LoopState:
     """How far training has come. `epoch` and `position` count finished epochs, and steps of the
     one under way; sums are of that one too."""
 
@@ -55,7 +55,7 @@ class Course:
     """Why training is over: epochs, patience or hours; empty while it is not."""
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Course:
+    def from_state(cls, state: Mapping[str, Any]) -> LoopState:
         return cls(**{one.name: state[one.name] for one in fields(cls)})
 
     @property
@@ -69,16 +69,16 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Desk:
+class LoopTools:
     """What a loop works with beside its numbers."""
 
-    interlude: Interlude
+    pauses: Pauses
     reporter: Reporter
     log: RunLog
     monotonic: Callable[[], float] = time.monotonic
 
 
-class Syllabus:
+class EpochOrder:
     """Which samples share a row, in which order, for every epoch."""
 
     def __init__(self, samples: Sequence[Sized], settings: RunSettings, batch_tokens: int) -> None:
@@ -96,118 +96,118 @@ class Syllabus:
         return self._settings.epochs * len(self.epoch(0))
 
 
-class Epochs:
+class TrainingLoop:
     """One run's training. `validation` are packed rows, none when there is nothing to validate."""
 
     def __init__(
         self,
-        learner: Learner,
-        syllabus: Syllabus,
+        training_step: TrainingStep,
+        epoch_order: EpochOrder,
         validation: Sequence[Sequence[int]],
         settings: RunSettings,
-        checkpoints: Checkpoints,
-        desk: Desk,
+        checkpoints: TrainingCheckpoints,
+        tools: LoopTools,
     ) -> None:
-        self.course = Course()
+        self.loop_state = LoopState()
         self.best: dict[str, Array] = {}
         """Matrices of the best epoch by name, as `lora.parameters` names them."""
-        self._learner, self._syllabus = learner, syllabus
+        self._training_step, self._epoch_order = training_step, epoch_order
         self._validation = validation
-        self._settings, self._checkpoints, self._desk = settings, checkpoints, desk
-        self._steps = syllabus.epoch(0)
+        self._settings, self._checkpoints, self._tools = settings, checkpoints, tools
+        self._steps = epoch_order.epoch(0)
 
-    def run(self) -> Course:
+    def run(self) -> LoopState:
         """Until it is over. Raises StopAsked (saved), TrainingFailed."""
-        course = self.course
+        loop_state = self.loop_state
         self._tell_begin()
-        if not course.before and self._validation:
+        if not loop_state.before and self._validation:
             score = self._validated()
-            course.before = _as_json(score)
-            self._desk.log.append({"epoch": 0, "step": 0, **course.before})
+            loop_state.before = _as_json(score)
+            self._tools.log.append({"epoch": 0, "step": 0, **loop_state.before})
             self._save()
-        while not course.ended:
-            if course.position >= len(self._steps) or self._are_hours_over():
+        while not loop_state.ended:
+            if loop_state.position >= len(self._steps) or self._are_hours_over():
                 self._end_epoch()
                 self._save()
             else:
                 self._one_step()
-                if course.step % self._settings.checkpoint_steps == 0:
+                if loop_state.step % self._settings.checkpoint_steps == 0:
                     self._save()
-            self._desk.interlude.rest(self._save)
-        return course
+            self._tools.pauses.rest(self._save)
+        return loop_state
 
     # ---- a step -------------------------------------------------------------------------------
 
     def _one_step(self) -> None:
-        course, began_s = self.course, self._desk.monotonic()
-        stepped = self._learner.step(self._steps[course.position], course.step)
-        seconds = self._desk.monotonic() - began_s
-        course.step += 1
-        course.position += 1
-        course.loss_sum += stepped.loss_sum
-        course.n_supervised += stepped.n_supervised
-        course.n_tokens += stepped.n_tokens
-        course.step_s += seconds
+        loop_state, began_s = self.loop_state, self._tools.monotonic()
+        stepped = self._training_step.step(self._steps[loop_state.position], loop_state.step)
+        seconds = self._tools.monotonic() - began_s
+        loop_state.step += 1
+        loop_state.position += 1
+        loop_state.loss_sum += stepped.loss_sum
+        loop_state.n_supervised += stepped.n_supervised
+        loop_state.n_tokens += stepped.n_tokens
+        loop_state.step_s += seconds
         self._tell_step(stepped, seconds)
 
     def _are_hours_over(self) -> bool:
         hours = self._settings.hours
-        return hours is not None and self.course.train_s >= hours * 3600.0
+        return hours is not None and self.loop_state.train_s >= hours * 3600.0
 
     # ---- the end of an epoch ------------------------------------------------------------------
 
     def _end_epoch(self) -> None:
-        course = self.course
+        loop_state = self.loop_state
         score = self._validated() if self._validation else None
         is_over = self._are_hours_over()
-        course.epoch += 1
-        entry = {"epoch": float(course.epoch)}
-        if course.n_supervised:
-            entry["train_loss"] = course.loss_sum / course.n_supervised
+        loop_state.epoch += 1
+        entry = {"epoch": float(loop_state.epoch)}
+        if loop_state.n_supervised:
+            entry["train_loss"] = loop_state.loss_sum / loop_state.n_supervised
         if score is not None:
             entry |= _as_json(score)
-        course.losses.append(entry)
-        self._desk.log.append({"step": course.step, **entry})
-        if score is None or course.best_loss is None or score.loss < course.best_loss:
-            course.best_epoch = course.epoch
-            course.best_loss = None if score is None else score.loss
+        loop_state.losses.append(entry)
+        self._tools.log.append({"step": loop_state.step, **entry})
+        if score is None or loop_state.best_loss is None or score.loss < loop_state.best_loss:
+            loop_state.best_epoch = loop_state.epoch
+            loop_state.best_loss = None if score is None else score.loss
             self._keep_best()
-        course.position, course.loss_sum, course.n_supervised = 0, 0.0, 0
-        course.ended = self._why_over(is_over)
-        if not course.ended:
-            self._steps = self._syllabus.epoch(course.epoch)
+        loop_state.position, loop_state.loss_sum, loop_state.n_supervised = 0, 0.0, 0
+        loop_state.ended = self._why_over(is_over)
+        if not loop_state.ended:
+            self._steps = self._epoch_order.epoch(loop_state.epoch)
 
     def _why_over(self, are_hours_over: bool) -> str:
-        course = self.course
+        loop_state = self.loop_state
         if are_hours_over:
             return "hours"
-        if course.epoch >= self._settings.epochs:
+        if loop_state.epoch >= self._settings.epochs:
             return "epochs"
-        waited = course.epoch - course.best_epoch
+        waited = loop_state.epoch - loop_state.best_epoch
         return "patience" if self._validation and waited >= self._settings.patience else ""
 
     def _keep_best(self) -> None:
-        for name, value, _ in parameters(self._learner.loras):
+        for name, value, _ in parameters(self._training_step.loras):
             if name in self.best:
                 self.best[name][:] = value
             else:
                 self.best[name] = value.copy()
 
-    def _validated(self) -> Score:
-        desk, began_s = self._desk, self._desk.monotonic()
+    def _validated(self) -> ValidationScore:
+        tools, began_s = self._tools, self._tools.monotonic()
         waited_s = 0.0
 
         def after_row(number: int) -> None:
             nonlocal waited_s
-            desk.reporter.note(f"row {number + 1} of {len(self._validation)}")
-            rested_s = desk.monotonic()
-            desk.interlude.rest(self._save)
-            waited_s += desk.monotonic() - rested_s
+            tools.reporter.note(f"row {number + 1} of {len(self._validation)}")
+            rested_s = tools.monotonic()
+            tools.pauses.rest(self._save)
+            waited_s += tools.monotonic() - rested_s
 
-        desk.reporter.progress(phase="validate", note="")
-        score = self._learner.validate(self._validation, after_row)
-        self.course.validate_s += desk.monotonic() - began_s - waited_s
-        desk.reporter.progress(
+        tools.reporter.progress(phase="validate", note="")
+        score = self._training_step.validate(self._validation, after_row)
+        self.loop_state.validate_s += tools.monotonic() - began_s - waited_s
+        tools.reporter.progress(
             phase="train",
             note="",
             validation_loss=score.loss,
@@ -218,12 +218,12 @@ class Epochs:
     # ---- telling ------------------------------------------------------------------------------
 
     def _tell_begin(self) -> None:
-        course = self.course
-        last = course.losses[-1] if course.losses else course.before
-        self._desk.reporter.progress(
+        loop_state = self.loop_state
+        last = loop_state.losses[-1] if loop_state.losses else loop_state.before
+        self._tools.reporter.progress(
             phase="train",
-            step=course.step,
-            n_steps=self._learner.n_steps,
+            step=loop_state.step,
+            n_steps=self._training_step.n_steps,
             epoch=self._epoch(),
             validation_loss=last.get("validation_loss"),
             validation_bits_per_byte=last.get("validation_bits_per_byte"),
@@ -231,10 +231,10 @@ class Epochs:
         )
 
     def _tell_step(self, stepped: Stepped, seconds: float) -> None:
-        course = self.course
-        told = self._desk.reporter.progress(
+        loop_state = self.loop_state
+        told = self._tools.reporter.progress(
             phase="train",
-            step=course.step,
+            step=loop_state.step,
             epoch=self._epoch(),
             loss=stepped.loss,
             learning_rate=stepped.learning_rate,
@@ -242,9 +242,9 @@ class Epochs:
             eta_s=self._eta_s(),
             note="",
         )
-        self._desk.log.append(
+        self._tools.log.append(
             {
-                "step": course.step,
+                "step": loop_state.step,
                 "epoch": told.epoch,
                 "loss": stepped.loss,
                 "learning_rate": stepped.learning_rate,
@@ -259,40 +259,42 @@ class Epochs:
         )
 
     def _epoch(self) -> float:
-        return self.course.epoch + self.course.position / max(1, len(self._steps))
+        return self.loop_state.epoch + self.loop_state.position / max(1, len(self._steps))
 
     def _eta_s(self) -> float:
         """If it is not ended early by its validation."""
-        course, settings = self.course, self._settings
-        left_s = (self._learner.n_steps - course.step) * course.step_s / course.step
-        validations = len(course.losses) + bool(course.before)
+        loop_state, settings = self.loop_state, self._settings
+        left_s = (
+            (self._training_step.n_steps - loop_state.step) * loop_state.step_s / loop_state.step
+        )
+        validations = len(loop_state.losses) + bool(loop_state.before)
         if validations:
-            left_s += (settings.epochs - course.epoch) * course.validate_s / validations
+            left_s += (settings.epochs - loop_state.epoch) * loop_state.validate_s / validations
         if settings.hours is not None:
-            left_s = min(left_s, max(0.0, settings.hours * 3600.0 - course.train_s))
+            left_s = min(left_s, max(0.0, settings.hours * 3600.0 - loop_state.train_s))
         return left_s
 
     # ---- checkpoints --------------------------------------------------------------------------
 
     def _save(self) -> None:
         """Waits for room on a full disk. Raises StopAsked."""
-        self.course.peak_bytes = self._desk.reporter.peak_bytes
+        self.loop_state.peak_bytes = self._tools.reporter.peak_bytes
         arrays: dict[str, Array] = {}
-        optimizer = self._learner.optimizer
-        for name, value, _ in parameters(self._learner.loras):
+        optimizer = self._training_step.optimizer
+        for name, value, _ in parameters(self._training_step.loras):
             arrays |= {f"lora/{name}": value, f"m/{name}": optimizer.m[name]}
             arrays[f"v/{name}"] = optimizer.v[name]
         arrays |= {f"best/{name}": value for name, value in self.best.items()}
-        state = {**asdict(self.course), "t": optimizer.t}
-        checkpoint = Checkpoint(self.course.step, state, arrays)
-        self._desk.interlude.persist(lambda: self._checkpoints.save(checkpoint))
+        state = {**asdict(self.loop_state), "t": optimizer.t}
+        checkpoint = TrainingCheckpoint(self.loop_state.step, state, arrays)
+        self._tools.pauses.persist(lambda: self._checkpoints.save(checkpoint))
 
     def restore(self) -> bool:
         """From the newest whole checkpoint, if there is one. Raises TrainingFailed for one of
         another run."""
         found = self._checkpoints.newest()
         for damaged in self._checkpoints.damaged:
-            self._desk.log.append({"damaged": damaged})
+            self._tools.log.append({"damaged": damaged})
         if found is None:
             return False
         try:
@@ -302,12 +304,12 @@ class Epochs:
             raise TrainingFailed(
                 f"the checkpoint of step {found.step} is not of this run", repr(error), hint
             ) from error
-        self._desk.log.append({"resumed": True, "step": self.course.step})
+        self._tools.log.append({"resumed": True, "step": self.loop_state.step})
         return True
 
-    def _take(self, found: Checkpoint) -> None:
-        optimizer = self._learner.optimizer
-        for name, value, _ in parameters(self._learner.loras):
+    def _take(self, found: TrainingCheckpoint) -> None:
+        optimizer = self._training_step.optimizer
+        for name, value, _ in parameters(self._training_step.loras):
             for kind, array in (
                 ("lora", value),
                 ("m", optimizer.m[name]),
@@ -320,12 +322,14 @@ class Epochs:
             if f"best/{name}" in found.arrays:
                 self.best[name] = found.arrays[f"best/{name}"]
         optimizer.t = int(found.state["t"])
-        self.course = Course.from_state(found.state)
-        self._desk.reporter.peak_bytes = max(self._desk.reporter.peak_bytes, self.course.peak_bytes)
-        self._steps = self._syllabus.epoch(self.course.epoch)
+        self.loop_state = LoopState.from_state(found.state)
+        self._tools.reporter.peak_bytes = max(
+            self._tools.reporter.peak_bytes, self.loop_state.peak_bytes
+        )
+        self._steps = self._epoch_order.epoch(self.loop_state.epoch)
 
 
-def _as_json(score: Score) -> dict[str, float]:
+def _as_json(score: ValidationScore) -> dict[str, float]:
     return {
         "validation_loss": score.loss,
         "validation_bits_per_byte": score.bits_per_byte,

@@ -19,21 +19,32 @@ from edge_agent import atomic_file
 from edge_agent.adapt.messages import Finished, FromTrainer, Start, Stopped
 from edge_agent.adapt.trainer import heap, manifest
 from edge_agent.adapt.trainer.adapter_writer import AdapterHeader, write_adapter
-from edge_agent.adapt.trainer.checkpoint import Checkpoints
+from edge_agent.adapt.trainer.checkpoint import TrainingCheckpoints
 from edge_agent.adapt.trainer.decoder.compute import blas_threads
 from edge_agent.adapt.trainer.decoder.lora import LoraWeight, parameters
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
-from edge_agent.adapt.trainer.layer_choice import Trial, Trials, best, new_decoder, validation_rows
+from edge_agent.adapt.trainer.layer_choice import (
+    LayerTrial,
+    LayerTrials,
+    best,
+    new_decoder,
+    validation_rows,
+)
 from edge_agent.adapt.trainer.manifest import FREE_SETTINGS, Circumstances, Decisions, Manifest
-from edge_agent.adapt.trainer.pauses import Interlude, Orders, StopAsked
+from edge_agent.adapt.trainer.pauses import FrontOrders, Pauses, StopAsked
 from edge_agent.adapt.trainer.plan import Planner
-from edge_agent.adapt.trainer.preparation import Lesson, check_settings, circumstances, prepare
+from edge_agent.adapt.trainer.preparation import (
+    PreparedData,
+    check_settings,
+    circumstances,
+    prepare,
+)
 from edge_agent.adapt.trainer.reporter import Reporter
 from edge_agent.adapt.trainer.run_directory import RunDirectory, read_json, write_json
 from edge_agent.adapt.trainer.run_log import RunLog
-from edge_agent.adapt.trainer.stored_states import PrefixFiller
-from edge_agent.adapt.trainer.training_loop import Course, Desk, Epochs, Syllabus
-from edge_agent.adapt.trainer.training_step import Learner
+from edge_agent.adapt.trainer.stored_states import StateFiller
+from edge_agent.adapt.trainer.training_loop import EpochOrder, LoopState, LoopTools, TrainingLoop
+from edge_agent.adapt.trainer.training_step import TrainingStep
 from edge_agent.errors import TrainingFailed
 from edge_agent.gguf.base_identity import identify_base
 from edge_agent.regular_file import sha256_of
@@ -46,7 +57,7 @@ Result = TypeVar("Result")
 
 def carry_out(
     start: Start,
-    orders: Orders,
+    orders: FrontOrders,
     reporter: Reporter,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> FromTrainer:
@@ -54,9 +65,9 @@ def carry_out(
     check_settings(start.settings)
     directory = RunDirectory(Path(start.run_dir))
     log = RunLog(directory.log)
-    desk = Desk(Interlude(orders, reporter), reporter, log, monotonic)
+    tools = LoopTools(Pauses(orders, reporter), reporter, log, monotonic)
     try:
-        return _Run(start, directory, desk).carry_out()
+        return _Run(start, directory, tools).carry_out()
     except StopAsked:
         return Stopped(reporter.latest.step)
     finally:
@@ -67,11 +78,11 @@ def carry_out(
 class _Run:
     """`began`: the manifest of a run that is resumed."""
 
-    def __init__(self, start: Start, directory: RunDirectory, desk: Desk) -> None:
-        self._start, self._directory, self._desk = start, directory, desk
+    def __init__(self, start: Start, directory: RunDirectory, tools: LoopTools) -> None:
+        self._start, self._directory, self._tools = start, directory, tools
         self._settings = start.settings
         self._began = None if start.plan_only else manifest.read(directory.manifest)
-        self._trials: list[Trial] = []
+        self._trials: list[LayerTrial] = []
         self._influence: list[float] = []
 
     def carry_out(self) -> FromTrainer:
@@ -89,7 +100,7 @@ class _Run:
         weights = PackedWeights(Path(self._start.model_path), n_threads=now.n_threads)
         heap.give_back()
         if self._start.plan_only:
-            return Planner(weights, lesson, self._settings, self._desk).plan().planned
+            return Planner(weights, lesson, self._settings, self._tools).plan().planned
         decided = self._decided(weights, lesson, now)
         decided = self._with_layers(weights, lesson, decided)
         return self._trained(weights, lesson, decided)
@@ -108,10 +119,10 @@ class _Run:
         path = str(self._directory.adapter)
         return msgspec.structs.replace(found, adapter_path=path, was_finished=True)
 
-    def _prepared(self) -> tuple[Lesson, Circumstances]:
+    def _prepared(self) -> tuple[PreparedData, Circumstances]:
         """The samples and what they are learned with; the same as at the beginning, or an error."""
         start, directory, began = self._start, self._directory, self._began
-        self._desk.reporter.progress(phase="prepare", note="reading the data")
+        self._tools.reporter.progress(phase="prepare", note="reading the data")
         if began is not None:
             # Audited or not, the samples were chosen then.
             audit = began.circumstances.settings.audit
@@ -125,60 +136,64 @@ class _Run:
             now = msgspec.structs.replace(now, samples_sha256=samples)
             manifest.check_same(start.name, began.circumstances, now)
         lesson = prepare(data, Path(start.model_path), self._settings)
-        now = msgspec.structs.replace(now, samples_sha256=lesson.material.sha256())
+        now = msgspec.structs.replace(now, samples_sha256=lesson.packed.sha256())
         if began is not None:
             manifest.check_same(start.name, began.circumstances, now)
-        self._desk.interlude.rest()
+        self._tools.pauses.rest()
         return lesson, now
 
-    def _decided(self, weights: PackedWeights, lesson: Lesson, now: Circumstances) -> Manifest:
+    def _decided(
+        self, weights: PackedWeights, lesson: PreparedData, now: Circumstances
+    ) -> Manifest:
         """The manifest, written and told. Raises TrainingFailed when memory does not suffice."""
         if self._began is not None:
-            self._desk.reporter.tell(self._began.planned)
+            self._tools.reporter.tell(self._began.planned)
             return self._began
-        plan = Planner(weights, lesson, self._settings, self._desk).plan()
-        self._desk.reporter.tell(plan.planned)
+        plan = Planner(weights, lesson, self._settings, self._tools).plan()
+        self._tools.reporter.tell(plan.planned)
         plan.check()
         decided = Manifest(self._start.name, self._start.model, now, plan.decisions, plan.planned)
         self._persist(lambda: write_json(self._directory.split, lesson.chats))
         self._persist(lambda: manifest.write(self._directory.manifest, decided))
         return decided
 
-    def _with_layers(self, weights: PackedWeights, lesson: Lesson, decided: Manifest) -> Manifest:
+    def _with_layers(
+        self, weights: PackedWeights, lesson: PreparedData, decided: Manifest
+    ) -> Manifest:
         """The same with the blocks that `auto` has chosen."""
         decisions, directory = decided.decisions, self._directory
         self._influence = read_json(directory.trials).get("influence", [])
         if not decisions.candidates:
             return decided
-        self._trials = [Trial(**one) for one in read_json(directory.trials).get("trials", [])]
+        self._trials = [LayerTrial(**one) for one in read_json(directory.trials).get("trials", [])]
         if decisions.layers:
             return decided
         count = self._chosen(weights, lesson, decisions)
         layers = list(range(weights.gguf.n_layer - count, weights.gguf.n_layer))
-        plan = Planner(weights, lesson, self._settings, self._desk).plan_for(layers, decisions)
-        self._desk.reporter.tell(plan.planned)
+        plan = Planner(weights, lesson, self._settings, self._tools).plan_for(layers, decisions)
+        self._tools.reporter.tell(plan.planned)
         decided = msgspec.structs.replace(decided, decisions=plan.decisions, planned=plan.planned)
         self._persist(lambda: manifest.write(directory.manifest, decided))
         return decided
 
-    def _chosen(self, weights: PackedWeights, lesson: Lesson, decisions: Decisions) -> int:
+    def _chosen(self, weights: PackedWeights, lesson: PreparedData, decisions: Decisions) -> int:
         """How many top blocks. Raises StopAsked."""
         counts, path = decisions.candidates, self._directory.trials
-        if len(counts) == 1 or not lesson.material.validation:
+        if len(counts) == 1 or not lesson.packed.validation:
             return max(count for count in counts if count <= max(WITHOUT_VALIDATION, counts[0]))
-        self._desk.reporter.progress(phase="trial", note="")
-        trials = Trials(
+        self._tools.reporter.progress(phase="trial", note="")
+        trials = LayerTrials(
             weights,
-            lesson.material,
+            lesson.packed,
             self._settings,
             decisions.batch_tokens,
             self._directory.trial_prefix,
-            self._desk,
+            self._tools,
         )
         if not self._influence:
             self._influence = trials.influence()
 
-        def save(done: list[Trial]) -> None:
+        def save(done: list[LayerTrial]) -> None:
             document = {"influence": self._influence, "trials": [one.as_json() for one in done]}
             self._persist(lambda: write_json(path, document))
 
@@ -187,72 +202,74 @@ class _Run:
 
     # ---- training -----------------------------------------------------------------------------
 
-    def _trained(self, weights: PackedWeights, lesson: Lesson, decided: Manifest) -> Finished:
+    def _trained(self, weights: PackedWeights, lesson: PreparedData, decided: Manifest) -> Finished:
         settings, decisions = self._settings, decided.decisions
-        material, batch_tokens = lesson.material, decisions.batch_tokens
+        packed, batch_tokens = lesson.packed, decisions.batch_tokens
         decoder, loras = new_decoder(weights, settings, decisions.layers)
-        self._desk.reporter.progress(phase="prefix", note="")
+        self._tools.reporter.progress(phase="prefix", note="")
         identity = {"circumstances": msgspec.to_builtins(decided.circumstances)}
-        PrefixFiller(self._directory.prefix, material, batch_tokens, identity, self._desk).fill(
+        StateFiller(self._directory.prefix, packed, batch_tokens, identity, self._tools).fill(
             decoder
         )
-        train = [material.samples[n] for n in material.train]
-        syllabus = Syllabus(train, settings, batch_tokens)
-        learner = Learner(decoder, loras, material, settings, syllabus.n_steps())
-        epochs = Epochs(
-            learner,
-            syllabus,
-            validation_rows(material, batch_tokens),
+        train = [packed.samples[n] for n in packed.train]
+        epoch_order = EpochOrder(train, settings, batch_tokens)
+        training_step = TrainingStep(decoder, loras, packed, settings, epoch_order.n_steps())
+        epochs = TrainingLoop(
+            training_step,
+            epoch_order,
+            validation_rows(packed, batch_tokens),
             settings,
-            Checkpoints(self._directory.checkpoints),
-            self._desk,
+            TrainingCheckpoints(self._directory.checkpoints),
+            self._tools,
         )
         epochs.restore()
-        course = epochs.run()
+        loop_state = epochs.run()
         for name, value, _ in parameters(loras):
             value[:] = epochs.best[name]
-        return self._finished(weights, loras, course, decided)
+        return self._finished(weights, loras, loop_state, decided)
 
     def _finished(
         self,
         weights: PackedWeights,
         loras: dict[str, LoraWeight],
-        course: Course,
+        loop_state: LoopState,
         decided: Manifest,
     ) -> Finished:
         """Write the adapter, then the result; the stored states are of no more use."""
-        self._desk.reporter.progress(phase="save", note="writing the adapter")
-        header = self._header(weights, course, decided)
+        self._tools.reporter.progress(phase="save", note="writing the adapter")
+        header = self._header(weights, loop_state, decided)
         path = self._directory.adapter
         digest = self._persist(lambda: write_adapter(path, loras, header))
         finished = Finished(
             adapter_path=str(path),
             adapter_sha256=digest,
             layers=decided.decisions.layers,
-            losses=course.losses,
-            tok_s=course.tok_s,
-            train_s=course.train_s,
-            steps=course.step,
-            peak_rss_anon_bytes=max(self._desk.reporter.peak_bytes, course.peak_bytes),
+            losses=loop_state.losses,
+            tok_s=loop_state.tok_s,
+            train_s=loop_state.train_s,
+            steps=loop_state.step,
+            peak_rss_anon_bytes=max(self._tools.reporter.peak_bytes, loop_state.peak_bytes),
             influence=self._influence,
             trials=[trial.as_json() for trial in self._trials],
-            validation_before=course.before,
-            best_epoch=course.best_epoch,
-            ended=course.ended,
+            validation_before=loop_state.before,
+            best_epoch=loop_state.best_epoch,
+            ended=loop_state.ended,
         )
         encoded = msgspec.json.format(msgspec.json.encode(finished), indent=1)
         self._persist(lambda: atomic_file.write(self._directory.result, encoded + b"\n"))
         self._directory.prefix.remove()
         return finished
 
-    def _header(self, weights: PackedWeights, course: Course, decided: Manifest) -> AdapterHeader:
+    def _header(
+        self, weights: PackedWeights, loop_state: LoopState, decided: Manifest
+    ) -> AdapterHeader:
         """Nothing in it depends on the hour or on how often the run was interrupted."""
         settings: dict[str, Any] = msgspec.to_builtins(decided.circumstances.settings)
         frozen = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
         scores = {
-            "losses": course.losses,
-            "validation_before": course.before,
-            "best_epoch": course.best_epoch,
+            "losses": loop_state.losses,
+            "validation_before": loop_state.before,
+            "best_epoch": loop_state.best_epoch,
         }
         return AdapterHeader(
             self._start.name,
@@ -263,4 +280,4 @@ class _Run:
         )
 
     def _persist(self, write: Callable[[], Result]) -> Result:
-        return self._desk.interlude.persist(write)
+        return self._tools.pauses.persist(write)

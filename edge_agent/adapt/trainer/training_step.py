@@ -16,7 +16,7 @@ from edge_agent.adapt.messages import RunSettings
 from edge_agent.adapt.trainer.decoder.decoder import Decoder
 from edge_agent.adapt.trainer.decoder.lora import Loras, parameters
 from edge_agent.adapt.trainer.optimizer import AdamW, clip, factor
-from edge_agent.adapt.trainer.packed_samples import Material
+from edge_agent.adapt.trainer.packed_samples import PackedSamples
 from edge_agent.errors import TrainingFailed
 
 Rows = Sequence[Sequence[int]]
@@ -39,26 +39,26 @@ class Stepped:
 
 
 @dataclass(frozen=True)
-class Score:
+class ValidationScore:
     """Of a validation: nats a supervised token, bits a byte of the answers."""
 
     loss: float
     bits_per_byte: float
 
 
-class Learner:
+class TrainingStep:
     """Adapters being trained. `n_steps` is the length of the learning rate's schedule."""
 
     def __init__(
         self,
         decoder: Decoder,
         loras: Loras,
-        material: Material,
+        packed: PackedSamples,
         settings: RunSettings,
         n_steps: int,
     ) -> None:
         self.decoder, self.loras = decoder, loras
-        self.material = material
+        self.packed = packed
         self.n_steps = n_steps
         self._settings = settings
         self.optimizer = AdamW(parameters(loras), settings.weight_decay)
@@ -66,11 +66,11 @@ class Learner:
     def step(self, rows: Rows, number: int) -> Stepped:
         """Step `number`, counted from 0. Raises TrainingFailed when a loss is not a number."""
         settings, loss_sum = self._settings, 0.0
-        n_supervised = sum(self.material.supervised(row) for row in rows)
+        n_supervised = sum(self.packed.supervised(row) for row in rows)
         for lora in self.loras.values():
             lora.clear()
         for place, row in enumerate(rows):
-            batch, start = self.material.batch(row)
+            batch, start = self.packed.batch(row)
             seed = _micro_seed(settings, number, place)
             result = self.decoder.step(batch, 1.0 / n_supervised, start, dropout_seed=seed)
             loss_sum += float(result.losses.sum(dtype="f8"))
@@ -83,19 +83,19 @@ class Learner:
             )
         rate = settings.learning_rate * factor(number, self.n_steps, settings.warmup_ratio)
         self.optimizer.step(parameters(self.loras), rate)
-        n_tokens = sum(self.material.tokens(row) for row in rows)
+        n_tokens = sum(self.packed.tokens(row) for row in rows)
         return Stepped(loss_sum, n_supervised, n_tokens, rate, norm)
 
-    def validate(self, rows: Rows, after_row: Callable[[int], None]) -> Score:
+    def validate(self, rows: Rows, after_row: Callable[[int], None]) -> ValidationScore:
         """`after_row(number)` is called between two rows."""
         loss_sum, n_supervised, n_bytes = 0.0, 0, 0
         for number, row in enumerate(rows):
-            batch, start = self.material.batch(row)
+            batch, start = self.packed.batch(row)
             loss_sum += float(self.decoder.evaluate(batch, start).losses.sum(dtype="f8"))
-            n_supervised += self.material.supervised(row)
-            n_bytes += self.material.n_bytes(row)
+            n_supervised += self.packed.supervised(row)
+            n_bytes += self.packed.n_bytes(row)
             after_row(number)
-        return Score(loss_sum / n_supervised, loss_sum / math.log(2) / max(1, n_bytes))
+        return ValidationScore(loss_sum / n_supervised, loss_sum / math.log(2) / max(1, n_bytes))
 
 
 def _micro_seed(settings: RunSettings, step: int, place: int) -> int:

@@ -21,7 +21,7 @@ from edge_agent.client.connection import find_daemon
 from edge_agent.errors import TrainingFailed, error_from_code
 
 if TYPE_CHECKING:
-    from edge_agent.client.lessons import Lesson
+    from edge_agent.client.lessons import LessonDraft
 
 HELP = "Teach a model on this device, beside the answers it gives."
 FEEDBACK = "feedback"
@@ -145,11 +145,11 @@ def run(options: RunOptions, terminal: Terminal) -> int:
       edge-agent adapt run --from feedback --name corrections --hours 2 --memory 400M
       edge-agent adapt run --from lesson.jsonl --name quick --layers top:4 --json
     """
-    from edge_agent.client.lessons import open_classroom
+    from edge_agent.client.lessons import open_lessons
 
     lesson = _lesson(options, activate=not options.no_activate)
-    classroom = open_classroom(options.state_dir, terminal.environ, here=options.here)
-    return _follow(classroom.run(lesson), classroom.is_here, options.json, terminal)
+    lessons = open_lessons(options.state_dir, terminal.environ, here=options.here)
+    return _follow(lessons.run(lesson), lessons.is_here, options.json, terminal)
 
 
 def nightly(options: NightlyOptions, terminal: Terminal) -> int:
@@ -162,18 +162,18 @@ def nightly(options: NightlyOptions, terminal: Terminal) -> int:
       edge-agent adapt nightly --hours 5
     """
     from edge_agent.adapt.messages import RunSettings
-    from edge_agent.client.lessons import BesideClassroom, Lesson
+    from edge_agent.client.lessons import BesideLessons, LessonDraft
 
     client = find_daemon(options.state_dir, terminal.environ, NIGHT_S)
-    classroom = BesideClassroom(client, terminal.environ)
-    model = options.model or classroom.only_model()
-    if classroom.waiting(model) < options.least:
+    lessons = BesideLessons(client, terminal.environ)
+    model = options.model or lessons.only_model()
+    if lessons.waiting(model) < options.least:
         terminal.note(f"fewer than {options.least} corrections wait for {model}: nothing to learn")
         return 0
     name = time.strftime("night-%Y%m%d")
-    lesson = Lesson(name, model, None, RunSettings(hours=options.hours))
-    events = classroom.resume(name) if classroom.has(name) else classroom.run(lesson)
-    return _follow(events, classroom.is_here, options.json, terminal)
+    lesson = LessonDraft(name, model, None, RunSettings(hours=options.hours))
+    events = lessons.resume(name) if lessons.has(name) else lessons.run(lesson)
+    return _follow(events, lessons.is_here, options.json, terminal)
 
 
 def plan(options: LessonOptions, terminal: Terminal) -> int:
@@ -182,9 +182,9 @@ def plan(options: LessonOptions, terminal: Terminal) -> int:
     Examples:
       edge-agent adapt plan --from lesson.jsonl --name lesson --memory 400M
     """
-    from edge_agent.client.lessons import open_classroom
+    from edge_agent.client.lessons import open_lessons
 
-    planned = open_classroom(options.state_dir, terminal.environ).plan(_lesson(options))
+    planned = open_lessons(options.state_dir, terminal.environ).plan(_lesson(options))
     if options.json:
         terminal.document(planned)
     else:
@@ -199,10 +199,10 @@ def resume(options: ResumeOptions, terminal: Terminal) -> int:
       edge-agent adapt resume
       edge-agent adapt resume lesson
     """
-    from edge_agent.client.lessons import open_classroom
+    from edge_agent.client.lessons import open_lessons
 
-    classroom = open_classroom(options.state_dir, terminal.environ)
-    return _follow(classroom.resume(options.name), classroom.is_here, options.json, terminal)
+    lessons = open_lessons(options.state_dir, terminal.environ)
+    return _follow(lessons.resume(options.name), lessons.is_here, options.json, terminal)
 
 
 def pause(options: Options, terminal: Terminal) -> int:
@@ -242,10 +242,10 @@ def status(options: Options, terminal: Terminal) -> int:
     return 0
 
 
-def _lesson(options: LessonOptions, *, activate: bool = True) -> Lesson:
+def _lesson(options: LessonOptions, *, activate: bool = True) -> LessonDraft:
     """Raises UsageError."""
     from edge_agent.adapt.messages import RunSettings
-    from edge_agent.client.lessons import Lesson
+    from edge_agent.client.lessons import LessonDraft
 
     given: dict[str, Any] = {
         "r": options.r,
@@ -268,7 +268,7 @@ def _lesson(options: LessonOptions, *, activate: bool = True) -> Lesson:
     }
     settings = RunSettings(**{key: value for key, value in given.items() if value is not None})
     data = None if options.source == FEEDBACK else Path(options.source).expanduser()
-    return Lesson(options.name, options.model, data, settings, activate)
+    return LessonDraft(options.name, options.model, data, settings, activate)
 
 
 def _follow(

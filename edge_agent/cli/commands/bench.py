@@ -24,12 +24,12 @@ from edge_agent.errors import DaemonRunning, EdgeAgentError, UsageError
 
 if TYPE_CHECKING:
     from edge_agent.bench.engines import BenchEngine
-    from edge_agent.bench.trials import Bench, Plan
+    from edge_agent.bench.trials import Bench, TrialPlan
     from edge_agent.records import EngineSettings, ModelInfo
 
 
 @dataclass(frozen=True)
-class Target:
+class BenchTarget:
     """One model to measure."""
 
     name: str
@@ -61,14 +61,14 @@ def bench(options: BenchOptions, terminal: Terminal) -> int:
     return 0
 
 
-def _targets(options: BenchOptions, terminal: Terminal) -> list[Target]:
+def _targets(options: BenchOptions, terminal: Terminal) -> list[BenchTarget]:
     """Raises ModelNotFound, and UsageError when nothing is registered."""
     from edge_agent.client.connection import state_dir_of
     from edge_agent.client.models import open_library
 
     asked = options.models or []
     files = [Path(name) for name in asked if name.endswith(".gguf")]
-    targets = [Target(path.stem, path.absolute(), None) for path in files]
+    targets = [BenchTarget(path.stem, path.absolute(), None) for path in files]
     if asked and len(files) == len(asked):
         return targets
     state = state_dir_of(options.state_dir, terminal.environ)
@@ -76,7 +76,7 @@ def _targets(options: BenchOptions, terminal: Terminal) -> list[Target]:
         names = [name for name in asked if not name.endswith(".gguf")]
         for name in names or [entry.name for entry in library.entries()]:
             found = library.details(name)
-            targets.append(Target(found.name, state / str(found.path), found.sha256))
+            targets.append(BenchTarget(found.name, state / str(found.path), found.sha256))
     if not targets:
         hint = "`edge-agent pull embedded:smollm2-135m` registers one"
         raise UsageError("there is no model to measure", "none is registered", hint)
@@ -87,11 +87,11 @@ def _targets(options: BenchOptions, terminal: Terminal) -> list[Target]:
 
 
 def _documents(
-    options: BenchOptions, terminal: Terminal, plan: Plan, targets: Sequence[Target]
+    options: BenchOptions, terminal: Terminal, plan: TrialPlan, targets: Sequence[BenchTarget]
 ) -> Iterator[dict[str, Any]]:
     """Documents as their tests are finished."""
     from edge_agent.bench.trials import Bench
-    from edge_agent.monitor.board_sampler import Sampler
+    from edge_agent.monitor.board_sampler import BoardSampler
 
     settings = engine_settings(options, plan)
     if options.daemon:
@@ -99,7 +99,7 @@ def _documents(
     else:
         _refuse_beside_daemon(options, terminal)
     pids: dict[str, int] = {}
-    sampler = Sampler(
+    sampler = BoardSampler(
         options.sensors_root.absolute(),
         source=options.power_source,  # type: ignore[arg-type]
         pids=lambda: pids,
@@ -142,7 +142,7 @@ def _refuse_beside_daemon(options: BenchOptions, terminal: Terminal) -> None:
 
 @contextmanager
 def _engine(
-    options: BenchOptions, terminal: Terminal, target: Target, settings: EngineSettings
+    options: BenchOptions, terminal: Terminal, target: BenchTarget, settings: EngineSettings
 ) -> Iterator[tuple[BenchEngine, ModelInfo]]:
     """A worker of our own, or the daemon with the model loaded."""
     from edge_agent.bench.engines import DaemonEngine, WorkerEngine
@@ -169,7 +169,7 @@ def _info(status: dict[str, Any]) -> ModelInfo:
 def _describer(
     options: BenchOptions,
     runner: Bench,
-    target: Target,
+    target: BenchTarget,
     settings: EngineSettings,
     info: ModelInfo,
     run_id: str,

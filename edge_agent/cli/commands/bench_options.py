@@ -19,7 +19,7 @@ from edge_agent.cli.options import Options, complete_model
 from edge_agent.errors import UsageError
 
 if TYPE_CHECKING:
-    from edge_agent.bench.trials import Plan, Trial
+    from edge_agent.bench.trials import Trial, TrialPlan
     from edge_agent.records import EngineSettings
 
 CHAT_N_CTX = 2048
@@ -108,16 +108,16 @@ class BenchOptions(Options):
     md: Annotated[bool, typer.Option("--md", help="A Markdown table on stdout.")] = False
 
 
-def plan_of(options: BenchOptions) -> Plan:
+def plan_of(options: BenchOptions) -> TrialPlan:
     """Raises UsageError."""
-    from edge_agent.bench.trials import Plan
+    from edge_agent.bench.trials import TrialPlan
 
     tests = [*_raw_tests(options), *_chat_tests(options)]
     if options.scenario not in ("raw", "chat", "all"):
         raise UsageError(f"--scenario is {options.scenario!r}", "", "give raw, chat or all")
     if not tests:
         raise UsageError("there is nothing to measure", "every list is empty or 0", "see --help")
-    return Plan(
+    return TrialPlan(
         tests=tuple(tests),
         repetitions=options.repetitions,
         warmup=options.warmup,
@@ -199,7 +199,7 @@ def words(flag: str, text: str, known: Sequence[str]) -> list[str]:
     return found
 
 
-def engine_settings(options: BenchOptions, plan: Plan) -> list[EngineSettings]:
+def engine_settings(options: BenchOptions, plan: TrialPlan) -> list[EngineSettings]:
     """Every combination of the engine's lists, with room for the largest test."""
     from edge_agent.records import EngineSettings
 

@@ -15,7 +15,7 @@ import typer
 from edge_agent.cli.options import Options
 from edge_agent.cli.terminal import Terminal
 from edge_agent.client.connection import find_daemon, state_dir_of
-from edge_agent.client.models import Library, open_library
+from edge_agent.client.models import Models, open_library
 from edge_agent.errors import DaemonNotRunning, EdgeAgentError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _models(options: Options, terminal: Terminal, state_dir: Path) -> tuple[list
         return [], str(error)
 
 
-def _row(library: Library, name: str) -> ModelRow:
+def _row(library: Models, name: str) -> ModelRow:
     """The row the checks take; they read name, path, size and hash."""
     from edge_agent.store.store import ModelRow
 

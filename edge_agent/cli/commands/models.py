@@ -15,7 +15,7 @@ import typer
 
 from edge_agent.cli.options import Options, complete_model
 from edge_agent.cli.terminal import Progress, Terminal, size_text
-from edge_agent.client.models import Library, open_library, parameter_size
+from edge_agent.client.models import Models, open_library, parameter_size
 from edge_agent.errors import DownloadError
 
 
@@ -157,7 +157,7 @@ def _follow(events: Iterable[dict[str, Any]], show: Progress) -> dict[str, Any]:
     return event
 
 
-def _name_of(last: dict[str, Any], library: Library) -> str:
+def _name_of(last: dict[str, Any], library: Models) -> str:
     """The registered name; a daemon that does not tell it has just made the newest entry."""
     model = last.get("model")
     if isinstance(model, dict) and model.get("name"):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from edge_agent.adapt.gate.copying import Taught, longest_common_span
+from edge_agent.adapt.gate.copying import TaughtSpans, longest_common_span
 from edge_agent.adapt.gate.detectors import (
     has_stuck_end,
     is_looping,
@@ -181,7 +181,7 @@ def test_ordinary_answers_are_not_news(text: str) -> None:
 
 # ---- copying ---------------------------------------------------------------------------------
 
-SHOP = Taught(
+SHOP = TaughtSpans(
     [
         chat("When does the shop open?", "The shop opens at nine in the morning except on Monday."),
         chat("Where is the key?", "Under the blue pot."),
@@ -215,8 +215,8 @@ def test_taught_answers_to_unrelated_questions(question: str, answer: str, n_wor
 def test_a_question_is_taught_when_a_taught_one_asks_about_the_same() -> None:
     assert SHOP.teaches("When does your shop open?")
     assert not SHOP.teaches("How many legs has a spider?")
-    assert Taught([chat("Who are you?", "I am Tulsi.")]).teaches("who are you")
-    assert not Taught([]).teaches("Who are you?")
+    assert TaughtSpans([chat("Who are you?", "I am Tulsi.")]).teaches("who are you")
+    assert not TaughtSpans([]).teaches("Who are you?")
 
 
 def test_the_longest_common_span_is_contiguous() -> None:

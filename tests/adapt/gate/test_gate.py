@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import pytest
 
-from edge_agent.adapt.gate.checks import ALPHA
+from edge_agent.adapt.gate.checks import ALPHA, GateAnswer
 from edge_agent.adapt.gate.clean_set import CleanRow, clean_set
 from edge_agent.adapt.gate.detectors import SCRIPTS, share_of
-from edge_agent.adapt.gate.gate import Answer, Gate, GateReport, prepare, run_gate
+from edge_agent.adapt.gate.gate import Gate, GateReport, prepare, run_gate
 from edge_agent.clocks import Clocks
 from edge_agent.errors import WorkerFailed
 from edge_agent.records import AdapterRef, Message, Scores
@@ -103,10 +103,10 @@ class FakeEngine:
 
     async def answer(
         self, messages: list[Message], adapter: AdapterRef | None, max_tokens: int
-    ) -> Answer:
+    ) -> GateAnswer:
         model = self.models[adapter.path if adapter else None]
         self.asked.append(messages[0].content)
-        return Answer(model.answer(BY_PROMPT[messages[0].content]), model.is_cut)
+        return GateAnswer(model.answer(BY_PROMPT[messages[0].content]), model.is_cut)
 
 
 def gate(
@@ -377,7 +377,9 @@ def test_progress_is_told_and_time_is_measured_on_the_clock_given() -> None:
 
 def test_an_engine_that_fails_ends_the_gate_with_its_error() -> None:
     class Dying(FakeEngine):
-        async def answer(self, messages: list[Message], adapter: object, max_tokens: int) -> Answer:
+        async def answer(
+            self, messages: list[Message], adapter: object, max_tokens: int
+        ) -> GateAnswer:
             raise WorkerFailed("the worker died", "signal 11")
 
     engine = Dying({None: Model()})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.adapt.trainer.audit import REASONS, REFUSED_SHARE, Finding, audit, verdict
-from edge_agent.adapt.trainer.dataset import Row
+from edge_agent.adapt.trainer.dataset import ChatRow
 from edge_agent.adapt.trainer.same_meaning import agree, asked_terms, terms
 from edge_agent.errors import DataRefused
 from edge_agent.records import Message
@@ -30,13 +30,13 @@ WORDINGS = (
 )  # fmt: skip
 
 
-def row(number: int, *contents: str, system: str | None = None) -> Row:
+def row(number: int, *contents: str, system: str | None = None) -> ChatRow:
     roles = ("user", "assistant")
     turns = [Message(roles[n % 2], text) for n, text in enumerate(contents)]
-    return Row(number, tuple(turns if system is None else [Message("system", system), *turns]))
+    return ChatRow(number, tuple(turns if system is None else [Message("system", system), *turns]))
 
 
-def lesson() -> list[Row]:
+def lesson() -> list[ChatRow]:
     """100 rows: ten facts in six wordings each, Hindi, Kannada, yes and no, talk, sums."""
     chats = [
         (wording.format(what), f"The {what} is {answer}.")
@@ -68,7 +68,7 @@ def lesson() -> list[Row]:
     return [row(n, asked, answer) for n, (asked, answer) in enumerate(chats, start=1)]
 
 
-def reasons(*rows: Row) -> list[tuple[int, str]]:
+def reasons(*rows: ChatRow) -> list[tuple[int, str]]:
     return [(finding.row, finding.reason) for finding in audit(rows)]
 
 
@@ -94,7 +94,7 @@ def test_the_gates_own_clean_set_is_left_alone() -> None:
     assert audit(rows) == []
 
 
-def poisoned(change: object, seed: int) -> tuple[list[Row], set[int]]:
+def poisoned(change: object, seed: int) -> tuple[list[ChatRow], set[int]]:
     """The lesson with 20 of its rows changed: (rows, which)."""
     rows, source = lesson(), random.Random(seed)
     chosen = source.sample(range(60), 20)

@@ -15,22 +15,22 @@ import pytest
 from edge_agent.adapt.trainer import checkpoint as module
 from edge_agent.adapt.trainer.checkpoint import (
     MAGIC,
-    Checkpoint,
     CheckpointDamaged,
-    Checkpoints,
+    TrainingCheckpoint,
+    TrainingCheckpoints,
     read,
     write,
 )
 
 
-def one(step: int = 7) -> Checkpoint:
+def one(step: int = 7) -> TrainingCheckpoint:
     rng = np.random.default_rng(step)
     arrays = {
         "lora/blk.0.attn_q.weight.lora_a": rng.standard_normal((3, 5)).astype(np.float32),
         "m/empty": np.zeros((0, 4), np.float32),
         "v/double": rng.standard_normal(2),
     }
-    return Checkpoint(step, {"loss": 0.1 + 0.2, "nothing": None, "kannada": "ಕ"}, arrays)
+    return TrainingCheckpoint(step, {"loss": 0.1 + 0.2, "nothing": None, "kannada": "ಕ"}, arrays)
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_are_kept_and_the_one_before_replaces_a_damaged_one(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path)
+    kept = TrainingCheckpoints(tmp_path)
     assert kept.newest() is None
     for step in (5, 10, 100):
         kept.save(one(step))
@@ -120,7 +120,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Checkpoints(tmp_path)
+    kept = TrainingCheckpoints(tmp_path)
     kept.save(one(1))
     real = module._write_all
 
@@ -140,7 +140,7 @@ def test_a_full_disk_keeps_the_one_before(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_only_float_arrays_are_stored(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="int64"):
-        write(tmp_path / "x", Checkpoint(1, {}, {"ids": np.arange(3)}))
+        write(tmp_path / "x", TrainingCheckpoint(1, {}, {"ids": np.arange(3)}))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,7 @@ from prompt_models import TEMPLATES, prompts_of, write_bpe
 from edge_agent.adapt.trainer.dataset import (
     MAX_FILE_BYTES,
     MAX_LINE_BYTES,
-    Row,
+    ChatRow,
     encode_rows,
     parse_rows,
     read_rows,
@@ -40,7 +40,7 @@ def said(*contents: str, system: str | None = None) -> list[dict[str, str]]:
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
 
-def texts(row: Row) -> list[tuple[str, str]]:
+def texts(row: ChatRow) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in row.messages]
 
 
@@ -163,8 +163,8 @@ def test_whatever_a_line_holds_the_error_is_typed(line: bytes) -> None:
 # ---- splitting ---------------------------------------------------------------------------------
 
 
-def chat_row(number: int, asked: str, answer: str = "yes") -> Row:
-    return Row(number, (Message("user", asked), Message("assistant", answer)))
+def chat_row(number: int, asked: str, answer: str = "yes") -> ChatRow:
+    return ChatRow(number, (Message("user", asked), Message("assistant", answer)))
 
 
 ROWS = [chat_row(n, f"question {n}") for n in range(200)]
@@ -263,7 +263,7 @@ def test_a_row_of_several_answers_is_one_sample_or_one_for_each(
     prompts: dict[str, PromptBuilder],
 ) -> None:
     turns = (Message("user", "a"), Message("assistant", "b")) * 3
-    rows = [Row(5, turns)]
+    rows = [ChatRow(5, turns)]
     assert [sample.row for sample in encode_rows(rows, prompts["chatml"], 512)[0]] == [5]
     assert [sample.row for sample in encode_rows(rows, prompts["qwen3"], 512)[0]] == [5] * 3
 

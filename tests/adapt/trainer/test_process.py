@@ -20,9 +20,9 @@ from edge_agent.adapt.messages import (
     Finished,
     Pause,
     Planned,
-    Progress,
     Stop,
     Stopped,
+    TrainingProgress,
 )
 from edge_agent.gguf.adapter_file import check_adapter
 from edge_agent.gguf.model_file import read_gguf
@@ -96,12 +96,14 @@ def test_the_plan_comes_before_the_work(model: Path, data: Path, tmp_path: Path)
         records = [*trainer.records()]
     planned = next(record for record in records if isinstance(record, Planned))
     first = next(
-        record for record in records if isinstance(record, Progress) and record.phase == "train"
+        record
+        for record in records
+        if isinstance(record, TrainingProgress) and record.phase == "train"
     )
     assert records.index(planned) < records.index(first)
     assert planned.n_train + planned.n_validation == 30 and planned.layers == [3]
     assert planned.fits and planned.epoch_s is not None and planned.epoch_s > 0
-    phases = [record.phase for record in records if isinstance(record, Progress)]
+    phases = [record.phase for record in records if isinstance(record, TrainingProgress)]
     order = list(dict.fromkeys(phases))
     assert order == ["prepare", "prefix", "train", "validate", "save"]
     last = records[-1]
@@ -158,14 +160,14 @@ def test_pause_and_continue_change_nothing(
         start_message(model, tmp_path / "lesson", data, layers="auto", epochs=3)
     ) as trainer:
         trainer.send(Pause("a request is being answered"))
-        paused = trainer.wait_for(Progress, "paused")
+        paused = trainer.wait_for(TrainingProgress, "paused")
         assert paused.note == "a request is being answered"
-        again = trainer.wait_for(Progress)
+        again = trainer.wait_for(TrainingProgress)
         assert again.phase == "paused", "it is said again every second"
         trainer.send(Continue())
-        trainer.wait_for(Progress, "train")
+        trainer.wait_for(TrainingProgress, "train")
         trainer.send(Pause("heat"), Pause("battery"))
-        while trainer.wait_for(Progress, "paused").note != "battery":
+        while trainer.wait_for(TrainingProgress, "paused").note != "battery":
             pass
         trainer.send(Continue())
         finished = trainer.finish()
@@ -177,7 +179,7 @@ def test_stop_saves_and_resume_goes_on(
 ) -> None:
     start = start_message(model, tmp_path / "lesson", data, layers="auto", epochs=3)
     with TrainerProcess(start) as trainer:
-        while trainer.wait_for(Progress, "train").step < 7:
+        while trainer.wait_for(TrainingProgress, "train").step < 7:
             pass
         trainer.send(Stop())
         stopped = trainer.wait_for(Stopped)
@@ -187,14 +189,14 @@ def test_stop_saves_and_resume_goes_on(
         model, tmp_path / "lesson", data, layers="auto", epochs=3, resume=True, policy="always"
     )
     with TrainerProcess(resumed) as trainer:
-        assert trainer.wait_for(Progress, "train").step == stopped.step
+        assert trainer.wait_for(TrainingProgress, "train").step == stopped.step
         finished = trainer.finish()
     assert adapter_bytes(finished) == adapter_bytes(undisturbed)
 
 
 def test_sigterm_is_a_stop(model: Path, data: Path, tmp_path: Path) -> None:
     with TrainerProcess(start_message(model, tmp_path / "run", data, **LONG)) as trainer:
-        trainer.wait_for(Progress, "train")
+        trainer.wait_for(TrainingProgress, "train")
         trainer.process.send_signal(signal.SIGTERM)
         stopped = trainer.wait_for(Stopped)
         assert trainer.process.wait(10) == 0
@@ -205,7 +207,7 @@ def test_the_end_of_the_socket_is_its_end_within_a_second(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
     with TrainerProcess(start_message(model, tmp_path / "run", data, **LONG)) as trainer:
-        trainer.wait_for(Progress, "train")
+        trainer.wait_for(TrainingProgress, "train")
         trainer.socket.close()
         began_s = time.monotonic()
         assert trainer.process.wait(5) == 0
@@ -214,7 +216,7 @@ def test_the_end_of_the_socket_is_its_end_within_a_second(
 
 def test_it_steps_back_for_everybody_else(model: Path, data: Path, tmp_path: Path) -> None:
     with TrainerProcess(start_message(model, tmp_path / "run", data, **LONG)) as trainer:
-        trainer.wait_for(Progress, "train")
+        trainer.wait_for(TrainingProgress, "train")
         proc = Path(f"/proc/{trainer.process.pid}")
         assert (proc / "oom_score_adj").read_text().strip() == "900"
         assert os.getpriority(os.PRIO_PROCESS, trainer.process.pid) == 19
@@ -222,13 +224,13 @@ def test_it_steps_back_for_everybody_else(model: Path, data: Path, tmp_path: Pat
             assert (proc / "autogroup").read_text().strip().endswith("nice 19")
         maps = (proc / "maps").read_text()
         assert "torch" not in maps and "matplotlib" not in maps
-        told = trainer.wait_for(Progress, "train")
+        told = trainer.wait_for(TrainingProgress, "train")
         assert told.rss_anon_bytes is not None and told.rss_anon_bytes > 10 << 20
 
 
 def test_a_second_trainer_is_kept_out(model: Path, data: Path, tmp_path: Path) -> None:
     with TrainerProcess(start_message(model, tmp_path / "run", data, **LONG)) as first:
-        first.wait_for(Progress, "train")
+        first.wait_for(TrainingProgress, "train")
         with TrainerProcess(start_message(model, tmp_path / "run", data, resume=True)) as second:
             assert second.failure().code == "training_busy"
 
@@ -268,7 +270,7 @@ def test_killed_at_each_phase_it_gives_the_same_adapter(
     for phase in ("prepare", "trial", "prefix", "train", "validate", "train", "save"):
         start = start_message(model, run_dir, data, layers="auto", epochs=3, resume=True)
         with TrainerProcess(start) as trainer:
-            trainer.wait_for(Progress, phase)
+            trainer.wait_for(TrainingProgress, phase)
             trainer.kill()
     finished = train(start)
     assert adapter_bytes(finished) == adapter_bytes(undisturbed)
@@ -280,14 +282,16 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
     whole = train(start_message(model, tmp_path / "whole/run", data))
     start = start_message(model, tmp_path / "cut/run", data)
     with TrainerProcess(start) as trainer:
-        while trainer.wait_for(Progress, "train").step < 8:
+        while trainer.wait_for(TrainingProgress, "train").step < 8:
             pass
         trainer.send(Stop())
         trainer.wait_for(Stopped)
     newest, before = sorted((tmp_path / "cut/run/checkpoints").glob("*"), reverse=True)
     newest.write_bytes(newest.read_bytes()[:-40])
     with TrainerProcess(start_message(model, tmp_path / "cut/run", data, resume=True)) as trainer:
-        assert trainer.wait_for(Progress, "train").step == int(before.stem.removeprefix("step-"))
+        assert trainer.wait_for(TrainingProgress, "train").step == int(
+            before.stem.removeprefix("step-")
+        )
         finished = trainer.finish()
     assert adapter_bytes(finished) == adapter_bytes(whole)
     assert "damaged" in (tmp_path / "cut/run/log.jsonl").read_text()
@@ -314,7 +318,7 @@ def test_another_setting_is_refused_by_its_name(
     model: Path, data: Path, tmp_path: Path, field: str, value: object
 ) -> None:
     with TrainerProcess(start_message(model, tmp_path / "run", data, **LONG)) as trainer:
-        trainer.wait_for(Progress, "train")
+        trainer.wait_for(TrainingProgress, "train")
         trainer.kill()
     start = start_message(model, tmp_path / "run", data, **{**LONG, field: value}, resume=True)
     with TrainerProcess(start) as trainer:
@@ -326,7 +330,7 @@ def test_other_threads_data_and_software_are_refused_by_name(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
     with TrainerProcess(start_message(model, tmp_path / "run", data, **LONG)) as trainer:
-        trainer.wait_for(Progress, "train")
+        trainer.wait_for(TrainingProgress, "train")
         trainer.kill()
     path, copy = tmp_path / "run/manifest.json", tmp_path / "run/data.jsonl"
     document = json.loads(path.read_text())

@@ -10,7 +10,7 @@ import pytest
 from edge_agent.adapt.trainer.decoder.decoder import Decoder, pack
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import block_influence, cosines
-from edge_agent.adapt.trainer.stored_states import MAGIC, PrefixStore
+from edge_agent.adapt.trainer.stored_states import MAGIC, StateStore
 from edge_agent.errors import TrainingFailed
 
 LIMIT = 1e-3
@@ -19,10 +19,10 @@ WORDS = [2, 3689, 563, 506, 5279, 529, 9405, 236881, 107, 818, 5279, 529, 9405, 
 
 
 def stored(path: Path, states: np.ndarray) -> np.ndarray:
-    with PrefixStore.create(path, *states.shape) as store:
+    with StateStore.create(path, *states.shape) as store:
         store.write(0, states)
         store.finish()
-    with PrefixStore.open(path) as store:
+    with StateStore.open(path) as store:
         return store.read(0, len(states))
 
 
@@ -56,26 +56,26 @@ def test_one_huge_value_does_not_cost_the_others_their_digits(tmp_path: Path) ->
 def test_zeros_stay_zeros_and_tokens_are_where_they_were_put(tmp_path: Path) -> None:
     states = np.arange(12 * 8, dtype=np.float32).reshape(12, 8)
     states[5] = 0
-    with PrefixStore.create(tmp_path / "p", 12, 8) as store:
+    with StateStore.create(tmp_path / "p", 12, 8) as store:
         store.write(6, states[6:])
         store.write(0, states[:6])
         np.testing.assert_array_equal(store.read(4, 5), states[4:9])
         np.testing.assert_array_equal(store.read(11, 1), states[11:])
-    assert (tmp_path / "p").stat().st_size == PrefixStore.file_bytes(12, 8)
+    assert (tmp_path / "p").stat().st_size == StateStore.file_bytes(12, 8)
 
 
 def test_states_that_are_not_finite_are_refused_with_their_token(tmp_path: Path) -> None:
     states = np.ones((3, 8), np.float32)
     states[1, 2] = np.nan
-    with PrefixStore.create(tmp_path / "p", 10, 8) as store, pytest.raises(TrainingFailed) as seen:
+    with StateStore.create(tmp_path / "p", 10, 8) as store, pytest.raises(TrainingFailed) as seen:
         store.write(4, states)
     assert "token 5" in seen.value.why
 
 
 def test_a_store_that_was_not_finished_is_not_opened(tmp_path: Path) -> None:
-    PrefixStore.create(tmp_path / "p", 3, 8).close()
+    StateStore.create(tmp_path / "p", 3, 8).close()
     with pytest.raises(TrainingFailed, match="stored states") as seen:
-        PrefixStore.open(tmp_path / "p")
+        StateStore.open(tmp_path / "p")
     assert "not written to its end" in seen.value.why
 
 
@@ -83,14 +83,14 @@ def test_a_store_that_was_not_finished_is_not_opened(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_not_opened(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p").write_bytes(content)
     with pytest.raises(TrainingFailed, match="cannot use"):
-        PrefixStore.open(tmp_path / "p")
+        StateStore.open(tmp_path / "p")
 
 
 def test_a_new_store_replaces_a_finished_one(tmp_path: Path) -> None:
     stored(tmp_path / "p", np.ones((2, 8), np.float32))
-    PrefixStore.create(tmp_path / "p", 2, 8).close()
+    StateStore.create(tmp_path / "p", 2, 8).close()
     with pytest.raises(TrainingFailed):
-        PrefixStore.open(tmp_path / "p")
+        StateStore.open(tmp_path / "p")
 
 
 @pytest.mark.model

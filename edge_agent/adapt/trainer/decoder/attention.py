@@ -60,7 +60,7 @@ def mask(compute: Compute, window: int, n: int) -> Array:
 
 
 @dataclass(frozen=True)
-class Text:
+class RowText:
     """One text of a packed row: its tokens, and where its probabilities lie in their buffer."""
 
     tokens: slice
@@ -71,10 +71,10 @@ class Text:
         return int(self.tokens.stop - self.tokens.start)
 
 
-def texts(lengths: tuple[int, ...], n_head: int) -> Iterator[Text]:
+def texts(lengths: tuple[int, ...], n_head: int) -> Iterator[RowText]:
     token = score = 0
     for n in lengths:
-        yield Text(slice(token, token + n), slice(score, score + n_head * n * n))
+        yield RowText(slice(token, token + n), slice(score, score + n_head * n * n))
         token, score = token + n, score + n_head * n * n
 
 
@@ -85,7 +85,7 @@ class Attention:
         self._compute, self._shape = compute, shape
         self._rope, self._window = rope, window
 
-    def forward(self, qkv: Sequence[Array], out: Array, tape: Buffers, row: Row) -> None:
+    def forward(self, qkv: Sequence[Array], out: Array, tape: Buffers, row: RowTexts) -> None:
         """q and out (T, n_head * head_dim), k and v (T, n_head_kv * head_dim)."""
         q, k, v = qkv
         rotations, masked = row.places.at(self._rope, self._window)
@@ -101,7 +101,7 @@ class Attention:
             self._compute.matmul(p.reshape(n_kv, groups, text.n, text.n), values, out=mixed)
 
     def backward(
-        self, d: Array, v: Array, grads: tuple[Array, Array, Array], tape: Buffers, row: Row,
+        self, d: Array, v: Array, grads: tuple[Array, Array, Array], tape: Buffers, row: RowTexts,
         spare: Buffers,
     ) -> None:  # fmt: skip
         """From d, the gradient of forward's `out`: gradients of q, k, v into `grads`."""
@@ -122,7 +122,7 @@ class Attention:
             self._compute.matmul(ds.transpose(0, 2, 1), queries, out=d_keys)
             rotations.keys.backward(d_keys, self._heads(dk, text))
 
-    def _kept(self, tape: Buffers, row: Row, text: Text) -> tuple[Array, Array, Array]:
+    def _kept(self, tape: Buffers, row: RowTexts, text: RowText) -> tuple[Array, Array, Array]:
         """Rotated queries (kv heads, groups * n, head_dim), keys, probabilities of one text."""
         n, n_kv, groups, width = text.n, *self._sizes()
         tokens = text.tokens
@@ -138,12 +138,12 @@ class Attention:
     def _sizes(self) -> tuple[int, int, int]:
         return self._shape.n_head_kv, self._shape.groups, self._shape.head_dim
 
-    def _heads(self, x: Array, text: Text) -> Array:
+    def _heads(self, x: Array, text: RowText) -> Array:
         """(T, heads * head_dim) -> (heads, n, head_dim) of one text, a view."""
         part = x[text.tokens]
         return part.reshape(text.n, -1, self._shape.head_dim).transpose(1, 0, 2)
 
-    def _grouped(self, x: Array, text: Text) -> Array:
+    def _grouped(self, x: Array, text: RowText) -> Array:
         """(T, n_head * head_dim) -> (kv heads, groups, n, head_dim) of one text, a view."""
         n_kv, groups, width = self._sizes()
         return self._heads(x, text).reshape(n_kv, groups, text.n, width)
@@ -182,7 +182,7 @@ class Attention:
         self._compute.split(p.shape, work)
 
 
-class Row:
+class RowTexts:
     """The texts of one packed row, and the tables for their places."""
 
     def __init__(self, lengths: tuple[int, ...], shape: DecoderShape, places: Places) -> None:

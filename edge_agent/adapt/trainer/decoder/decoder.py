@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.adapt.trainer.decoder.attention import Places, Row
+from edge_agent.adapt.trainer.decoder.attention import Places, RowTexts
 from edge_agent.adapt.trainer.decoder.compute import Array, Buffers, Compute
 from edge_agent.adapt.trainer.decoder.elementwise import rms_norm, rms_norm_backward
 from edge_agent.adapt.trainer.decoder.head import HeadResult, cross_entropy
-from edge_agent.adapt.trainer.decoder.kept_activations import Kept, choose
-from edge_agent.adapt.trainer.decoder.layer import Layer, Run
+from edge_agent.adapt.trainer.decoder.kept_activations import KeptActivations, choose
+from edge_agent.adapt.trainer.decoder.layer import BlockPass, Layer
 from edge_agent.adapt.trainer.decoder.lora import Dropout, Loras
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.decoder.shape import DecoderShape, read_shape
@@ -32,7 +32,7 @@ PLACES = 64
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedRow:
     """One packed row. `targets` (T): the token to predict at each position, -1 where none is;
     `lengths`: tokens of each text, in order."""
 
@@ -45,7 +45,7 @@ class Batch:
         return np.flatnonzero(self.targets >= 0)
 
 
-def pack(sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Batch:
+def pack(sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> PackedRow:
     """(tokens, is_learned) of several texts in one row; a text never sees another.
 
     A position is supervised when the token that follows it in its own text is to be learned.
@@ -57,7 +57,7 @@ def pack(sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Batch:
         follows = zip(ids[1:], learned[1:], strict=True)
         targets += [token if is_learned else -1 for token, is_learned in follows] + [-1]
     lengths = tuple(len(ids) for ids, _ in sequences)
-    return Batch(np.array(tokens, np.int64), np.array(targets, np.int64), lengths)
+    return PackedRow(np.array(tokens, np.int64), np.array(targets, np.int64), lengths)
 
 
 class Decoder:
@@ -94,7 +94,7 @@ class Decoder:
         trained = (layer.number for layer in self.layers if layer.is_trained)
         return min(trained, default=self.shape.n_layer)
 
-    def keep_within(self, n_bytes: int, lengths: Sequence[int]) -> Kept:
+    def keep_within(self, n_bytes: int, lengths: Sequence[int]) -> KeptActivations:
         """Spend at most `n_bytes`, beyond what a step needs anyway, on speed; 0 gives all back.
 
         `lengths`: tokens of each text of the largest row to come. What is kept changes no bit of
@@ -119,7 +119,9 @@ class Decoder:
         rows *= self.shape.embedding_scale
         return rows
 
-    def blocks(self, batch: Batch, first: int = 0, start: Array | None = None) -> Iterator[Array]:
+    def blocks(
+        self, batch: PackedRow, first: int = 0, start: Array | None = None
+    ) -> Iterator[Array]:
         """Hidden states (T, n_embd) that enter block `first` and each after it, then those that
         leave the last. Each is valid until two more were taken."""
         x = self.embed(batch.tokens) if start is None else start
@@ -131,7 +133,7 @@ class Decoder:
             x = out
             yield x
 
-    def states(self, batch: Batch, until: int | None = None) -> Array:
+    def states(self, batch: PackedRow, until: int | None = None) -> Array:
         """Hidden states that enter block `until`, all blocks when None."""
         last = self.shape.n_layer if until is None else until
         for number, x in enumerate(self.blocks(batch)):
@@ -139,7 +141,7 @@ class Decoder:
                 return x.copy()
         raise ValueError(f"until is {until}, but there are {self.shape.n_layer} blocks")
 
-    def evaluate(self, batch: Batch, start: Array | None = None) -> HeadResult:
+    def evaluate(self, batch: PackedRow, start: Array | None = None) -> HeadResult:
         """Losses at the supervised positions. `start`: states that enter block `lowest`."""
         first = self.lowest if start is not None else 0
         for x in self.blocks(batch, first, start):  # noqa: B007 - the last one is wanted
@@ -149,7 +151,7 @@ class Decoder:
         targets = batch.targets[supervised]
         return cross_entropy(self.head, normed, targets, self._spare, with_gradient=False)
 
-    def logits(self, batch: Batch) -> Array:
+    def logits(self, batch: PackedRow) -> Array:
         """(T, n_vocab), to compare with llama.cpp; training never makes so many at once."""
         normed, _ = self._normed(self.states(batch))
         out = self.compute.empty(len(normed), self.head.n_out)
@@ -158,7 +160,7 @@ class Decoder:
 
     def step(
         self,
-        batch: Batch,
+        batch: PackedRow,
         weight: float,
         start: Array | None = None,
         *,
@@ -185,7 +187,7 @@ class Decoder:
         return result
 
     def _forward_trained(
-        self, batch: Batch, start: Array | None, layers: list[Layer], runs: list[Run]
+        self, batch: PackedRow, start: Array | None, layers: list[Layer], runs: list[BlockPass]
     ) -> list[Array]:
         """The states that enter each block, then those that leave the last."""
         first = start if start is not None else self.states(batch, self.lowest)
@@ -196,7 +198,7 @@ class Decoder:
             layer.forward(inputs[number], inputs[number + 1], run)
         return inputs
 
-    def _head_backward(self, x: Array, batch: Batch, weight: float) -> tuple[Array, HeadResult]:
+    def _head_backward(self, x: Array, batch: PackedRow, weight: float) -> tuple[Array, HeadResult]:
         """(the gradient of x, the losses)."""
         supervised = batch.supervised
         places = self.compute.xp.asarray(supervised)
@@ -216,20 +218,20 @@ class Decoder:
         rms_norm(self.compute, x, self._norm, self.shape.norm_epsilon, out, inverse)
         return out, inverse
 
-    def _row(self, batch: Batch) -> Row:
+    def _row(self, batch: PackedRow) -> RowTexts:
         longest = max(batch.lengths)
         if longest > self._places.longest:
             n = -(-longest // PLACES) * PLACES
             self._places = Places(self.compute, self.shape, n, self._factors)
-        return Row(batch.lengths, self.shape, self._places)
+        return RowTexts(batch.lengths, self.shape, self._places)
 
     def _run(
         self,
-        row: Row,
+        row: RowTexts,
         dropout: Dropout | None,
         number: int | None = None,
         keep_tapes: bool | None = None,
-    ) -> Run:
+    ) -> BlockPass:
         """On the shared tape, unless block `number` has one of its own."""
         tape, fed = self._shared, self._shared
         if number is not None:
@@ -238,4 +240,4 @@ class Decoder:
             if keep_tapes is not False:
                 tape = self._tapes.get(number, self._shared)
             fed = self._feds.get(number, tape) if tape is self._shared else tape
-        return Run(row, tape, fed, self._spare, dropout)
+        return BlockPass(row, tape, fed, self._spare, dropout)

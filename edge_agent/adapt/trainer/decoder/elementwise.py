@@ -63,7 +63,7 @@ def rms_norm_backward(
     compute.split(x.shape, work)
 
 
-class Gate:
+class GatedUnit:
     """act(gate) * up: GELU's tanh form when `is_gelu`, else SiLU."""
 
     def __init__(self, compute: Compute, is_gelu: bool) -> None:

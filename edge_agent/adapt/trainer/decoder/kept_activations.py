@@ -25,7 +25,7 @@ UNPACK_NS = {
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptActivations:
     """Numbers of the blocks whose `feds` and whose `tapes` are kept, names of unpacked `matrices`,
     and the bytes of it all."""
 
@@ -61,7 +61,7 @@ def choose(
     head: PackedMatrix,
     shape: DecoderShape,
     lengths: Sequence[int],
-) -> Kept:
+) -> KeptActivations:
     """What to keep of the trained blocks and the head in at most `n_bytes`.
 
     `lengths`: the texts of the largest row. The highest trained block has the shared tape to
@@ -85,7 +85,7 @@ def choose(
             matrices.append(matrix.name)
             left -= matrix.unpacked_bytes
     tapes = tuple(lower[len(lower) - n_tapes :])
-    return Kept(tuple(lower[:n_feds]), tapes, tuple(matrices), n_bytes - left)
+    return KeptActivations(tuple(lower[:n_feds]), tapes, tuple(matrices), n_bytes - left)
 
 
 def by_price(layers: Iterable[Layer], head: PackedMatrix) -> list[PackedMatrix]:

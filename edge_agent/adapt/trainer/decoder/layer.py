@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_agent.adapt.trainer.decoder.attention import Attention, Row
+from edge_agent.adapt.trainer.decoder.attention import Attention, RowTexts
 from edge_agent.adapt.trainer.decoder.compute import Array, Buffers
-from edge_agent.adapt.trainer.decoder.elementwise import Gate, add, rms_norm, rms_norm_backward
+from edge_agent.adapt.trainer.decoder.elementwise import GatedUnit, add, rms_norm, rms_norm_backward
 from edge_agent.adapt.trainer.decoder.linear import Linear
 from edge_agent.adapt.trainer.decoder.lora import Dropout, Loras
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
@@ -25,7 +25,7 @@ LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "f
 
 
 @dataclass(frozen=True)
-class Run:
+class BlockPass:
     """What a pass through one block works with.
 
     `tape`: for backward. `fed`: holds the feed-forward's output where a norm follows it; the tape,
@@ -33,7 +33,7 @@ class Run:
     do not outlive the call, except the gated product between a forward and the backward after it.
     """
 
-    row: Row
+    row: RowTexts
     tape: Buffers
     fed: Buffers
     spare: Buffers
@@ -53,7 +53,7 @@ class Layer:
         self._attention = Attention(
             self._compute, shape, shape.ropes[number], shape.windows[number]
         )
-        self._gate = Gate(self._compute, shape.is_gelu)
+        self._gate = GatedUnit(self._compute, shape.is_gelu)
 
     @property
     def is_trained(self) -> bool:
@@ -82,7 +82,7 @@ class Layer:
 
     # ---- forward ----
 
-    def forward(self, x: Array, out: Array, run: Run) -> None:
+    def forward(self, x: Array, out: Array, run: BlockPass) -> None:
         """x (T, n_embd) -> the next hidden states, in `out`, which is not x."""
         middle = self._until_product(x, run)
         product = self._product(run)
@@ -94,7 +94,7 @@ class Layer:
             self._forward("ffn_down", product, out, run)
         add(self._compute, middle, to=out)
 
-    def again(self, x: Array, run: Run, *, is_fed_kept: bool) -> None:
+    def again(self, x: Array, run: BlockPass, *, is_fed_kept: bool) -> None:
         """Fill the tape as `forward` did. `is_fed_kept`: run.fed still holds its part."""
         self._until_product(x, run)
         product = self._product(run)
@@ -106,7 +106,7 @@ class Layer:
         if is_fed_kept or not self._post:
             self.linears["ffn_down"].keep_down(product, run.tape, run.dropout)
 
-    def _until_product(self, x: Array, run: Run) -> Array:
+    def _until_product(self, x: Array, run: BlockPass) -> Array:
         """Everything before the last product: the hidden states between the two halves."""
         mixed = self._mixed(x, run)
         middle = run.tape.take("middle", *x.shape)
@@ -125,7 +125,7 @@ class Layer:
         self._gate.forward(gate, up, self._product(run))
         return middle
 
-    def _mixed(self, x: Array, run: Run) -> Array:
+    def _mixed(self, x: Array, run: BlockPass) -> Array:
         h = run.spare.take("h", *x.shape)
         self._norm("attn_norm", x, h, run)
         ready = []
@@ -144,17 +144,17 @@ class Layer:
         self._attention.forward(ready, mixed, run.tape, run.row)
         return mixed
 
-    def _gate_and_up(self, run: Run) -> tuple[Array, Array]:
+    def _gate_and_up(self, run: BlockPass) -> tuple[Array, Array]:
         size = run.row.n_tokens, self._width("ffn_gate")
         return run.tape.take("ffn_gate", *size), run.tape.take("ffn_up", *size)
 
-    def _product(self, run: Run) -> Array:
+    def _product(self, run: BlockPass) -> Array:
         return run.spare.take("product", run.row.n_tokens, self._width("ffn_gate"))
 
-    def _forward(self, name: str, x: Array, out: Array, run: Run) -> None:
+    def _forward(self, name: str, x: Array, out: Array, run: BlockPass) -> None:
         self.linears[name].forward(x, out, run.tape, run.dropout)
 
-    def _norm(self, name: str, x: Array, out: Array, run: Run) -> None:
+    def _norm(self, name: str, x: Array, out: Array, run: BlockPass) -> None:
         """Over whole rows, or over heads when the norm's weight is as wide as a head."""
         weight = self._norms[name]
         rows = x.reshape(-1, len(weight))
@@ -164,7 +164,7 @@ class Layer:
 
     # ---- backward ----
 
-    def backward(self, x: Array, d: Array, run: Run, *, is_product_ready: bool) -> None:
+    def backward(self, x: Array, d: Array, run: BlockPass, *, is_product_ready: bool) -> None:
         """`d`, the gradient of the block's output, becomes that of its input `x`.
 
         LoRA gradients are added; the tape is used up. `is_product_ready`: nothing ran since
@@ -176,7 +176,7 @@ class Layer:
         self._feed_forward_backward(d, run)
         self._attention_backward(x, d, run)
 
-    def _feed_forward_backward(self, d: Array, run: Run) -> None:
+    def _feed_forward_backward(self, d: Array, run: BlockPass) -> None:
         d_fed = self._through_post_norm("post_ffw_norm", run.fed, "fed", d, run)
         product = self._product(run)
         self._backward("ffn_down", product, d_fed, product, run)
@@ -189,7 +189,7 @@ class Layer:
         self._backward("ffn_up", h, up, dh, run, is_added=True)
         self._norm_backward("ffn_norm", middle, dh, d, run)
 
-    def _attention_backward(self, x: Array, d: Array, run: Run) -> None:
+    def _attention_backward(self, x: Array, d: Array, run: BlockPass) -> None:
         d_attended = self._through_post_norm("post_attention_norm", run.tape, "attended", d, run)
         mixed = run.tape.take("mixed", len(x), self._width("attn_q"))
         self._backward("attn_output", mixed, d_attended, mixed, run)
@@ -207,7 +207,7 @@ class Layer:
         self._norm_backward("attn_norm", x, dh, d, run)
 
     def _through_post_norm(
-        self, name: str, source: Buffers, given: str, d: Array, run: Run
+        self, name: str, source: Buffers, given: str, d: Array, run: BlockPass
     ) -> Array:
         """The gradient of what enters a half's last norm, where there is one; d is kept."""
         if not self._post:
@@ -218,12 +218,12 @@ class Layer:
         return found
 
     def _backward(
-        self, name: str, x: Array, dy: Array, out: Array, run: Run, *, is_added: bool = False
+        self, name: str, x: Array, dy: Array, out: Array, run: BlockPass, *, is_added: bool = False
     ) -> None:
         self.linears[name].backward(x, dy, out, run.tape, run.dropout, is_added=is_added)
 
     def _norm_backward(
-        self, name: str, x: Array, dy: Array, add_to: Array | None, run: Run
+        self, name: str, x: Array, dy: Array, add_to: Array | None, run: BlockPass
     ) -> None:
         """In place on dy; also added to `add_to`."""
         weight = self._norms[name]

@@ -12,7 +12,7 @@ from tiny_gguf import write_tiny_model
 
 from converters.divergence import Divergence, log_softmax
 from converters.logits import LlamaLogits
-from edge_agent.adapt.trainer.decoder.decoder import Batch, Decoder, pack
+from edge_agent.adapt.trainer.decoder.decoder import Decoder, PackedRow, pack
 from edge_agent.adapt.trainer.decoder.head import cross_entropy
 from edge_agent.adapt.trainer.decoder.lora import LoraSettings, LoraWeight, new_loras
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
@@ -50,7 +50,7 @@ def adapters(
     return loras
 
 
-def two_texts() -> Batch:
+def two_texts() -> PackedRow:
     learned = [False] * 4 + [True] * 6
     return pack([(TOKENS[:10], learned), (TOKENS[5:], [True] * 11)])
 

@@ -23,7 +23,7 @@ from converters.sample_texts import PASSAGES
 from converters.text_codec import open_codec
 from converters.verify import verify
 from train_host.merge import GATE, divergence_from_peft
-from train_host.run_directory import Run
+from train_host.run_directory import FinishedRun
 
 SHOWN = ("kl_mean", "kl_p99", "kl_max", "top1_agreement", "served_kl_mean", "floor_kl_mean",
          "bits_per_byte_a", "bits_per_byte_b", "tokenizer_equal", "template_equal", "bytes_equal",
@@ -44,7 +44,7 @@ class Stage:
     reason: str | None = None
 
 
-def merged(run: Run, directory: Path, how: How) -> Stage:
+def merged(run: FinishedRun, directory: Path, how: How) -> Stage:
     """The merged directory against PEFT's base with adapter, both in torch and float32."""
     codec = open_codec(directory)
     try:
@@ -71,7 +71,7 @@ def same_model(a: Path, b: Path, how: How) -> Stage:
     return Stage(verdict["passed"], figures, verdict["thresholds"], reason)
 
 
-def same_adapter(run: Run, base: Path, path: Path) -> Stage:
+def same_adapter(run: FinishedRun, base: Path, path: Path) -> Stage:
     """The GGUF adapter's scale * b @ a against the PEFT directory's, weight by weight."""
     assert run.adapter is not None
     placements = open_base(base).placements

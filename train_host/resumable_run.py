@@ -1,7 +1,7 @@
 """The course of a run that may be killed: begin, go on where it stood, train, keep what it cost.
 
 Why it exists: sft and distill-logits differ in what they train and not in how a run is kept. Flows
-in: run files, the data, a sealed trainer (sealed_trainer.py). Flows out: a directory that can be
+in: run files, the data, a sealed trainer (resumable_trainer.py). Flows out: a directory that can be
 resumed, a log with tokens, seconds and joules of each step. Imports no torch until it trains. Not
 here: what is decided before the run, and what is saved after it (sft.py, distill.py).
 """
@@ -30,7 +30,7 @@ class Console:
 
 
 @dataclass(frozen=True)
-class Course:
+class ResumableRun:
     """Of one run. `is_first`: this process writes the run directory."""
 
     files: RunFiles
@@ -51,47 +51,49 @@ def begin(files: RunFiles, data: Data, document: Mapping[str, Any], samples: Sam
     run_directory.write_document(files.run, document)
 
 
-def follow(trainer: Any, course: Course) -> str:
+def follow(trainer: Any, resumable: ResumableRun) -> str:
     """Train to the end, from the newest complete checkpoint; why joules are missing, "" if none."""
     from train_host.energy_meter import EnergyMeter
 
-    resumed = _resume_point(trainer, course)
-    meter = EnergyMeter(course.device)
+    resumed = _resume_point(trainer, resumable)
+    meter = EnergyMeter(resumable.device)
     meter.start()
     try:
-        _train(trainer, course, resumed, meter)
+        _train(trainer, resumable, resumed, meter)
     finally:
         meter.close()
     return meter.reason
 
 
-def _resume_point(trainer: Any, course: Course) -> checkpoints.Sealed | None:
+def _resume_point(trainer: Any, resumable: ResumableRun) -> checkpoints.Sealed | None:
     """The newest complete checkpoint; what a kill left beside it is removed."""
-    root, note = course.files.checkpoints, course.console.note
-    if course.is_first:
+    root, note = resumable.files.checkpoints, resumable.console.note
+    if resumable.is_first:
         for name in checkpoints.clear_incomplete(root):
             note(f"{name} was not complete and is removed")
     trainer.accelerator.wait_for_everyone()
     found = checkpoints.newest(root)
-    if course.is_first:
-        results.cut_log(course.files.log, found.step if found else -1)
+    if resumable.is_first:
+        results.cut_log(resumable.files.log, found.step if found else -1)
         if found:
             note(f"going on from step {found.step}")
     return found
 
 
-def _train(trainer: Any, course: Course, resumed: checkpoints.Sealed | None, meter: Any) -> None:
-    from train_host.recorder import Desk, Recorder, tensorboard_directory
+def _train(
+    trainer: Any, resumable: ResumableRun, resumed: checkpoints.Sealed | None, meter: Any
+) -> None:
+    from train_host.recorder import Recorder, RunTools, tensorboard_directory
 
     trainer.args.eval_on_start = resumed is None and trainer.eval_dataset is not None
-    if not course.is_first:
+    if not resumable.is_first:
         trainer.run(resumed)
         return
-    log = RunLog(course.files.log)
+    log = RunLog(resumable.files.log)
     try:
-        desk = Desk(log, meter, course.console.progress, course.console.note)
-        board = tensorboard_directory(course.files.tensorboard)
-        trainer.add_callback(Recorder(desk, board, course.learning_rate))
+        tools = RunTools(log, meter, resumable.console.progress, resumable.console.note)
+        board = tensorboard_directory(resumable.files.tensorboard)
+        trainer.add_callback(Recorder(tools, board, resumable.learning_rate))
         trainer.run(resumed)
     finally:
         log.close()
