@@ -30,12 +30,12 @@ check: venv      ## ruff, mypy --strict, the direction of imports
 	@$(BIN)/ruff check $(CHECKED) $(SCRIPTS)
 	@$(BIN)/ruff format --check $(CHECKED) $(SCRIPTS)
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest tests/repo/test_imports.py
+	@$(BIN)/python -m pytest tests/repo/test_imports.py tests/repo/test_rooms.py
 
-fix: venv        ## format, repair what ruff can, rewrite the README's tree and docs/cli.md
+fix: venv        ## format, repair what ruff can, write docs/files.md and docs/cli.md anew
 	@$(BIN)/ruff check --fix $(CHECKED) $(SCRIPTS)
 	@$(BIN)/ruff format $(CHECKED) $(SCRIPTS)
-	@$(BIN)/python dev/readme_tree.py
+	@$(BIN)/python docs/make_files.py > docs/files.md.new && mv docs/files.md.new docs/files.md
 	@$(BIN)/python docs/make_cli.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 
 test-host: host  ## the tests of training, which need torch (make host)

@@ -1,4 +1,4 @@
-"""The README cannot rot: its commands, its tree, its links and its addresses are compared."""
+"""The README cannot rot: its length, its commands, its rooms and its picture are compared."""
 
 from __future__ import annotations
 
@@ -6,80 +6,64 @@ import re
 from pathlib import Path
 
 import pytest
-import readme_tree
-import typer
-from typer.main import get_command
-
-from converters import cli as convert_cli
-from edge_agent.cli.main import build_app
-from edge_agent.config import Settings
+from command_lines import PROGRAMS, command_lines, command_names
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-COMMAND = re.compile(r"`edge-agent ([a-z]+)\b")
+MAX_LINES = 160
+MAX_PICTURE_BYTES = 200_000
 
 
-def existing_commands() -> set[str]:
-    return set(get_command(build_app()).commands)  # type: ignore[attr-defined]
+def section(title: str) -> str:
+    """The text between this heading and the next."""
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
-def command_table() -> str:
-    return README.partition("## Commands")[2].partition("\n## ")[0]
+def listed_commands() -> dict[str, list[str]]:
+    """Program -> its commands in the table; a row's later spans belong to its first program."""
+    found: dict[str, list[str]] = {program: [] for program in PROGRAMS}
+    for row in section("Commands").splitlines():
+        cell = row.split("|")[1] if row.startswith("| `") else ""
+        program = ""
+        for span in re.findall(r"`([^`]+)`", cell):
+            words = span.split()
+            if words[0] in PROGRAMS:
+                program, *words = words
+            found[program].append(words[0])
+    return found
 
 
-def test_every_command_is_in_the_table_and_no_other() -> None:
-    rows = [row for row in command_table().splitlines() if row.startswith("| `edge-agent ")]
-    listed = [name for row in rows for name in COMMAND.findall(row.split("|")[1])]
-    assert sorted(listed) == sorted(existing_commands())
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MAX_LINES
 
 
-def test_every_conversion_is_in_the_table_and_no_other() -> None:
-    names = set(get_command(convert_cli.build_app()).commands)  # type: ignore[attr-defined]
-    listed = re.findall(r"^\| `edge-convert ([a-z-]+)", command_table(), re.MULTILINE)
-    assert sorted(listed) == sorted(names)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_command_is_in_the_table_and_no_other(program: str) -> None:
+    assert sorted(listed_commands()[program]) == sorted(command_names(program))
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/http.md", "benchmarks/README.md"])
-def test_commands_named_in_prose_exist(document: str) -> None:
-    text = (ROOT / document).read_text()
-    named = {*COMMAND.findall(text), *re.findall(r"bin/edge-agent ([a-z]+)\b", text)}
-    assert named <= existing_commands()
+def test_quick_start_shows_serving_learning_converting_and_measuring() -> None:
+    shown = {" ".join(line.split()[:2]) for line in command_lines(ROOT / "README.md")}
+    wanted = {"serve", "run", "adapt", "adapters", "bench", "report"}
+    assert {f"edge-agent {name}" for name in wanted} <= shown
+    assert "edge-convert verify" in shown
 
 
-@pytest.mark.parametrize("app", [build_app(), convert_cli.build_app()])
-def test_every_command_has_help(app: typer.Typer) -> None:
-    commands = get_command(app).commands  # type: ignore[attr-defined]
-    assert [name for name, command in commands.items() if not command.help] == []
-
-
-def test_every_file_has_its_line_and_its_docstring() -> None:
-    """Raises ValueError, naming the file, when a module has no docstring."""
-    expected = readme_tree.with_tree(README, readme_tree.tree(ROOT))
-    assert expected == README, "run `make fix`: it rewrites the README's tree"
+def test_every_room_is_listed_and_no_other() -> None:
+    package = ROOT / "edge_agent"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    listed = re.findall(r"^  ([a-z_]+)/ ", section("Rooms"), re.MULTILINE)
+    assert sorted(listed) == sorted(rooms)
 
 
 def test_make_targets_named_in_the_readme_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))
-    assert {"demo", "test", "check"} <= named <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
 
 
-def test_relative_links_lead_to_files() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
-
-
-def test_the_default_port_is_the_real_one() -> None:
-    assert f"Default port {Settings.model_fields['port'].default}" in README
-
-
-def test_a_module_without_a_docstring_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "bare.py").write_text("x = 1\n")
-    with pytest.raises(ValueError, match="bare.py has no docstring"):
-        readme_tree.purpose(tmp_path / "bare.py")
-
-
-def test_a_readme_without_markers_is_an_error() -> None:
-    with pytest.raises(ValueError, match="end of tree"):
-        readme_tree.with_tree("# no tree here\n", "```\n```\n")
+def test_one_picture_stands_above_the_first_section_and_is_small() -> None:
+    head = README.partition("\n## ")[0]
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", head)
+    assert 0 < (ROOT / picture).stat().st_size < MAX_PICTURE_BYTES
+    assert README.count("![") == 1
