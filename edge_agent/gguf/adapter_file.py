@@ -1,11 +1,13 @@
-"""LoRA adapters as GGUF files: written so that stock llama.cpp loads them, checked before it does.
+"""LoRA adapters as GGUF files: each one is checked here before llama.cpp loads it.
 
-Why it exists: of twelve bad adapters eight ended the process that loaded them, three were taken
-without a word (NaN, infinite alpha, empty), and one made for another model answers nonsense
-(reliability M1). So an adapter is compared with its base, name by name and dimension by dimension,
-and every value is looked at, before llama.cpp sees the path. Flows in: adapters of a run, or a
-path from anywhere. Flows out: a durable file, or an `AdapterInfo`. Imports no NumPy: the front
-checks too. Layout: llama.cpp's llama-adapter.cpp. Not here: whether an adapter is any good (gate).
+Why it exists: llama.cpp barely checks adapters. Of twelve bad adapters that were tried, eight ended
+the process that loaded them, three were accepted silently (a NaN, an infinite alpha, no tensor at
+all), and one made for another model produced nonsense. So this module compares the names and the
+dimensions of an adapter's tensors with those of its base and looks at every value, before llama.cpp
+is given the path. Flows in: a path, or an open file, and the base's GgufFile. Flows out: an
+`AdapterInfo`, or AdapterRefused. The module imports no NumPy because the front process checks
+adapters too. File layout: llama.cpp's llama-adapter.cpp. Not here: writing adapters
+(adapt/trainer/adapter_writer.py), and whether an adapter answers well (adapt/gate/).
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ SCORES_KEY = "edge_agent.adapter.scores"
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an accepted file says. None: it does not say (an adapter made elsewhere)."""
+    """What an accepted adapter file says. A field is None when the file lacks that key, as in an
+    adapter that another program wrote."""
 
     name: str
     sha256: str
@@ -47,9 +50,9 @@ class AdapterInfo:
     architecture: str
     lora_alpha: float
     ranks: tuple[int, ...]
-    """Each r that occurs, ascending: one for ours."""
+    """Every r (rank) that occurs, ascending. An adapter trained here has one."""
     weights: tuple[str, ...]
-    """Tensors of the base that it changes, in file order."""
+    """Names of the base's tensors that the adapter changes, in file order."""
     n_params: int
     base_sha256: str | None = None
     tokenizer_sha256: str | None = None
@@ -59,16 +62,19 @@ class AdapterInfo:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Numbers of the blocks it changes, ascending."""
+        """Indices of the blocks (layers) that the adapter changes, ascending."""
         parts = (name.split(".") for name in self.weights)
         return tuple(sorted({int(p[1]) for p in parts if p[0] == "blk" and p[1].isdecimal()}))
 
 
 def check_adapter(path: Path, base: GgufFile, base_sha256: str | None) -> AdapterInfo:
-    """Read the whole file and compare it with its base; memory stays below a few MB.
+    """Read the whole adapter file and compare it with its base; memory stays below a few MB.
 
-    `base_sha256` None: whatever base the adapter names is accepted. Raises AdapterRefused, whose
-    `why` says what is wrong with this very file.
+    `base_sha256` is the SHA-256 of the base's file; with None, the hash that the adapter names is
+    not compared. Raises AdapterRefused, whose `why` says what is wrong with this file.
+
+        info = check_adapter(Path("mine.gguf"), read_gguf(model_path), base_sha256=None)
+        info.ranks, info.layers    # (8,), (14, 15, 16, 17)
     """
     try:
         with open_regular(path, follow_links=False) as stream:
@@ -82,9 +88,11 @@ def check_adapter(path: Path, base: GgufFile, base_sha256: str | None) -> Adapte
 def check_open(
     stream: BinaryIO, path: Path, base: GgufFile, base_sha256: str | None
 ) -> AdapterInfo:
-    """`check_adapter` of an open file, so that the same one can be loaded; `path` is only named.
+    """`check_adapter` for a file that is open already.
 
-    Raises AdapterRefused, and OSError when the disk fails.
+    A caller that goes on to load the open file loads the bytes that were checked, even if somebody
+    replaces the path meanwhile. `path` appears in messages only. Raises AdapterRefused, and OSError
+    when the disk fails.
     """
     try:
         return _info(stream, path, base, base_sha256)
@@ -139,9 +147,11 @@ def _check_kind(header: Header, base: GgufFile) -> None:
 
 
 def check_base(header: Header, base_sha256: str | None) -> None:
-    """What was trained beside a quantized file belongs to that very file. Raises Malformed.
+    """Refuse an adapter that was trained on another quantized file. Raises Malformed.
 
-    An adapter converted against a checkpoint directory names that, and no quantization.
+    Only an adapter that names its base's quantization names a GGUF file. An adapter converted
+    against a checkpoint directory names the directory's hash and no quantization, so its hash
+    cannot be compared with `base_sha256` (hexadecimal).
     """
     named = _text(header, BASE_SHA256_KEY)
     if named is None or base_sha256 is None or BASE_QUANTIZATION_KEY not in header.metadata:
@@ -151,7 +161,8 @@ def check_base(header: Header, base_sha256: str | None) -> None:
 
 
 def _alpha(header: Header) -> float:
-    """llama.cpp takes 0, which it also has when the key is missing, for: do not scale."""
+    """The adapter's lora_alpha. Refuses 0 and a missing key: llama.cpp reads a missing key as 0,
+    and then applies the adapter without the scale alpha / r."""
     key = "adapter.lora.alpha"
     value = header.metadata.get(key)
     if value is None:
@@ -164,7 +175,7 @@ def _alpha(header: Header) -> float:
 
 
 def _pairs(header: Header, base: GgufFile) -> dict[str, tuple[TensorInfo, TensorInfo]]:
-    """Name of the base's weight -> its two matrices, each compared with it."""
+    """Name of each changed weight -> its matrices (A, B), compared with the base's weight."""
     if not header.tensors:
         raise Malformed("it holds no tensor")
     sides = {tensor.name: tensor for tensor in header.tensors}
@@ -190,13 +201,14 @@ def _weight_name(tensor: TensorInfo) -> str:
             raise Malformed(f"{name} is a norm, which llama.cpp would leave out without a word")
         raise Malformed(f"{name} is not a LoRA matrix ({LORA_A} or {LORA_B})")
     if name.startswith("token_embd."):
-        # Read as two other shapes; with a tied head the matrix product of the head then aborts.
+        # llama.cpp expects other shapes for the embedding's matrices; where the head is tied to
+        # the embedding, the head's matrix product with them aborts the process.
         raise Malformed(f"{tensor.name} changes the token embedding, which is not supported")
     return name
 
 
 def _check_pair(weight: TensorInfo, a: TensorInfo, b: TensorInfo) -> None:
-    """Shapes innermost first: a (inputs, r), b (r, outputs), weight (inputs, outputs)."""
+    """Shapes are innermost first: a (inputs, r), b (r, outputs), weight (inputs, outputs)."""
     for tensor in (a, b):
         if tensor.type not in ("F32", "F16"):
             raise Malformed(f"{tensor.name} is {tensor.type}, and only F32 and F16 are accepted")
@@ -218,7 +230,7 @@ def _check_pair(weight: TensorInfo, a: TensorInfo, b: TensorInfo) -> None:
 def _check_all_values(
     stream: BinaryIO, header: Header, pairs: Mapping[str, tuple[TensorInfo, TensorInfo]]
 ) -> None:
-    """Every one is a number that can be computed with, and some pair changes its weight."""
+    """Refuse values that cannot be computed with, and an adapter whose every product B A is 0."""
     filled = {
         tensor.name for tensor in header.tensors if check_values(stream, header.data_start, tensor)
     }
@@ -232,7 +244,7 @@ def _text(header: Header, key: str) -> str | None:
 
 
 def _document(header: Header, key: str) -> dict[str, Any] | None:
-    """JSON of one of our keys; None when it is no object."""
+    """The JSON object stored under one of our keys; None when the text is not a JSON object."""
     try:
         found = json.loads(_text(header, key) or "null")
     except (ValueError, RecursionError):

@@ -1,9 +1,10 @@
 """What ties an adapter to its base: hashes of the file, of its tokenizer and of its template.
 
-Why it exists: llama.cpp loads an adapter onto any model of the same shape and answers nonsense. The
-same keys with the same values as `edge-convert lora` writes, computed on the board by passing once
-over the head of the file. Flows in: a checked GgufFile and its SHA-256. Flows out: `BaseIdentity`.
-Not here: comparing (adapter_file.py).
+Why it exists: llama.cpp loads an adapter onto any model of the same shape, and the answers are
+nonsense when it is the wrong model. The hashes equal those that `edge-convert lora` writes into an
+adapter, so both kinds of adapters can be compared with a base; here they are computed on the board
+in one pass over the file's header. Flows in: a checked GgufFile and the file's SHA-256. Flows out:
+`BaseIdentity`. Not here: comparing an adapter with its base (adapter_file.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from edge_agent.gguf.header import MAX_KEY_BYTES, MAX_KEYS, MAX_TEXT_BYTES, TYPE
 from edge_agent.gguf.model_file import GgufFile
 
 _TOKENIZER_KEYS = ("model", "pre", "tokens", "token_type", "scores", "merges")
-"""Everything that decides about token ids."""
+"""The keys tokenizer.ggml.* that decide which token ids a text gets."""
 _PREFIX = "tokenizer.ggml."
 _FORMATS = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f",
             "bool": "B", "u64": "Q", "i64": "q", "f64": "d"}  # fmt: skip
@@ -28,7 +29,7 @@ _FORMATS = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i"
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """SHA-256 in hexadecimal. `quantization` as GgufFile says it, such as Q4_K_M."""
+    """SHA-256 values in hexadecimal. `quantization` is that of GgufFile, such as Q4_K_M."""
 
     sha256: str
     quantization: str
@@ -37,7 +38,10 @@ class BaseIdentity:
 
 
 def identify_base(gguf: GgufFile, sha256: str) -> BaseIdentity:
-    """`sha256` is that of the whole file, which the store knows. Raises ModelFormatError."""
+    """The identity of the base file `gguf`, whose whole-file hash is `sha256`.
+
+    Raises ModelFormatError when the tokenizer cannot be read.
+    """
     template = gguf.chat_template
     return BaseIdentity(
         sha256,
@@ -48,7 +52,10 @@ def identify_base(gguf: GgufFile, sha256: str) -> BaseIdentity:
 
 
 def tokenizer_sha256(gguf: GgufFile) -> str:
-    """Of the JSON list of the six values, null where one is missing. Raises ModelFormatError."""
+    """SHA-256 of a JSON list: the values of _TOKENIZER_KEYS in that order, null for a missing one.
+
+    Raises ModelFormatError when the file cannot be read.
+    """
     try:
         with gguf.path.open("rb") as stream:
             found = _tokenizer_values(Cursor(stream, gguf.file_bytes))
@@ -61,7 +68,7 @@ def tokenizer_sha256(gguf: GgufFile) -> str:
 
 
 def _tokenizer_values(cursor: Cursor) -> dict[str, bytes]:
-    """Each wanted key's value as JSON; the others are passed over."""
+    """The value of every key that starts with _PREFIX, as JSON text."""
     cursor.skip(4 + 4 + 8)
     found = {}
     for _ in range(cursor.unsigned("Q", MAX_KEYS, "the number of metadata keys")):
@@ -83,7 +90,8 @@ def _value(cursor: Cursor) -> bytes:
 
 
 def _array(cursor: Cursor) -> bytes:
-    """Element for element as one JSON list, in pieces of 4096: no list of all tokens is made."""
+    """The array as one JSON list, encoded 4096 elements at a time: a Python list of all tokens
+    would take tens of MB."""
     kind, count = _kind(cursor), int(cursor.number("Q"))
     pieces = []
     if kind == "string":

@@ -1,9 +1,10 @@
 """Sequential, bounded reads from an untrusted binary file.
 
-Leaf file below header.py. In: a binary stream and its size. Out: bytes, little-endian numbers
-and strings, each with a limit given by the caller; Malformed when the file ends early or asks for
-more than the limits here. It reads through a 1 MiB window and never maps the file, so a file that
-is truncated meanwhile is an error and not a SIGBUS. It does not know what the bytes mean.
+Why it exists: counts and lengths in a hostile file must not decide how much memory or time reading
+it takes. Flows in: a binary stream and its size. Flows out: bytes, little-endian numbers and
+strings, each with a limit given by the caller; Malformed when the file ends early or exceeds a
+limit. The cursor reads through a window of 1 MiB and never maps the file: a file that is truncated
+during the reading gives an error and not a SIGBUS. Not here: what the bytes mean (header.py).
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from typing import BinaryIO
 
 WINDOW_BYTES = 1 << 20
 MAX_HEADER_BYTES = 48 << 20
-"""Gemma 3's header is 6.4 MB, that of a 200k-token vocabulary with merges about 11 MB."""
+"""For comparison: Gemma 3's header has 6.4 MB, one with 200,000 tokens and merges about 11 MB."""
 MAX_ELEMENT_BYTES = 1 << 16
 MAX_STRINGS = 1 << 20
-"""Strings in all arrays together, which bounds the time; Gemma with merges has 777,000."""
+"""Limit on the strings in all arrays together. It bounds the time, because strings are read one by
+one. Gemma's vocabulary with merges has 777,000."""
 
 
 class Malformed(Exception):
-    """Why the file is refused, as one sentence. model_file.py turns it into a ModelFormatError."""
+    """Why a file is refused, as one sentence. model_file.py turns it into a ModelFormatError,
+    adapter_file.py into an AdapterRefused."""
 
 
 class Cursor:
-    """Sequential bounded reads over a stream; raises Malformed at the end or past the bound."""
+    """A read position in a stream; every read past the file's end or past MAX_HEADER_BYTES raises
+    Malformed."""
 
     def __init__(self, stream: BinaryIO, file_bytes: int) -> None:
         self._stream = stream
@@ -66,7 +70,10 @@ class Cursor:
         return self.take(self.unsigned("Q", limit, f"the length of {what}"))
 
     def strings(self, count: int) -> Iterator[list[bytes]]:
-        """`count` strings in a row, in lists of at most 4096: a call for each would cost double."""
+        """The next `count` strings, in lists of at most 4096.
+
+        Lists and not single strings, because one call per string would double the time.
+        """
         self._strings_left -= count
         if self._strings_left < 0:
             raise Malformed(f"its arrays hold more than {MAX_STRINGS} strings")

@@ -1,9 +1,10 @@
 """The structure of a GGUF file, read with a bound on every count, length, byte and second.
 
-Leaf file below model_file.py. In: a binary stream and its size. Out: a `Header` of plain values:
-key-value pairs (large arrays only as a summary), the tensor table, and what a check of the
-vocabulary needs. It knows the container only; which values llama.cpp can bear is rules.py.
-Layout: ggml/docs/gguf.md, versions 2 and 3, little-endian.
+Why it exists: other readers trust the counts in a file and can be made to allocate without bound.
+Flows in: a binary stream and its size. Flows out: a `Header` of plain values: key-value pairs (of a
+large array only a summary), the tensor table, and the facts that a check of the vocabulary needs.
+Format: docs/gguf.md of the ggml repository, versions 2 and 3, little-endian. Not here: which values
+make llama.cpp abort (rules.py).
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ MAX_TENSOR_NAME_BYTES = 63
 MAX_DIMS = 4
 MAX_STRING_BYTES = 1 << 20
 MAX_TEXT_BYTES = 4 << 20
-"""All scalar strings together: Python may need 4 bytes for each of theirs."""
+"""Limit on the bytes of all scalar strings together. Python may need 4 bytes for each."""
 MAX_ELEMENTS = 1 << 20
 MAX_VOCAB = 1 << 19
 MAX_VOCAB_BYTES = 8 << 20
-"""Text of all tokens; Gemma's 262,144 have 2 MB."""
+"""Limit on the text of all tokens. The text of Gemma's 262,144 tokens has 2 MB."""
 KEPT_ELEMENTS = 512
-"""How much of an array of numbers is kept: enough for any per-layer list."""
+"""Elements kept of an array of numbers: enough for any list with one entry per layer."""
 KEPT_STRINGS, KEPT_STRING_BYTES = 8, 256
 
 TOKENS_KEY = "tokenizer.ggml.tokens"
@@ -51,8 +52,8 @@ TYPE_NAMES = {
 }
 
 # Bytes and elements of one block of each tensor type that a model may use for its weights
-# (ggml.h, ggml-common.h). Absent on purpose: integers, f64 and the two activation types Q8_1 and
-# Q8_K, for which the CPU kernels abort.
+# (ggml.h, ggml-common.h). The table leaves out integers, f64 and the activation types Q8_1 and
+# Q8_K, because the CPU kernels abort for weights of these types.
 BLOCKS: dict[int, tuple[str, int, int]] = {
     **{0: ("F32", 4, 1), 1: ("F16", 2, 1), 30: ("BF16", 2, 1)},
     **{2: ("Q4_0", 18, 32), 3: ("Q4_1", 20, 32), 6: ("Q5_0", 22, 32), 7: ("Q5_1", 24, 32)},
@@ -68,9 +69,10 @@ BLOCKS: dict[int, tuple[str, int, int]] = {
 
 @dataclass(frozen=True)
 class ArraySummary:
-    """An array of the metadata: element type, length, and its first elements.
+    """An array of the metadata: element type, length, and the first elements.
 
-    At most 512 numbers or 8 strings; none of the tokens and token types.
+    `head` holds at most KEPT_ELEMENTS numbers or KEPT_STRINGS strings, and nothing for the arrays
+    of tokens and of token types, which have their own fields in Header.
     """
 
     type: str
@@ -83,7 +85,8 @@ Value = Scalar | ArraySummary
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One row of the tensor table. `shape` is innermost first, `offset` counts from the data."""
+    """One row of the tensor table. `shape` is innermost first: (n_columns, n_rows) for a matrix.
+    `offset` is in bytes from `Header.data_start`."""
 
     name: str
     type: str
@@ -95,21 +98,22 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class VocabularyFacts:
-    """What the rules ask about the tokens; the tokens themselves are not kept."""
+    """What rules.py needs to know about the tokens; the tokens themselves are not kept."""
 
     size: int
     byte_token_ids: frozenset[int]
-    """Ids of tokens spelled <0x00> ... <0xFF>, upper case: the only spelling llama.cpp looks up."""
+    """Ids of the tokens spelled <0x00> ... <0xFF> in upper case: llama.cpp looks up no other
+    spelling."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """All of the file before the tensor data. `data_start` is an offset in the file."""
+    """Everything that stands before the tensor data. `data_start` is an offset in the file."""
 
     version: int
     metadata: dict[str, Value]
     types: dict[str, str]
-    """Type name of each key, so that a rule can ask for exactly u32."""
+    """Type name of each key's value: a Python int does not say whether it was a u32."""
     tensors: tuple[TensorInfo, ...]
     vocabulary: VocabularyFacts | None
     token_types: array[int] | None
@@ -119,7 +123,10 @@ class Header:
 def parse_header(stream: BinaryIO, file_bytes: int) -> Header:
     """Read the header of a GGUF file of `file_bytes` bytes from the start of `stream`.
 
-    Raises Malformed, and OSError when the disk fails; nothing else. Memory stays below 64 MiB.
+    Raises only Malformed, and OSError when the disk fails. Memory stays below 64 MiB.
+
+        with open_regular(path) as stream:
+            header = parse_header(stream, os.fstat(stream.fileno()).st_size)
     """
     cursor = Cursor(stream, file_bytes)
     version, n_tensors, n_keys = _prologue(cursor)
@@ -152,7 +159,7 @@ def _prologue(cursor: Cursor) -> tuple[int, int, int]:
 
 
 class _Pairs:
-    """Collects the key-value section; the vocabulary is examined while it passes by."""
+    """Collects the key-value section. Tokens are examined while they are read, and not kept."""
 
     def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
@@ -211,9 +218,10 @@ class _Pairs:
 
 
 def _vocabulary(cursor: Cursor, count: int) -> VocabularyFacts:
-    """Duplicates are looked for in what llama.cpp will see: text up to a NUL, [EMPTY_i] for "".
+    """Read `count` tokens; refuse a vocabulary in which llama.cpp would see two equal tokens.
 
-    Two equal tokens fail GGML_ASSERT(id_to_token.size() == token_to_id.size()): the process dies.
+    llama.cpp cuts a token at a NUL byte and names an empty token [EMPTY_i], i being its id. Two
+    equal tokens fail GGML_ASSERT(id_to_token.size() == token_to_id.size()), which ends the process.
     """
     if count > MAX_VOCAB:
         raise Malformed(f"the vocabulary has {count} tokens, at most {MAX_VOCAB} are accepted")
@@ -248,7 +256,7 @@ def _as_llama_cpp_sees(batch: list[bytes], first: int) -> list[bytes]:
 
 
 def _name(raw: bytes, what: str) -> str:
-    # llama.cpp cuts names at a NUL byte, so two different ones can become equal there.
+    # llama.cpp cuts names at a NUL byte, which can make two different names equal.
     if not _PRINTABLE.fullmatch(raw):
         raise Malformed(f"{what} is not printable ASCII: {raw[:40]!r}")
     return raw.decode("ascii")
@@ -259,7 +267,8 @@ def _text(raw: bytes) -> str:
 
 
 def _alignment(pairs: _Pairs) -> int:
-    """llama.cpp maps tensors in place and aborts when the data is not 32-byte aligned."""
+    """general.alignment, at least 32: llama.cpp uses tensors where they lie in the mapped file and
+    aborts when their data is not aligned to 32 bytes."""
     value = pairs.metadata.get("general.alignment", 32)
     if pairs.types.get("general.alignment", "u32") != "u32" or not isinstance(value, int):
         raise Malformed("general.alignment is not a u32")
@@ -280,7 +289,7 @@ def _tensor_row(cursor: Cursor) -> TensorInfo:
     n_elements = 1
     for size in shape:
         n_elements *= size
-    # Python's integers cannot overflow; the bound keeps llama.cpp's from doing so.
+    # Python's integers cannot overflow; this bound keeps llama.cpp's 64-bit products in range.
     if not shape or not 1 <= n_elements < 1 << 46 or max(shape) >= 1 << 40:
         raise Malformed(f"tensor {name} has the impossible shape {list(shape)}")
     if shape[0] % block_elements:
@@ -293,7 +302,8 @@ def _tensor_row(cursor: Cursor) -> TensorInfo:
 
 
 def _check_table(rows: list[TensorInfo], alignment: int, data_bytes: int) -> None:
-    """Every tensor lies inside the file, right behind its predecessor (as gguf.cpp demands)."""
+    """Each tensor must start where its predecessor ends, padded to `alignment` (gguf.cpp demands
+    this), and must end inside the file."""
     names: set[str] = set()
     expected = 0
     for row in rows:

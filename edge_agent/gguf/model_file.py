@@ -1,10 +1,11 @@
 """A GGUF model file as this project sees it: checked, summarised, and never trusted.
 
-The only door for model files: pull, admission and the worker go through `read_gguf` before
-llama.cpp sees a byte, because one flipped bit in a token makes llama.cpp abort the process and
-gguf-py's reader can be made to allocate without bound. In: a path. Out: a frozen `GgufFile`, or
-ModelFormatError and nothing else. It reads the header only; tensor bytes are covered by the
-file's SHA-256 (models/pull.py). Structure: header.py; what llama.cpp cannot bear: rules.py.
+Why it exists: one flipped bit in a token makes llama.cpp abort the process, and gguf-py's reader
+can be made to allocate without bound. So the pull of a model, the memory check and the worker all
+call `read_gguf` before llama.cpp opens the file. Flows in: a path. Flows out: a frozen `GgufFile`,
+or ModelFormatError. Only the header is read; the file's SHA-256 covers the tensor bytes
+(models/pull.py). Not here: the file's structure (header.py), and the values that make llama.cpp
+abort (rules.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from edge_agent.regular_file import open_regular
 __all__ = ["ArraySummary", "GgufFile", "TensorInfo", "kv_cache_bytes", "read_gguf"]
 
 GEMMA3_PATTERN = 6
-"""Every sixth layer sees everything when the file does not say (llama.cpp, models/gemma3.cpp)."""
+"""In a Gemma 3 file without sliding_window_pattern every sixth layer attends to all tokens and the
+others to a sliding window (llama.cpp, models/gemma3.cpp)."""
 CELL_BYTES = {"f32": (4, 1), "f16": (2, 1), "q8_0": (34, 32)}
 """Bytes and elements of one block of each KV cache type (ggml-common.h)."""
 
@@ -56,7 +58,7 @@ class GgufFile:
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of all tensors without padding: what loading them costs."""
+        """Bytes of all tensors without padding: the memory that loading them takes."""
         return sum(tensor.n_bytes for tensor in self.tensors)
 
     @property
@@ -86,12 +88,13 @@ class GgufFile:
 
     @property
     def head_dim(self) -> int:
-        """Elements of one head's key and of its value (equal in every accepted file)."""
+        """Elements of one head's key and of one head's value: rules.py demands that they agree."""
         return self._size("attention.key_length", self.n_embd // self.n_head)
 
     @property
     def sliding_window(self) -> int:
-        """Tokens a sliding-window layer looks back; 0 when no layer slides (only gemma3 does)."""
+        """Tokens that a sliding-window layer attends to; 0 where every layer attends to all tokens.
+        Of the accepted architectures only gemma3 has such layers."""
         return self._size("attention.sliding_window", 0) if self.architecture == "gemma3" else 0
 
     @property
@@ -101,7 +104,8 @@ class GgufFile:
 
     @property
     def quantization(self) -> str:
-        """Label of general.file_type (Q4_K_M, ...), else the type that holds the most bytes."""
+        """Label of general.file_type (Q4_K_M, ...); without that key, the tensor type that holds
+        the most bytes."""
         file_type = self.metadata.get("general.file_type")
         if isinstance(file_type, int) and file_type in _FILE_TYPES:
             return _FILE_TYPES[file_type]
@@ -116,7 +120,7 @@ class GgufFile:
         return f"{self.architecture} {_millions(self.n_params)} {self.quantization}"
 
     def sliding_layers(self) -> int:
-        """How many of the layers keep only the last `sliding_window` tokens."""
+        """Number of layers that attend only to the last `sliding_window` tokens."""
         if not self.sliding_window:
             return 0
         key = "gemma3.attention.sliding_window_pattern"
@@ -127,7 +131,7 @@ class GgufFile:
         return sum(layer % every < every - 1 for layer in range(self.n_layer))
 
     def summary(self) -> dict[str, Scalar]:
-        """The scalar metadata, strings cut at 200 characters: what `show` prints."""
+        """The scalar metadata that `edge-agent show` prints; strings are cut at 200 characters."""
         return {
             key: value[:200] if isinstance(value, str) else value
             for key, value in self.metadata.items()
@@ -143,7 +147,9 @@ def read_gguf(path: Path) -> GgufFile:
     """Read and check the header of the model file at `path`.
 
     Raises ModelFormatError when the file is missing, unreadable, not a regular file, or breaks a
-    rule of header.py or rules.py. Costs below 1 s and 64 MiB whatever the file holds.
+    rule of header.py or rules.py. Takes less than 1 s and 64 MiB whatever the file holds.
+
+        read_gguf(Path("gemma-3-270m-it-Q4_K_M.gguf")).description    # 'gemma3 268M Q4_K_M'
     """
     try:
         with open_regular(path) as stream:
@@ -194,9 +200,10 @@ def kv_cache_bytes(  # noqa: PLR0913 - llama.cpp's own six knobs, all by name
 ) -> int:
     """Bytes of the KV cache that llama.cpp allocates for `slots` sequences of `n_ctx` tokens.
 
-    As llama_kv_cache and llama_kv_cache_iswa do with kv_unified false: cells are padded to 256 a
-    slot; a sliding-window layer keeps min(n_ctx, window + n_ubatch) of them unless swa_full.
-    `n_ubatch` is the batch that one graph takes, as set (llama.cpp clips it to the context).
+    The rules are those of llama_kv_cache and llama_kv_cache_iswa (llama.cpp) with kv_unified =
+    false. Each slot has n_ctx cells, padded to a multiple of 256. In a sliding-window layer a slot
+    has min(n_ctx, window + n_ubatch) cells, padded likewise, unless swa_full is set. `n_ubatch` is
+    the number of tokens that one graph takes; llama.cpp limits it to the context's size.
     """
     cells = _padded(n_ctx)
     n_ubatch = min(n_ubatch, cells * slots)

@@ -1,10 +1,10 @@
 """Which well-formed GGUF headers would still kill the process that loads them, and why.
 
-llama.cpp answers most bad files with an error, but some values meet a GGML_ASSERT or GGML_ABORT
-(the process dies) or an allocation of their own choosing. Each rule here names the place in
-llama.cpp that it protects; shapes that llama.cpp compares by itself are left to it. In: a Header
-from header.py. Out: nothing, or Malformed. Read against llama.cpp as vendored by
-llama-cpp-python 0.3.36.
+Why it exists: llama.cpp answers most bad files with an error, but some values run into a
+GGML_ASSERT or GGML_ABORT, which ends the process, or decide the size of an allocation. Each rule
+names the code in llama.cpp that it protects. Flows in: a Header from header.py. Flows out: nothing,
+or Malformed. The rules were written by reading the llama.cpp that llama-cpp-python 0.3.36 ships.
+Not here: tensor shapes that llama.cpp itself compares and answers with an error.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from edge_agent.gguf.cursor import Malformed
 from edge_agent.gguf.header import TOKEN_TYPES_KEY, ArraySummary, Header, TensorInfo
 
 ARCHITECTURES = ("gemma3", "qwen2", "qwen3", "llama")
-"""Those the engine, the trainer and the converter know; each is one dense decoder stack."""
+"""The architectures that engine, trainer and converter know. Each is one dense decoder stack."""
 
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 MIN_VOCAB = 256
-"""A vocabulary that can spell every byte is never smaller; llama.cpp's default ids (11) fit."""
+"""A vocabulary needs 256 tokens to spell every byte. llama.cpp's default ids (up to 11) are then
+inside the vocabulary too."""
 BYTE_TOKEN_TYPE = 6
 """LLAMA_TOKEN_TYPE_BYTE (llama.h)."""
 
-# (suffix of the key, lowest, highest, required): all u32.
+# (suffix of the key, lowest, highest, required); every value is a u32.
 _SIZES = (
     ("context_length", 1, 1 << 24, True),
     ("embedding_length", 1, 1 << 16, True),
@@ -38,14 +39,16 @@ _SIZES = (
     ("rope.scaling.original_context_length", 1, 1 << 24, False),
     ("vocab_size", 1, 1 << 19, False),
 )
-# Present and not zero, these ask for a graph that no model of the list above has: experts,
-# multi-token heads, pooling. Several are compared by assertion only (llama-model.cpp load_hparams).
+# A value other than zero asks for a graph that none of ARCHITECTURES has: experts, heads for
+# several tokens, pooling. llama.cpp checks several of these keys by GGML_ASSERT only
+# (llama-model.cpp, load_hparams).
 _ZERO = (
     *("expert_count", "expert_used_count", "expert_group_count", "expert_group_used_count"),
     *("nextn_predict_layers", "pooling_type", "classifier.pooling_type"),
 )
-# (suffix, lowest, highest, required): all f32 and finite. A negative epsilon is an assertion in
-# ggml's norm; a rotation base of 0 turns every logit into NaN, over which the sampler would sort.
+# (suffix, lowest, highest, required); every value is a finite f32. ggml's norm asserts that epsilon
+# is not negative. A rotation base (freq_base) of 0 turns every logit into NaN, and sorting NaN is
+# undefined behaviour in the sampler.
 _REALS = (
     ("attention.layer_norm_rms_epsilon", 0.0, 1.0, True),
     ("rope.freq_base", 1.0, 1e12, False),
@@ -64,7 +67,7 @@ _SPECIAL_IDS = (
 
 
 def check_rules(header: Header) -> None:
-    """Raise Malformed when a rule of this module is broken."""
+    """Raise Malformed when `header` breaks a rule of this module; the message names the value."""
     architecture = header.metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise Malformed(f"the architecture {architecture!r} is not one of {list(ARCHITECTURES)}")
@@ -79,7 +82,8 @@ def check_rules(header: Header) -> None:
 
 
 def _check_kind(header: Header) -> None:
-    """One whole model: adapters and projectors have their own loaders, parts open other files."""
+    """The file must be one whole model. Adapters and projectors have loaders of their own, and
+    loading one part of a split model would open other files."""
     kind = header.metadata.get("general.type", "model")
     if kind != "model":
         raise Malformed(f"it holds a {kind!r} and not a model")
@@ -101,7 +105,7 @@ def _u32(header: Header, key: str, lowest: int, highest: int) -> int | None:
 
 
 def _check_sizes(header: Header, prefix: str) -> dict[str, int]:
-    """The u32 hyperparameters that are there, by suffix, with llama.cpp's defaults filled in."""
+    """The u32 hyperparameters of the file by suffix, and llama.cpp's defaults for missing ones."""
     sizes: dict[str, int] = {}
     for suffix, lowest, highest, required in _SIZES:
         value = _u32(header, prefix + suffix, lowest, highest)
@@ -132,7 +136,8 @@ def _check_reals(header: Header, prefix: str) -> None:
 
 
 def _check_graph(header: Header, prefix: str, sizes: dict[str, int]) -> None:
-    """Values that choose another graph: rotation kind, causality, widths beside the usual one."""
+    """Refuse values that choose another graph: an unknown rotation, attention that is not causal,
+    a classifier, or a second width beside the usual one."""
     scaling = header.metadata.get(prefix + "rope.scaling.type", "none")
     if scaling not in ROPE_SCALINGS:  # GGML_ASSERT in load_hparams
         raise Malformed(f"{prefix}rope.scaling.type is {scaling!r}, not in {list(ROPE_SCALINGS)}")
@@ -160,7 +165,8 @@ def _check_pattern(header: Header, key: str, block_count: int) -> None:
 
 
 def _check_heads(architecture: str, sizes: dict[str, int]) -> None:
-    """Graph builders assert equal head sizes, ggml an even rotation and whole groups of heads."""
+    """llama.cpp's graph builders assert that key and value heads have one size; ggml asserts that
+    the rotated width is even and that each key head serves a whole number of query heads."""
     heads, heads_kv = sizes["attention.head_count"], sizes["attention.head_count_kv"]
     width = sizes["attention.key_length"]
     if heads % heads_kv:
@@ -182,7 +188,8 @@ def _check_vocabulary(header: Header) -> None:
     if vocabulary is None or vocabulary.size < MIN_VOCAB:
         raise Malformed(f"it has no vocabulary of at least {MIN_VOCAB} tokens")
     if model == "llama" and len(vocabulary.byte_token_ids) < 256:
-        # byte_to_token() throws across the C border for a character it cannot spell.
+        # llama.cpp's byte_to_token() throws a C++ exception through the C interface when the
+        # vocabulary lacks a byte's token.
         raise Malformed("its vocabulary lacks some of the tokens <0x00> ... <0xFF>")
     if model == "gpt2" and _array_type(header, "tokenizer.ggml.merges") != "string":
         raise Malformed("tokenizer.ggml.merges is not an array of strings")
@@ -199,13 +206,13 @@ def _array_type(header: Header, key: str) -> str | None:
 
 def _check_token_types(header: Header, size: int, byte_ids: frozenset[int]) -> None:
     if TOKEN_TYPES_KEY not in header.metadata:
-        return  # llama.cpp then takes every token for a normal one
+        return  # llama.cpp then treats every token as a normal one
     types = header.token_types
     if types is None or len(types) != size:
         raise Malformed(f"tokenizer.ggml.token_type is not {size} i32 values, one a token")
     for token, kind in enumerate(types):
         if kind == BYTE_TOKEN_TYPE and token not in byte_ids:
-            # token_to_byte() reads two hexadecimal digits from the fourth character on.
+            # llama.cpp's token_to_byte() reads two hexadecimal digits from the fourth character on.
             raise Malformed(f"token {token} is of the type byte and not spelled <0xNN>")
 
 
@@ -221,7 +228,7 @@ def _check_scores(header: Header, size: int) -> None:
 def _check_tensors(header: Header, sizes: dict[str, int]) -> None:
     for tensor in header.tensors:
         if tensor.n_elements == tensor.shape[0] and tensor.type != "F32":
-            # Norms and biases: the CPU kernels abort for any other type on this side.
+            # A vector is a norm or a bias; the CPU kernels abort when it is not F32.
             raise Malformed(f"{tensor.name} is a vector of {tensor.type} and not of F32")
     embedding = next((t for t in header.tensors if t.name == "token_embd.weight"), None)
     _check_embedding(embedding, sizes["embedding_length"], header)

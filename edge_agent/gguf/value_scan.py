@@ -1,9 +1,10 @@
 """Looks at every number of a tensor without NumPy: NaN, infinity, or too large to compute with.
 
-Why it exists: llama.cpp loads an adapter with a NaN in it and every answer is broken from then on.
-The front checks adapters too, and must not load NumPy; one number after the other takes seconds.
-Flows in: blocks of little-endian F32 or F16. Flows out: whether there is anything but zeros, or
-Malformed. Leaf beside adapter_file.py.
+Why it exists: llama.cpp loads an adapter that holds a NaN, and from then on every answer is broken.
+The front process checks adapters too and must not load NumPy, and a Python loop over single numbers
+would take seconds, so a whole block is tested with a few operations on one long integer. Flows in:
+an open file and a tensor of little-endian F32 or F16. Flows out: whether a value differs from 0, or
+Malformed. Not here: names and shapes (adapter_file.py).
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from edge_agent.gguf.cursor import Malformed
 from edge_agent.gguf.header import TensorInfo
 
 MAX_EXPONENT = 16
-"""Every value stays below 2^16 = 65,536, as in half precision: more makes states infinite."""
+"""Every accepted value is below 2^16 = 65,536, the range of half precision; larger weights make the
+hidden states infinite."""
 _BLOCK_BYTES = 1 << 18
 
 
 def check_values(stream: BinaryIO, data_start: int, tensor: TensorInfo) -> bool:
-    """Look at all values of one F32 or F16 tensor; False when all are 0.
+    """Look at all values of one F32 or F16 tensor. Returns False when all values are 0.
 
-    Raises Malformed, which says what is wrong with the first bad one.
+    Raises Malformed, which names the first value that is NaN, infinite or too large, and OSError
+    when the disk fails.
     """
     stream.seek(data_start + tensor.offset)
     left, is_filled = tensor.n_bytes, False
@@ -39,10 +42,17 @@ def check_values(stream: BinaryIO, data_start: int, tensor: TensorInfo) -> bool:
 
 
 def has_large(block: bytes, type_name: str) -> bool:
-    """Whether a value is NaN, infinite, or 2^MAX_EXPONENT or more.
+    """Whether a value of `block` is NaN, infinite, or has a magnitude of 2^MAX_EXPONENT or more.
 
-    All at once: the block is one long integer in lanes of 32 (F16: 16) bits. Each lane keeps its
-    exponent, and what is added lifts the first exponent that is too high to the lane's top bit.
+    The block is read as one long integer whose lanes of 32 bits (F16: 16 bits) are the values. A
+    mask keeps only the exponent of each lane. Then one addition adds the same constant to each
+    lane; the constant is chosen so that the sum reaches the lane's top bit exactly when the
+    exponent is too high. NaN and infinity have the highest exponent there is.
+
+    >>> has_large(struct.pack("<2f", 1.0, 65535.0), "F32")
+    False
+    >>> has_large(struct.pack("<2f", 1.0, math.nan), "F32")
+    True
     """
     bits, mantissa, bias, top = (32, 23, 127, 255) if type_name == "F32" else (16, 10, 15, 31)
     ones = _ones(len(block) * 8 // bits, bits)
@@ -52,12 +62,12 @@ def has_large(block: bytes, type_name: str) -> bool:
 
 
 def _ones(n_lanes: int, bits: int) -> int:
-    """1 in each lane."""
+    """An integer with the value 1 in each of `n_lanes` lanes of `bits` bits."""
     return int.from_bytes((1).to_bytes(bits // 8, "little") * n_lanes, "little")
 
 
 def _worst(block: bytes, type_name: str) -> str:
-    """Names the first value that is too large; slow, for the refusal only."""
+    """The first value that is too large, in words. Slow, so it is called for a refusal only."""
     form, size = ("f", 4) if type_name == "F32" else ("e", 2)
     values = struct.unpack(f"<{len(block) // size}{form}", block)
     found = next(value for value in values if not abs(value) < 1 << MAX_EXPONENT)
