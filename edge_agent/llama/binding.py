@@ -1,9 +1,10 @@
 """llama.cpp's C functions, through llama-cpp-python's ctypes declarations.
 
 Why it exists: `import llama_cpp` also imports the high-level `Llama` class with diskcache (which
-unpickles), jinja2 and a web of helpers we never call: 0.4 s and 30 MB for nothing. Only the
-declarations module is loaded here, under its real name. Flows out: `lib`, the module of functions;
-`LogTail`, the last lines llama.cpp said. Not here: models, contexts, samplers.
+unpickles), jinja2 and other modules that this project never calls; they cost 0.4 s and 30 MB. This
+module imports only the submodule of declarations, under its real name. Flows out: `lib`, the module
+of C functions; `LogTail`, the last lines that llama.cpp logged. Not here: models (model.py),
+contexts (context.py), samplers (sampling.py).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _CONTINUATION = 5
 
 
 def _declarations() -> Any:
-    """llama_cpp.llama_cpp without the package's own __init__."""
+    """The module llama_cpp.llama_cpp, imported without running the package's __init__."""
     if "llama_cpp" not in sys.modules:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None or spec.submodule_search_locations is None:
@@ -48,27 +49,29 @@ _installed: list[LogTail] = []
 
 
 class LogTail:
-    """Keeps llama.cpp's last lines, so that a refused load can say why, and forwards warnings."""
+    """Keeps the last lines of llama.cpp's log, so that an error can quote them, and forwards each
+    line to Python's logging."""
 
     def __init__(self, keep: int = 400) -> None:
         self.lines: deque[str] = deque(maxlen=keep)
         self._level = logging.INFO
         self._partial = ""
         self.is_muted = False
-        """Set once a model answers: an aborted call is no error, and is logged as four."""
+        """True: lines are neither kept nor forwarded. The engine mutes the log once a model
+        answers, because llama.cpp logs every aborted call as four errors and an abort is normal."""
         self._is_quiet = False
         self._callback = lib.llama_log_callback(self._receive)
 
     def install(self) -> None:
         """Route llama.cpp's log here, until another LogTail is installed."""
-        _installed[:] = [self]  # llama.cpp calls it even while it frees: it must not be collected
+        _installed[:] = [self]  # llama.cpp logs until the process ends, so this must stay alive
         lib.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def _receive(self, level: int, text: bytes, user_data: object) -> None:
         if level != _CONTINUATION:
             self._level = _DEBUG if level == _DEBUG else _LEVELS.get(level, logging.INFO)
         if self._level == _DEBUG or self.is_muted:
-            return  # debugging gives thousands of lines a graph
+            return  # llama.cpp writes thousands of debug lines for each graph
         self._partial += text.decode("utf-8", "replace")
         while "\n" in self._partial:
             line, self._partial = self._partial.split("\n", 1)
@@ -79,7 +82,7 @@ class LogTail:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the block lines are kept for `errors`, but not logged, even when muted."""
+        """Within the `with` block, keep lines for `errors` even when muted, and forward none."""
         before = self.is_muted, self._is_quiet
         self.is_muted, self._is_quiet = False, True
         self.lines.clear()
@@ -89,20 +92,21 @@ class LogTail:
             self.is_muted, self._is_quiet = before
 
     def errors(self, most: int = 3) -> str:
-        """The last lines that speak of an error, oldest first, joined by '; '."""
+        """The last `most` kept lines that contain a word for an error, oldest first, joined by
+        '; '."""
         words = ("error", "failed", "invalid", "missing", "unknown", "unsupported")
         found = [line for line in self.lines if any(word in line.lower() for word in words)]
         return "; ".join(found[-most:])
 
 
 def system_info() -> str:
-    """The CPU and GPU features llama.cpp was built with, in its own words."""
+    """The CPU and GPU features of this llama.cpp, as llama_print_system_info lists them."""
     return str(lib.llama_print_system_info().decode("utf-8", "replace")).strip()
 
 
 def has_amx() -> bool:
-    """Whether llama.cpp would use its AMX kernels, which crash on the first batch of some models
-    (llama.cpp #20824). dev/install.py leaves them out; a wheel from elsewhere may have them."""
+    """Whether this llama.cpp has AMX kernels. They crash on the first batch of some models
+    (llama.cpp issue #20824). dev/install.py builds without them; other wheels may have them."""
     return "AMX_INT8 = 1" in system_info()
 
 
@@ -113,7 +117,13 @@ def build_name() -> str:
 
 
 def start_backend() -> LogTail:
-    """Once per process, before anything else of llama.cpp."""
+    """Start llama.cpp and route its log into the LogTail that is returned.
+
+    Call this once per process, before any other function of llama.cpp.
+
+        log = start_backend()
+        model = Model(path, EngineSettings(), log)
+    """
     log = LogTail()
     log.install()
     lib.llama_backend_init()

@@ -1,10 +1,11 @@
-"""Sees every matrix multiplication of a decode call: which weight, and what it was given.
+"""Sees every matrix multiplication of a decode call: the weight's name and its input activations.
 
 Why it exists: importance matrices need the activations that enter each weight, and llama.cpp hands
-them out only through a callback per graph node. Flows in: a function of (weight's name, activations
-(n_tokens, n_columns) float32). Flows out: an `observer` for Context. The callback reads C structs
-whose layout is that of the library we ship; `check_layout` compares it with tensors made by that
-library before anything is believed. Host memory only: n_gpu_layers must be 0. Not here: what is
+them out only through a callback for each graph node. Flows in: a function that takes a weight's
+name and its input activations, float32 of shape (n_tokens, n_columns). Flows out: an `Observer`,
+whose `callback` is the `observer` of Context. The callback reads C structs whose layout must be
+that of the installed library, so `check_layout` first compares the layout with tensors that the
+library makes. Activations are read from host memory, so n_gpu_layers must be 0. Not here: what is
 done with the activations (converters/imatrix.py).
 """
 
@@ -24,7 +25,7 @@ from edge_agent.llama.ggml import TYPE_IDS
 Receive = Callable[[str, NDArray[np.float32]], None]
 
 MIN_TOKENS = 16
-"""llama-imatrix leaves smaller batches out; so do we, to give the same sums."""
+"""Smaller batches are left out, as llama-imatrix leaves them out, so that the sums are equal."""
 _F32 = TYPE_IDS["F32"]
 
 
@@ -66,7 +67,10 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 @cache
 def check_layout() -> int:
-    """The number of ggml's MUL_MAT. Raises RuntimeError when the struct is laid out otherwise."""
+    """The number of ggml's operation MUL_MAT.
+
+    Raises RuntimeError when the library lays struct ggml_tensor out differently from `_Tensor`.
+    """
     init = _function("ggml_init", ctypes.c_void_p, _InitParameters)
     free = _function("ggml_free", None, ctypes.c_void_p)
     tensor = ctypes.POINTER(_Tensor)
@@ -102,13 +106,15 @@ def check_layout() -> int:
 
 
 class Observer:
-    """`callback` is what Context takes; keep the object as long as the context."""
+    """Passes activations to `receive`. Give `callback` to Context as its `observer`, and keep this
+    object for as long as the context exists."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._mul_mat = check_layout()
         self.failure: Exception | None = None
-        """What `receive` raised; an exception cannot cross llama.cpp."""
+        """The exception that `receive` raised. It is kept, because Python cannot raise an exception
+        through llama.cpp's C code; the caller looks here after each decode call."""
         self.callback = lib.ggml_backend_sched_eval_callback(self._see)
 
     def _see(self, address: int, is_question: bool, user_data: object) -> bool:

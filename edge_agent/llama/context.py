@@ -1,8 +1,10 @@
 """One llama.cpp context: the KV cache of all slots, the batch, and decoding.
 
-Flows in: a Model, EngineSettings with n_ctx and slots decided, rows of (token, position, slot).
-Flows out: logits, read by the samplers by row. One thread owns a context; only `Abort.request` may
-be called from another. Not here: which tokens go in (scheduler), how one is chosen (sampling).
+Why it exists: one context serves all slots, so their tokens share a decode call. Flows in: a Model,
+EngineSettings, the final n_ctx and number of slots, and rows of (token, position, slot). Flows out:
+logits, which the samplers read by row. One thread owns a context; other threads may only call
+`Abort.request`. Not here: which tokens are decoded (engine/scheduler.py), and how the next token is
+chosen (sampling.py).
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ _FLASH = {"auto": -1, "off": 0, "on": 1}
 _BUFFER_LINE = re.compile(r"(compute|KV|RS) buffer size\s*=\s*([0-9.]+) MiB")
 _ABORTED = 2
 READING_ROWS = 16
-"""Rows of one call that may make logits, however few the slots: a chat that is scored needs one for
-every token. Measured with SmolLM2 and Gemma 3 270M: not a byte more of compute buffer than 4."""
+"""Rows of one decode call that may have logits, even with fewer slots: scoring a chat needs logits
+for every token. With SmolLM2 and Gemma 3 270M, 16 rows take no more compute buffer than 4."""
 
 
 class Abort:
     """Stops a running decode call from another thread, without Python in ggml's loop.
 
-    ggml asks its abort callback after every graph node, some 500 times a token: a Python callback
-    would cost a GIL round each time. The callback here is libc's strlen on a two-byte buffer: empty
-    string = 0 = go on, one character = 1 = stop.
+    ggml calls its abort callback after every graph node, some 500 times per token, and a Python
+    callback would take the GIL each time. So the callback is libc's strlen on a buffer of two
+    bytes: the empty string gives 0, which means "go on"; one character gives 1, which means "stop".
     """
 
     def __init__(self) -> None:
@@ -69,10 +71,13 @@ class Context:
         outputs: int | None = None,
         observer: Any = None,
     ) -> None:
-        """`outputs`: most rows of one call that make logits, READING_ROWS or one a slot when None.
-        `observer`: an `ggml_backend_sched_eval_callback`, which must live as long as the context.
+        """Allocate the KV cache and the compute buffers.
 
-        Raises ModelRefused when the buffers cannot be had.
+        `n_ctx` is in tokens per slot. `outputs` limits the rows with logits in one decode call;
+        None means READING_ROWS, or one row per slot when there are more slots. `observer` is a
+        ggml_backend_sched_eval_callback that must live as long as the context.
+
+        Raises ModelRefused when llama.cpp cannot allocate the buffers.
         """
         n_batch = max(settings.n_batch, slots)
         params = lib.llama_context_default_params()
@@ -119,7 +124,7 @@ class Context:
         self._batch.raw.n_tokens = 0
 
     def add(self, token: int, position: int, slot: int, *, output: bool) -> int:
-        """Append one token to the batch; its row number, which is where its logits will be."""
+        """Append one token to the batch. Returns its row, by which `logits` finds its logits."""
         batch = self._batch
         row = int(batch.raw.n_tokens)
         batch.tokens[row] = token
@@ -130,9 +135,10 @@ class Context:
         return row
 
     def decode(self) -> bool:
-        """Run the batch. False: aborted, the caller must roll its sequence back with `truncate`.
+        """Run the batch. Returns False when the call was aborted: the caller must then remove the
+        batch's tokens from the KV cache with `truncate`.
 
-        Raises DecodeFailed for every other outcome (llama.h: 1 no KV slot, negative fatal).
+        Raises DecodeFailed for every other outcome (llama.h: 1 = no KV slot, negative = fatal).
         """
         code = lib.llama_decode(self.handle, self._batch.raw)
         if code == 0:
@@ -142,7 +148,7 @@ class Context:
         raise DecodeFailed(f"llama_decode returned {code} for {self._batch.raw.n_tokens} tokens")
 
     def synchronize(self) -> None:
-        """Wait until the device has done what decode() gave it; at once on a CPU."""
+        """Wait until the device has finished the last `decode`. Returns at once on a CPU."""
         lib.llama_synchronize(self.handle)
 
     def logits(self, row: int) -> Any:
@@ -150,11 +156,12 @@ class Context:
         return lib.llama_get_logits_ith(self.handle, row)
 
     def set_adapters(self, adapters: Sequence[tuple[Any, float]]) -> None:
-        """Apply exactly these (handle, scale) from the next decode call on.
+        """Apply exactly these adapters, (handle, scale) each, from the next decode call on.
 
-        Nothing happens when they are applied already. Else llama.cpp plans its graphs anew within
-        the next decode call: 2 to 3 ms with 30 layers. The handles must not be freed while applied:
-        llama.cpp compares addresses, and a new adapter may get an old one's. Raises ModelRefused.
+        A call with the adapters that are applied already does nothing. Otherwise llama.cpp plans
+        its graphs again in the next decode call, which takes 2 to 3 ms with 30 layers. A handle
+        must not be freed while it is applied: llama.cpp compares addresses, and a new adapter may
+        get the address of a freed one. Raises ModelRefused when llama.cpp refuses the adapters.
         """
         wanted = [(_address(handle), scale) for handle, scale in adapters]
         if wanted == self._adapters:
@@ -175,21 +182,23 @@ class Context:
     # ---- the KV cache ----
 
     def truncate(self, slot: int, length: int) -> bool:
-        """Forget positions >= length of a slot. False when the cache cannot."""
+        """Remove the tokens of a slot from position `length` on. Returns False when this cache
+        cannot remove them."""
         return bool(lib.llama_memory_seq_rm(self._memory, slot, length, -1))
 
     def clear(self) -> None:
-        """Forget everything, and overwrite it: a NaN in a cell that is masked is still multiplied
-        by 0 where flash attention is off."""
+        """Remove all tokens of all slots and overwrite the cache with zeros. Without flash
+        attention a masked cell is still multiplied by 0, and 0 times a left-over NaN is NaN."""
         lib.llama_memory_clear(self._memory, True)
 
     def first_position(self, slot: int) -> int:
-        """Smallest position still present, -1 for an empty slot (> 0 with a sliding window)."""
+        """The smallest position that the cache still holds of a slot; -1 for an empty slot. It is
+        above 0 where a sliding window has dropped the first tokens."""
         return int(lib.llama_memory_seq_pos_min(self._memory, slot))
 
 
 class _Batch:
-    """A llama_batch over arrays that live as long as it does."""
+    """A llama_batch and the arrays that it points to."""
 
     def __init__(self, size: int) -> None:
         self.tokens = (ctypes.c_int32 * size)()
@@ -217,7 +226,8 @@ def _address(handle: Any) -> int:
 
 
 def _logged_buffers(log: LogTail) -> dict[str, int]:
-    """Bytes of compute and KV buffers, which llama.cpp only tells in its log."""
+    """Bytes of the compute, KV and RS (recurrent state) buffers. llama.cpp reports them only in its
+    log."""
     found = {"compute": 0, "KV": 0, "RS": 0}
     for line in log.lines:
         match = _BUFFER_LINE.search(line)

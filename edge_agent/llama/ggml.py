@@ -1,10 +1,9 @@
 """ggml's row kernels: packed weights to float32 and float32 to packed weights.
 
-Why it exists: the quantizer that wrote a file and the one that serves it must be the same code, so
-the bytes come from the library that llama-cpp-python ships and never from a table of ours. Flows
-in: NumPy arrays and a type name of gguf_header.BLOCKS. Flows out: NumPy arrays. Every call releases
-the interpreter lock, so threads may share the work. Not here: which tensor gets which type
-(type_plan.py), files.
+Why it exists: quantized bytes must be those that llama.cpp writes and reads, so this module calls
+the library that llama-cpp-python ships instead of implementing the formats again. Flows in: NumPy
+arrays and a type name of BLOCKS (gguf/header.py). Flows out: NumPy arrays. Every call releases the
+GIL, so threads may share the work. Not here: which tensor gets which type (type_plan.py), files.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ TYPE_IDS = {name: number for number, (name, _, _) in BLOCKS.items()}
 
 
 class _TypeTraits(ctypes.Structure):
-    """struct ggml_type_traits (ggml.h). `traits` compares it with what BLOCKS says."""
+    """struct ggml_type_traits (ggml.h). `_unpacker` compares its values with those in BLOCKS."""
 
     _fields_ = (
         ("type_name", ctypes.c_char_p),
@@ -66,7 +65,10 @@ _quantize_chunk = _function(
 
 @cache
 def _unpacker(type_name: str) -> Any:
-    """The `to_float` of a type. Raises RuntimeError when the library's struct is not ours."""
+    """ggml's function that unpacks a type to float32; None for a type that has none.
+
+    Raises RuntimeError when the library describes the type differently from BLOCKS.
+    """
     name, block_bytes, block_elements = BLOCKS[TYPE_IDS[type_name]]
     traits = _get_type_traits(TYPE_IDS[type_name]).contents
     seen = (traits.type_name.upper().decode(), traits.type_bytes, traits.block_elements)
@@ -79,7 +81,13 @@ def _unpacker(type_name: str) -> Any:
 
 
 def row_bytes(type_name: str, n_columns: int) -> int:
-    """Bytes of one row. `n_columns` must be a multiple of the type's block."""
+    """Bytes of one row of `n_columns` elements.
+
+    Raises ValueError when `n_columns` is not a multiple of the type's block.
+
+    >>> row_bytes("Q4_K", 256), row_bytes("F16", 3)
+    (144, 6)
+    """
     _, block_bytes, block_elements = BLOCKS[TYPE_IDS[type_name]]
     if n_columns % block_elements:
         raise ValueError(f"rows of {n_columns} do not divide into {type_name} blocks")
@@ -87,14 +95,15 @@ def row_bytes(type_name: str, n_columns: int) -> int:
 
 
 def requires_imatrix(type_name: str) -> bool:
-    """Whether ggml refuses to write this type without an importance matrix."""
+    """Whether ggml refuses to quantize to this type without an importance matrix."""
     return bool(_requires_imatrix(TYPE_IDS[type_name]))
 
 
 def dequantize(type_name: str, packed: Bytes, out: F32) -> None:
-    """Unpack whole rows: `packed` (contiguous uint8) into `out` (contiguous float32).
+    """Unpack whole rows: `packed` (contiguous uint8) into `out` (contiguous float32, any shape).
 
-    The sizes must agree; every type of BLOCKS is possible. Raises ValueError.
+    Every type of BLOCKS is accepted. Raises ValueError when `packed` does not have the bytes that
+    `out.size` elements take, or when an array is not contiguous.
     """
     if not (packed.flags.c_contiguous and out.flags.c_contiguous):
         raise ValueError("both arrays must be contiguous")
@@ -107,9 +116,10 @@ def dequantize(type_name: str, packed: Bytes, out: F32) -> None:
 
 
 def quantize(type_name: str, rows: F32, out: Bytes, importance: F32 | None = None) -> None:
-    """Pack `rows` (n, n_columns) into `out` (n * row_bytes), as ggml_quantize_chunk does.
+    """Pack `rows` (n, n_columns) into `out` (n * row_bytes bytes) with ggml_quantize_chunk.
 
-    `importance` (n_columns) weighs the columns' errors, one imatrix entry. Raises ValueError.
+    `importance` (n_columns) is the weight of each column's error: one entry of an importance
+    matrix. Raises ValueError when the shapes do not agree or ggml writes another number of bytes.
     """
     n_rows, n_columns = rows.shape
     if not (rows.flags.c_contiguous and out.flags.c_contiguous):

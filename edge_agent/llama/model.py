@@ -1,9 +1,12 @@
-"""A GGUF file opened by llama.cpp, and its vocabulary.
+"""A GGUF file opened by llama.cpp, its vocabulary, and the LoRA adapters loaded onto it.
 
-Flows in: a path and EngineSettings. Flows out: `Model` (shape, metadata) and `Vocabulary` (text to
-ids and back). With `no_alloc` only the shape is loaded, which is how admission asks for the compute
-buffer without taking the memory; with `vocab_only` not even that. Not here: contexts, and any check
-of the file (gguf/model_file.py has already refused what would kill this process).
+Flows in: a path and EngineSettings. Flows out: `Model` (shape, metadata), `ModelVocabulary` (text
+to ids and back), and handles of adapters for Context.set_adapters. With `no_alloc` llama.cpp loads
+the shape but no weights: engine/memory_check.py learns the size of the compute buffer that way.
+With `vocab_only` it loads only metadata and tokens. The files must have been checked
+(gguf/model_file.py, gguf/adapter_file.py): a broken file ends the process inside llama.cpp, and an
+adapter with a NaN is accepted silently. Not here: contexts (context.py), and which adapter answers
+a request (engine/adapter_pool.py).
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ _USER_DEFINED = 1 << 4
 
 
 class ModelVocabulary:
-    """Token ids of one model. Texts are UTF-8; a token's piece may be a part of a character."""
+    """Text to token ids of one model, and back. A token's piece is bytes and not text, because a
+    token may hold a part of a UTF-8 character."""
 
     def __init__(self, model_handle: Any) -> None:
         self._handle = lib.llama_model_get_vocab(model_handle)
@@ -34,7 +38,7 @@ class ModelVocabulary:
         self.bos = int(lib.llama_vocab_bos(self._handle))
         self.eos = int(lib.llama_vocab_eos(self._handle))
         self.added_ids: dict[str, int] = {}
-        """Text to id, of control and of user-defined tokens (Qwen 3's <think> is one of these)."""
+        """Text to id, for control tokens and user-defined tokens (such as Qwen 3's <think>)."""
         self.control_texts: frozenset[str] = frozenset()
         self.eog_ids: frozenset[int] = frozenset()
         self._pieces: dict[int, bytes] = {}
@@ -42,7 +46,7 @@ class ModelVocabulary:
 
     @property
     def handle(self) -> Any:
-        """llama_vocab pointer, for the grammar sampler."""
+        """The llama_vocab pointer, which the grammar sampler needs."""
         return self._handle
 
     def _scan_added_tokens(self) -> None:
@@ -62,7 +66,7 @@ class ModelVocabulary:
         self.eog_ids = frozenset(eog | {self.eos} if self.eos >= 0 else eog)
 
     def text(self, token: int) -> str:
-        """The token as the vocabulary spells it, '' for an id outside."""
+        """The token as the vocabulary spells it; '' for an id outside the vocabulary."""
         if not 0 <= token < self.n_tokens:
             return ""
         return str(
@@ -70,7 +74,8 @@ class ModelVocabulary:
         )
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Ids of `text`. add_special adds BOS/EOS where the vocabulary asks for them.
+        """Ids of `text`. `add_special` adds BOS and EOS where the vocabulary asks for them;
+        `parse_special` turns the spelling of a control token into that token.
 
         Raises RequestError for text that is not valid Unicode (lone surrogates).
         """
@@ -92,14 +97,14 @@ class ModelVocabulary:
         return buffer[:n]
 
     def piece(self, token: int) -> bytes:
-        """The bytes a token adds to a text; control tokens add none. Cached."""
+        """The bytes that a token adds to a text; a control token adds none. Cached."""
         known = self._pieces.get(token)
         if known is None:
             known = self._pieces[token] = self._piece(token, special=False)
         return known
 
     def spelled(self, token: int) -> bytes:
-        """The bytes of a token with control tokens spelled out."""
+        """The bytes of a token; a control token gives its spelling, such as <|im_end|>."""
         return self._piece(token, special=True)
 
     def _piece(self, token: int, *, special: bool) -> bytes:
@@ -112,7 +117,10 @@ class ModelVocabulary:
             size = -n
 
     def detokenize(self, tokens: Sequence[int]) -> str:
-        """Text of ids, control tokens spelled out. Raises RequestError for ids outside."""
+        """Text of `tokens`, control tokens spelled out.
+
+        Raises RequestError for an id outside the vocabulary.
+        """
         for token in tokens:
             if not 0 <= token < self.n_tokens:
                 raise RequestError(
@@ -123,7 +131,7 @@ class ModelVocabulary:
 
 
 class Model:
-    """One loaded model. `close` frees it; contexts on it must be closed before."""
+    """One loaded model. `close` frees it; close its contexts first."""
 
     def __init__(
         self,
@@ -134,9 +142,11 @@ class Model:
         no_alloc: bool = False,
         vocab_only: bool = False,
     ):
-        """`vocab_only`: metadata and tokens, no weights and no shape.
+        """Load the checked file at `path`.
 
-        Raises ModelRefused when llama.cpp runs out of memory, ModelFormatError otherwise.
+        `no_alloc` loads the shape without weights; `vocab_only` loads metadata and tokens, neither
+        shape nor weights. Raises ModelRefused when llama.cpp runs out of memory, and
+        ModelFormatError when it refuses the file for another reason.
         """
         params = lib.llama_model_default_params()
         params.n_gpu_layers = settings.n_gpu_layers
@@ -157,7 +167,7 @@ class Model:
             self.handle = None
 
     def metadata(self, key: str) -> str | None:
-        """One metadata value as llama.cpp prints it, None when absent."""
+        """One metadata value as llama.cpp prints it; None when the key is absent."""
         return self._text(
             lambda buffer, size: lib.llama_model_meta_val_str(
                 self.handle, key.encode(), buffer, size
@@ -166,7 +176,7 @@ class Model:
 
     @property
     def description(self) -> str:
-        """Such as 'gemma3 270M Q4_K - Medium'."""
+        """llama.cpp's short name of the model, such as 'gemma3 270M Q4_K - Medium'."""
         return (
             self._text(lambda buffer, size: lib.llama_model_desc(self.handle, buffer, size))
             or "unknown"
@@ -174,7 +184,7 @@ class Model:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source the file carries, if any."""
+        """The source of the Jinja chat template in the file; None when it has none."""
         raw = lib.llama_model_chat_template(self.handle, None)
         return raw.decode("utf-8", "replace") if raw else None
 
@@ -184,7 +194,7 @@ class Model:
 
     @property
     def n_swa(self) -> int:
-        """Sliding window in tokens, 0 for none."""
+        """The sliding window in tokens; 0 when the model has none."""
         return int(lib.llama_model_n_swa(self.handle))
 
     @property
@@ -229,7 +239,11 @@ def _load_error(path: Path, reason: str) -> ModelFormatError | ModelRefused:
 
 
 def load_adapter(path: str, model: Model, log: LogTail) -> Any:
-    """A handle, valid until `free_adapter` or the model's end. Raises ModelRefused."""
+    """Load the checked LoRA adapter at `path` onto `model`.
+
+    Returns a handle for Context.set_adapters, valid until `free_adapter` or `model.close`. Raises
+    ModelRefused, with llama.cpp's own words, when the adapter does not fit the model.
+    """
     with log.listening():
         handle = lib.llama_adapter_lora_init(model.handle, path.encode())
         if not handle:
@@ -242,5 +256,5 @@ def load_adapter(path: str, model: Model, log: LogTail) -> Any:
 
 
 def free_adapter(handle: Any) -> None:
-    """Give its memory back. It must not be active in any context."""
+    """Free an adapter's memory. The adapter must not be applied in any context."""
     lib.llama_adapter_lora_free(handle)

@@ -1,11 +1,12 @@
 """Choosing the next token: llama.cpp's C sampler chain, a grammar beside it, log-probabilities.
 
-Flows in: records.Sampling, a context's logits row. Flows out: a token id. Order of the chain:
-logit bias, penalties (over generated tokens only: nothing else is ever accepted), top_k before
-top_p (sampling 262,144 candidates without it costs 5.5 ms a token), min_p, temperature, draw.
-The chain is run over the few candidates that can win: the same token in less than half the time.
-A grammar is asked about the sampled token first; the whole vocabulary is masked only when it says
-no (masking always costs 31 ms a token with Gemma's vocabulary). Not here: making the grammar.
+Flows in: records.Sampling and one row of a context's logits. Flows out: a token id. The chain's
+steps, in order: logit bias; penalties, which see generated tokens only, because the sampler accepts
+no prompt tokens; top_k; top_p; min_p; temperature; draw. top_k comes before top_p because top_p
+over 262,144 candidates takes 5.5 ms per token. The chain runs over the few candidates that can win
+(`best`), which gives the same token in less than half the time. A grammar is first asked about the
+sampled token alone; only when it refuses this token is the whole vocabulary masked, which takes 31
+ms per token with Gemma's vocabulary. Not here: making the grammar (prompt/grammar.py).
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 """llama_token_data of llama.h."""
 _BLOCK = 256
 _MASK_SLICE = 16384
-"""Candidates a grammar is asked about at once: it holds the text of each."""
+"""Candidates in one call to the grammar. A limit, because the grammar decodes the text of every
+candidate of a call at once."""
 _MOST_BEST = 512
-"""Above this many candidates the C chain sorts the whole vocabulary itself."""
+"""When more candidates than this could win, the C chain is given the whole vocabulary instead."""
 
 
 class Sampler:
-    """One request's chain. `sample` also accepts, so penalties and the random state move on."""
+    """One request's chain of samplers. `sample` also records the token in the chain, so that
+    penalties and the random state follow the answer."""
 
     def __init__(
         self,
@@ -45,8 +48,11 @@ class Sampler:
         grammar: str | None = None,
         ban_end: bool = False,
     ) -> None:
-        """Raises RequestError for a logit_bias outside the vocabulary, SchemaError for a grammar
-        llama.cpp does not take. ban_end forbids every end-of-generation token (ignore_eos)."""
+        """`grammar` is GBNF text. `ban_end` forbids every end-of-generation token (ignore_eos).
+
+        Raises RequestError for a logit_bias outside the vocabulary, and SchemaError when llama.cpp
+        refuses the grammar.
+        """
         self._vocabulary = vocabulary
         self._grammar = _grammar(grammar, vocabulary) if grammar is not None else None
         bias = dict(sampling.logit_bias)
@@ -56,7 +62,10 @@ class Sampler:
         self._chain = _chain(sampling, bias, vocabulary)
 
     def sample(self, context: Context, row: int) -> int:
-        """The next token of a row of the batch just decoded. Raises SchemaError."""
+        """The token that follows row `row` of the last decoded batch.
+
+        Raises SchemaError when no token of the vocabulary fits the grammar.
+        """
         if self._grammar is None and not self._n_best:
             return int(lib.llama_sampler_sample(self._chain, context.handle, row))
         logits = logits_of(context, row, self._vocabulary.n_tokens)
@@ -101,7 +110,7 @@ class Sampler:
 
 
 def _array(candidates: npt.NDArray[np.void]) -> Any:
-    """A llama_token_data_array over (a slice of) an array that the caller keeps alive."""
+    """A llama_token_data_array that points into `candidates`; the caller keeps those alive."""
     array = lib.llama_token_data_array()
     array.data = ctypes.cast(candidates.ctypes.data, ctypes.POINTER(lib.llama_token_data))
     array.size, array.selected, array.sorted = len(candidates), -1, False
@@ -109,18 +118,21 @@ def _array(candidates: npt.NDArray[np.void]) -> Any:
 
 
 def logits_of(context: Context, row: int, n_tokens: int) -> Logits:
-    """A row's logits, shape [n_tokens], as a view of llama.cpp's own buffer: valid until the next
-    decode call."""
+    """A row's logits, float32 of shape (n_tokens), n_tokens being the vocabulary's size.
+
+    The array is a view of llama.cpp's buffer, so it is valid until the next decode call.
+    """
     address = ctypes.cast(context.logits(row), ctypes.c_void_p).value or 0
     buffer = (ctypes.c_float * n_tokens).from_address(address)
     return np.frombuffer(memoryview(buffer), dtype=np.float32)
 
 
 def best(logits: Logits, n: int) -> npt.NDArray[np.int64]:
-    """Ids of the n largest logits and of a few more, in order of id; every id if in doubt.
+    """Ids that include those of the `n` largest logits; all ids when there are too few blocks.
 
-    The n-th largest of the blocks' maxima is a lower bound of the n-th largest logit, so whatever
-    lies below it cannot be among the n: one pass for the maxima, no sort of the vocabulary.
+    The logits are divided into blocks. The n-th largest of the blocks' maxima is a lower bound of
+    the n-th largest logit, so a logit below this bound is not among the n largest. One pass finds
+    the maxima, so the vocabulary is not sorted.
 
     >>> best(np.arange(2000, dtype=np.float32), 2).tolist()[-2:]
     [1998, 1999]
@@ -139,8 +151,11 @@ def best(logits: Logits, n: int) -> npt.NDArray[np.int64]:
 
 
 def _n_best(sampling: Sampling, bias: dict[int, float]) -> int:
-    """How many of the largest raw logits must be looked at so that the chain's outcome is that of
-    the whole vocabulary; 0: all. What bias and penalties can only push down is looked at besides.
+    """How many of the largest raw logits the chain must see to choose the same token as from the
+    whole vocabulary; 0 means all.
+
+    A bias or a penalty that raises logits could lift any token, so then all are needed. Bias and
+    penalties that only lower logits can remove at most one candidate each, so that many are added.
     """
     raises = any(value > 0 for value in bias.values())
     raises |= sampling.frequency_penalty < 0 or sampling.presence_penalty < 0
@@ -164,7 +179,7 @@ def _grammar(text: str, vocabulary: ModelVocabulary) -> Any:
 
 
 def _chain(sampling: Sampling, bias: dict[int, float], vocabulary: ModelVocabulary) -> Any:
-    """A chain that owns its links: freeing it frees them."""
+    """The C chain of samplers. The chain owns its links, so freeing it frees them."""
     links = []
     if bias:
         links.append(_logit_bias(bias, vocabulary))
@@ -226,7 +241,10 @@ def _logit_bias(bias: dict[int, float], vocabulary: ModelVocabulary) -> Any:
 def chosen_logprob(
     context: Context, row: int, token: int, n_top: int, vocabulary: ModelVocabulary
 ) -> ChosenLogprob:
-    """Natural-log probabilities of a row before any sampling, by log-softmax in float64."""
+    """Natural-log probability of `token` and of the `n_top` most probable tokens of a row.
+
+    Computed by log-softmax in float64 over the raw logits, before bias, penalties and temperature.
+    """
     logits = logits_of(context, row, vocabulary.n_tokens).astype(np.float64)
     shift = float(logits.max())
     logprobs = logits - (shift + math.log(float(np.exp(logits - shift).sum())))

@@ -1,10 +1,10 @@
-"""Which tensor of a file gets which type, asked of llama.cpp itself.
+"""Which tensor of a file gets which type: a dry run of llama.cpp's own quantizer decides.
 
 Why it exists: the rules (more bits for some layers, fallbacks for odd widths, tied heads) change
-with every release, so a table of ours would drift from the `llama-quantize` people compare with.
-Flows in: a GGUF file of which only the header is real (its tensors may be a hole in a sparse file),
-the wanted file type and overrides. Flows out: tensor name -> type name. Not here: the bytes
-(ggml.py), writing that header (converters/).
+with llama.cpp's releases, so a table of our own would drift from `llama-quantize`, with which
+people compare. Flows in: a GGUF file with a complete header (its tensor data may be a hole in a
+sparse file), the wanted file type and overrides. Flows out: tensor name -> type name. Not here: the
+quantized bytes (ggml.py), writing the header (converters/).
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ FILE_TYPES = {
     **{"IQ3_XS": 22, "IQ3_XXS": 23, "Q2_K": 10, "Q2_K_S": 21, "IQ2_M": 29, "IQ2_S": 28},
     **{"IQ2_XS": 20, "IQ2_XXS": 19, "IQ1_M": 31, "IQ1_S": 24, "TQ2_0": 37, "TQ1_0": 36},
 }
-"""LLAMA_FTYPE_* (llama.h) by the name people say, largest first within each width."""
+"""LLAMA_FTYPE_* (llama.h) by the usual name, largest first within each width."""
 
 _LINE = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = *(\w+), size = .*?(?:\((\w+)\))?$")
 
 
 @dataclass(frozen=True)
 class TypeRequest:
-    """What the user wants. `overrides` are (regular expression, type name), first match wins."""
+    """The types that the user asked for.
+
+    `overrides` are pairs (regular expression for a tensor's name, type name); the first match wins.
+    `imatrix` maps a tensor's name to its importance vector, float32 of shape (n_columns).
+    """
 
     file_type: str
     token_embedding_type: str | None = None
@@ -47,9 +51,11 @@ class TypeRequest:
 
 
 def plan_types(header: Path, request: TypeRequest) -> dict[str, str]:
-    """Type of every tensor of the file `header`, in the order llama.cpp would write them.
+    """Type of every tensor of the file `header`, in the order in which llama.cpp writes tensors.
 
-    Raises ConversionError with llama.cpp's own words when it refuses.
+    Raises ConversionError, with llama.cpp's own words, when llama.cpp refuses the request.
+
+        plan_types(Path("model-header.gguf"), TypeRequest("Q4_K_M"))["blk.0.attn_v.weight"]  # Q6_K
     """
     parameters = lib.llama_model_quantize_default_params()
     parameters.ftype = FILE_TYPES[request.file_type]
@@ -80,7 +86,10 @@ def _parse(text: str) -> dict[str, str]:
 
 
 def _set_overrides(parameters: Any, overrides: Sequence[tuple[str, str]]) -> Any:
-    """llama_model_tensor_override: (pattern, type) pairs ended by a null pattern."""
+    """Set an array of llama_model_tensor_override: (pattern, type) pairs, ended by a null pattern.
+
+    Returns the array, which must stay alive until llama.cpp has read it.
+    """
     if not overrides:
         return None
     array = (lib.llama_model_tensor_override * (len(overrides) + 1))()
@@ -91,7 +100,10 @@ def _set_overrides(parameters: Any, overrides: Sequence[tuple[str, str]]) -> Any
 
 
 def _set_imatrix(parameters: Any, request: TypeRequest) -> Any:
-    """llama_model_imatrix_data: (name, data, size) ended by a null name."""
+    """Set an array of llama_model_imatrix_data: (name, data, size) each, ended by a null name.
+
+    Returns the array, which must stay alive until llama.cpp has read it.
+    """
     if not request.imatrix:
         return None
     array = (lib.llama_model_imatrix_data * (len(request.imatrix) + 1))()
@@ -103,7 +115,7 @@ def _set_imatrix(parameters: Any, request: TypeRequest) -> Any:
 
 
 class _Capture:
-    """All that llama.cpp says until `release`, which puts the former listener back."""
+    """Collects llama.cpp's log until `release`, which installs the former log callback again."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -126,7 +138,7 @@ class _Capture:
         function(callback, user_data)
 
     def reason(self) -> str:
-        """The last line that speaks of an error."""
+        """The last line that contains a word for an error; '' when there is none."""
         words = ("error", "failed", "invalid", "requires", "missing")
         found = [line for line in self.text.splitlines() if any(w in line.lower() for w in words)]
         return found[-1].strip() if found else ""
