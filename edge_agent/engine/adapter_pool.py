@@ -1,11 +1,13 @@
 """Which LoRA adapters are in memory, and which one the next decode call applies.
 
-Flows in: records.AdapterRef. Flows out: calls of Context.set_adapters, only when something changes.
-An adapter is loaded when the first request that names it gets a slot: its file must have the
-SHA-256 of the reference, a header that fits the base and finite values everywhere. What no file
-shows, values so large that the answer is NaN, is seen in the first row of logits it computes
-(`prove`). A file that fails is the request's failure, never the worker's. Not here: whose turn it
-is (adapter_turns.py), names and gates (adapt/).
+Why it exists: many adapters may be registered, and only those in use should take memory. Flows in:
+records.AdapterRef. Flows out: calls of Context.set_adapters, only when the adapter changes. The
+pool loads an adapter when the first request that names it gets a slot. The file must have the
+SHA-256 of the reference, a header that fits the base, and finite values everywhere. Finite values
+can still be so large that the answer is NaN, so the first row of logits that an adapter computes is
+looked at too (`prove`). A bad file fails the request and not the worker. Not here: which adapter
+has its turn (adapter_turns.py), names of adapters (models/adapter_registry.py), whether an adapter
+may become active (adapt/gate/).
 """
 
 from __future__ import annotations
@@ -26,14 +28,17 @@ from edge_agent.records import AdapterRef
 from edge_agent.regular_file import open_regular, sha256_of_stream
 
 AdapterKey = tuple[str, float]
-"""SHA-256 and scale: what a KV cache depends on. None stands for the base."""
+"""SHA-256 and scale of an adapter: a KV cache depends on both. None stands for the base."""
 KEPT = 4
-"""Adapters that stay in memory while nobody uses them."""
+"""Number of adapters kept in memory; unused ones above this number are freed."""
 _HINT = "give a GGUF LoRA adapter made for this very model"
 
 
 def key_of(adapter: AdapterRef | None) -> AdapterKey | None:
-    """None for the base, which scale 0 is too. Raises RequestError for a scale that is none."""
+    """The key of an adapter; None for the base. An adapter at scale 0 is the base too.
+
+    Raises RequestError for a scale that is NaN or infinite.
+    """
     if adapter is None or adapter.scale == 0.0:
         return None
     if not math.isfinite(adapter.scale):
@@ -46,7 +51,10 @@ def key_of(adapter: AdapterRef | None) -> AdapterKey | None:
 def activate(
     paths: Sequence[str], base: Path, model: Model, context: Context, log: LogTail
 ) -> list[Any]:
-    """Load all of them and apply them at scale 1; their handles. Raises AdapterRefused."""
+    """Load the adapters of EngineSettings.adapters and apply them at scale 1. Returns the handles.
+
+    Raises AdapterRefused when a file fails a check or llama.cpp refuses it.
+    """
     if not paths:
         return []
     file = read_gguf(base)
@@ -58,9 +66,10 @@ def activate(
 def _checked(
     path: Path, adapter: AdapterRef | None, base: GgufFile, model: Model, log: LogTail
 ) -> Any:
-    """A handle of the very file that was checked, whatever its name means by now.
+    """Check the file at `path` and load it. `adapter` None: the SHA-256 is not compared.
 
-    Raises AdapterRefused.
+    llama.cpp opens the file through /proc/self/fd, so it loads the bytes that were checked even if
+    the path was replaced meanwhile. Raises AdapterRefused.
     """
     try:
         with open_regular(path, follow_links=False) as stream:
@@ -82,7 +91,7 @@ class AdapterPool:
     def __init__(
         self, model: Model, context: Context, base: Path, log: LogTail, always: Sequence[Any] = ()
     ) -> None:
-        """`always`: handles applied at scale 1 where a request names no adapter."""
+        """`always`: handles that are applied at scale 1 for requests that name no adapter."""
         self._model = model
         self._context = context
         self._base = base
@@ -90,20 +99,22 @@ class AdapterPool:
         self._always = [(handle, 1.0) for handle in always]
         self._file: GgufFile | None = None
         self._handles: dict[str, Any] = {}
-        """By SHA-256, the least recently used first."""
+        """llama.cpp handles by SHA-256, the least recently used first."""
         self._active: AdapterKey | None = None
         self._proven: set[AdapterKey] = set()
         self._refused: set[AdapterKey] = set()
 
     @property
     def loaded(self) -> list[str]:
-        """SHA-256 of each, the least recently used first."""
+        """SHA-256 of each adapter in memory, the least recently used first."""
         return list(self._handles)
 
     def load(self, adapter: AdapterRef | None, used: Collection[AdapterKey | None]) -> None:
-        """Have it in memory, and at most KEPT others that none of `used` names.
+        """Load `adapter` unless it is in memory, then free idle adapters beyond KEPT.
 
-        Raises AdapterRefused, RequestError.
+        `used` are the keys of the slots at work; their adapters are not freed. Raises
+        AdapterRefused when the file fails a check or computed NaN before, RequestError for a scale
+        that is no number.
         """
         key = key_of(adapter)
         if adapter is None or key is None:
@@ -115,7 +126,8 @@ class AdapterPool:
         self._free_idle({name[0] for name in (*used, key, self._active) if name})
 
     def use(self, key: AdapterKey | None) -> None:
-        """Apply this one, which is loaded, to the next decode call. Free when it is already."""
+        """Apply a loaded adapter from the next decode call on. Costs nothing when it is applied
+        already."""
         if key is None:
             self._context.set_adapters(self._always)
         else:
@@ -123,11 +135,14 @@ class AdapterPool:
         self._active = key
 
     def is_proven(self, key: AdapterKey | None) -> bool:
-        """Whether its logits have been seen to be numbers, or it is the base."""
+        """Whether a row of logits of this adapter has been seen to be finite. True for the base."""
         return key is None or key in self._proven
 
     def prove(self, adapter: AdapterRef, is_finite: bool) -> None:
-        """Its first row of logits has been looked at. Raises AdapterRefused, from now on always."""
+        """Record whether the first row of logits of `adapter` is finite.
+
+        Raises AdapterRefused when it is not; then `load` refuses this adapter from now on.
+        """
         key = key_of(adapter)
         if key is None:
             return
@@ -137,12 +152,14 @@ class AdapterPool:
         self._proven.add(key)
 
     def _read(self, adapter: AdapterRef) -> Any:
-        """The base's header is read at the first one: 0.1 s with Gemma's vocabulary."""
+        """Check and load the file. The base's header is read for the first adapter only, because
+        reading it takes 0.1 s with Gemma's vocabulary."""
         self._file = self._file or read_gguf(self._base)
         return _checked(Path(adapter.path), adapter, self._file, self._model, self._log)
 
     def _free_idle(self, used: Collection[str]) -> None:
-        """Also what the context applies is used: see Context.set_adapters."""
+        """Free adapters outside `used` until KEPT are left. `used` must contain the applied
+        adapter, because Context.set_adapters forbids freeing it."""
         for sha256 in list(self._handles):
             if len(self._handles) <= KEPT:
                 return
@@ -151,7 +168,7 @@ class AdapterPool:
 
 
 def _check_sha256(stream: BinaryIO, adapter: AdapterRef) -> None:
-    """Raises AdapterRefused, OSError."""
+    """Raises AdapterRefused when the file has another SHA-256, OSError when the disk fails."""
     found, _ = sha256_of_stream(stream)
     if found != adapter.sha256:
         raise AdapterRefused(

@@ -1,10 +1,12 @@
 """Whose adapter the next decode call applies: turns, round-robin over those that have work.
 
-Why it exists: one decode call applies one adapter to all its rows, and changing it costs a few
-milliseconds. So requests of one adapter share calls, and the adapters take turns of TURN_TOKENS
-tokens. A turn ends when its slots have decoded so many each, and what prompts it had have put in as
-many: one chunk as a rule. Nobody starves, and who comes anew waits one turn of each of the others.
-With a single adapter there are no turns. Pure. Not here: which tokens go in (batch.py).
+Why it exists: one decode call applies one adapter to all its rows, and a change of adapter takes a
+few milliseconds. So the requests of one adapter share calls, and the adapters that have work take
+turns. A turn ends when each decoding slot has produced TURN_TOKENS tokens and the prompts have
+consumed as many (in most turns, one chunk of a prompt). No adapter starves: a new one waits for at
+most one turn of each other adapter. With a single adapter there are no turns. Flows in: what the
+slots of each adapter wait for, and what each call did. Flows out: the adapter of the next call. The
+module is pure. Not here: which tokens a call decodes (batch.py).
 """
 
 from __future__ import annotations
@@ -16,22 +18,32 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key")
 
 TURN_TOKENS = 8
+"""Tokens of each decoding slot, and of prompts, after which the next adapter has its turn."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What the slots of one adapter wait for."""
+    """What the slots of one adapter wait for: the next token, or the rest of a prompt."""
 
     decodes: bool
     prefills: bool
 
 
 class Turns(Generic[Key]):
-    """Remembers the order, and how much of the turn is used up."""
+    """Keeps the order of the adapters and the tokens that the current turn has used.
+
+    >>> turns, waits = Turns(), Demand(decodes=True, prefills=False)
+    >>> order = ""
+    >>> for _ in range(18):
+    ...     order += turns.choose({"a": waits, "b": waits})
+    ...     turns.took(decoded=True, prefilled=0)
+    >>> order
+    'aaaaaaaabbbbbbbbaa'
+    """
 
     def __init__(self) -> None:
         self._order: list[Key] = []
-        """The one whose turn it is comes first."""
+        """The adapter that has its turn comes first."""
         self._decoded = 0
         self._prefilled = 0
 
@@ -49,11 +61,12 @@ class Turns(Generic[Key]):
 
     @property
     def may_prefill(self) -> bool:
-        """Whether prompts may go on in this turn; always while there is one adapter only."""
+        """Whether this turn may still decode prompt tokens. Always true with a single adapter."""
         return len(self._order) <= 1 or self._prefilled < TURN_TOKENS
 
     def took(self, *, decoded: bool, prefilled: int) -> None:
-        """A call was made: did slots decode a token each, and how many prompt tokens went in?"""
+        """Record a decode call: `decoded` says whether slots produced a token each, `prefilled` is
+        the number of prompt tokens."""
         self._decoded += decoded
         self._prefilled += prefilled
 

@@ -1,8 +1,9 @@
-"""From a path to a model that answers: check, admit, load, warm up.
+"""From a path to a model that answers: check the file, check the memory, load, warm up.
 
-Flows in: records.Load. Flows out: `Engine` (model, context, prompts, adapters, ModelInfo). Order
-matters: the hash and the header are checked before llama.cpp sees the file, admission is decided
-before weights are read. Raises ModelCorrupt, ModelFormatError, ModelRefused. Not here: sockets.
+Why it exists: the order matters. The hash and the header are checked before llama.cpp opens the
+file, and the memory check decides before weights are read. Flows in: records.Load. Flows out:
+`LoadedEngine`, or ModelCorrupt, ModelFormatError, ModelRefused, AdapterRefused. Not here: the
+socket to the front (worker.py), the decision whether the model fits (memory_check.py).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _WARM_UP_TOKENS = 16
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """Everything a scheduler needs."""
+    """A loaded model with its context, prompts, adapters and description, as Scheduler needs it."""
 
     model: Model
     context: Context
@@ -42,7 +43,11 @@ class LoadedEngine:
 
 
 def load(message: Load, log: LogTail) -> LoadedEngine:
-    """Load a model, and read every weight once so that the first answer is not the slow one."""
+    """Load a model, and read every weight once so that the first answer is as fast as the others.
+
+    Raises ModelCorrupt for another SHA-256, ModelFormatError for a file that cannot be used or
+    computes NaN, ModelRefused when it does not fit into memory, AdapterRefused for an adapter.
+    """
     began = time.monotonic()
     path = Path(message.path)
     settings = _with_threads(message.settings)
@@ -63,7 +68,8 @@ def load(message: Load, log: LogTail) -> LoadedEngine:
 
 
 def _with_threads(settings: EngineSettings) -> EngineSettings:
-    """Physical cores by default: hyper-threads slow matrix products down."""
+    """One thread per physical core unless settings say otherwise: hyper-threads slow matrix
+    products down."""
     if settings.n_threads:
         return settings
     allowed = len(os.sched_getaffinity(0))
@@ -72,7 +78,7 @@ def _with_threads(settings: EngineSettings) -> EngineSettings:
 
 
 def _admission(path: Path, message: Load, settings: EngineSettings, log: LogTail) -> Admission:
-    """The plan of the load before, if it still fits; else decided anew. Raises ModelRefused."""
+    """The plan of the previous load if it still fits; otherwise a new one. Raises ModelRefused."""
     if message.plan is not None and still_fits(message.plan, settings, read_memory()):
         return Admission(message.plan, ("same plan as before the restart",))
     gguf = read_gguf(path)
@@ -81,7 +87,7 @@ def _admission(path: Path, message: Load, settings: EngineSettings, log: LogTail
 
 
 class DryRun:
-    """The compute buffer llama.cpp would take, without taking it (no_alloc)."""
+    """Asks llama.cpp for the size of its compute buffer without allocating it (no_alloc)."""
 
     def __init__(self, path: Path, settings: EngineSettings, log: LogTail) -> None:
         self._settings = settings

@@ -1,10 +1,11 @@
-"""Does it fit? Decided before a byte of weights is loaded.
+"""Does a model fit into memory? Decided before a byte of its weights is loaded.
 
-Why it exists: on a board CPU and GPU share one memory, and a model that does not fit takes the
-board down with it. Three numbers are known beforehand: the tensors (from the header), the KV cache
-(arithmetic), the compute buffer (llama.cpp's own dry run with no_alloc). Flows in: the checked
-header, EngineSettings, memory as /proc/meminfo tells it. Flows out: a MemoryPlan, or ModelRefused
-with the three numbers and what would fit. Not here: watching memory later on.
+Why it exists: on a board CPU and GPU share one memory, and a model that does not fit can stop the
+whole board. Three sizes are known beforehand: the tensors (from the header), the KV cache (computed
+by gguf/model_file.py) and the compute buffer (a dry run of llama.cpp with no_alloc). Flows in: the
+checked header, EngineSettings, and the memory that /proc/meminfo reports. Flows out: an Admission,
+or ModelRefused with the three sizes and the largest settings that would fit. Not here: watching the
+memory afterwards (monitor/pressure_guard.py).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from edge_agent.records import EngineSettings, MemoryPlan
 DEFAULT_N_CTX = 4096
 SMALLEST_N_CTX = 512
 _GRAIN = 256
-"""llama.cpp rounds the context of a sequence up to this many tokens."""
+"""llama.cpp rounds the context of a sequence up to a multiple of this many tokens."""
 _PROCESS_BYTES = 96 * 1024 * 1024
-"""Interpreter, libraries, vocabulary: measured 60-90 MB with Gemma's 262,144 tokens."""
+"""Interpreter, libraries and vocabulary; measured 60 to 90 MB with Gemma's 262,144 tokens."""
 _SMALL_BOARD_BYTES = 4_500_000_000
 
 
@@ -45,7 +46,7 @@ def read_memory(root: Path = Path("/")) -> MemoryInfo:
 
 @dataclass(frozen=True)
 class Admission:
-    """A plan that fits, and what was decided on the way."""
+    """A plan that fits. `notes` tell the user, for example, that the context was cut."""
 
     plan: MemoryPlan
     notes: tuple[str, ...]
@@ -57,9 +58,11 @@ def admit(
     memory: MemoryInfo,
     compute_bytes: Callable[[int, int], int],
 ) -> Admission:
-    """Choose n_ctx and slots. `compute_bytes(n_ctx, slots)` is the dry run.
+    """Choose n_ctx (tokens per slot) and the number of slots so that the model fits.
 
-    Raises ModelRefused.
+    `compute_bytes(n_ctx, slots)` is the dry run: bytes of the compute buffer. Without a wanted
+    n_ctx, DEFAULT_N_CTX is halved until the model fits or SMALLEST_N_CTX is reached. Raises
+    ModelRefused when no candidate fits.
     """
     slots = settings.slots or default_slots(memory)
     wanted = _wanted_n_ctx(gguf, settings)
@@ -73,12 +76,13 @@ def admit(
 
 
 def still_fits(plan: MemoryPlan, settings: EngineSettings, memory: MemoryInfo) -> bool:
-    """Whether an earlier plan fits what is available now: no header and no dry run needed."""
+    """Whether an earlier plan fits into the memory that is available now. The plan holds all sizes,
+    so neither the header nor a dry run is needed."""
     return plan.total_bytes + _PROCESS_BYTES <= _budget(settings, memory)
 
 
 def default_slots(memory: MemoryInfo) -> int:
-    """2 on a 4 GB board, else 4."""
+    """2 slots on a board with 4 GB, otherwise 4."""
     return 2 if memory.total_bytes < _SMALL_BOARD_BYTES else 4
 
 
@@ -144,7 +148,7 @@ def _refusal(
     budget: int,
     compute_bytes: Callable[[int, int], int],
 ) -> ModelRefused:
-    """Says what is missing, and the largest context that would fit with one slot, if any."""
+    """An error with the three sizes and, if any would fit, smaller values of --ctx and --slots."""
     hint = "choose a smaller or more strongly quantized model, or free memory"
     for n_ctx in _shrinking(plan.n_ctx):
         for slots in dict.fromkeys((plan.slots, 1)):

@@ -1,9 +1,10 @@
-"""Which free slot a request gets: the one that holds most of its prompt.
+"""Which free slot a request gets: the one whose KV cache holds most of its prompt.
 
-Flows in: work, free slots. Flows out: the work in a slot, its KV cache cut back to what is
-reusable. Only what the same adapter made is reusable. Chats that are read begin with an empty
-cache, so that a score does not depend on who was here before. Not here: which tokens agree
-(prefix_cache.py), when there is a free slot (scheduler.py).
+Why it exists: a chat's next turn is answered sooner in the slot that answered the turn before.
+Flows in: work and the free slots. Flows out: the work in a slot whose KV cache is cut back to the
+reusable tokens. Only tokens that the same adapter computed are reusable. A chat that is scored
+begins with an empty cache, so that its score does not depend on earlier requests. Not here: how
+many tokens agree (prefix_cache.py), when a slot is free (scheduler.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from edge_agent.prompt.encoding import encode
 from edge_agent.prompt.prompt_builder import PromptBuilder
 
 Offer = tuple[int, list[int], Slot]
-"""Reusable tokens, the prompt's ids (spelled as the slot spells them), the slot."""
+"""Number of reusable tokens, the prompt's ids (with the slot's own ids where the text is the same),
+the slot."""
 
 
 class Placement:
@@ -34,7 +36,10 @@ class Placement:
         self._prompts = prompts
 
     def place(self, work: Work, free: Sequence[Slot]) -> None:
-        """`free` must not be empty. Raises ContextExceeded."""
+        """Start `work` in one of the slots `free`, of which there must be at least one.
+
+        Raises ContextExceeded when a prompt leaves no room for an answer.
+        """
         if isinstance(work, Request):
             best, ids, slot = self._best_offer(work, free)
             self._check_length(ids)
@@ -44,14 +49,14 @@ class Placement:
         self.begin(slot, work, best)
 
     def begin(self, slot: Slot, work: Work, reuse: int) -> None:
-        """Start `work` in `slot`, of whose cache the first `reuse` positions may stay."""
+        """Start `work` in `slot` and keep the first `reuse` positions of the slot's cache."""
         if reuse < len(slot.ids) and not self._context.truncate(slot.index, reuse):
             reuse = 0
             self._context.truncate(slot.index, 0)
         slot.begin(work, reuse, time.monotonic())
 
     def go_on(self, slot: Slot, reading: Reading) -> None:
-        """Start the reading's next sequence in the slot that has read the one before."""
+        """Start the reading's next sequence in the slot that has read the previous one."""
         common = reading.reusable(slot.ids)
         first = self._context.first_position(slot.index)
         n_prompt = len(reading.prompt_ids)
@@ -64,11 +69,12 @@ class Placement:
         best = max(offers, key=lambda offer: (offer[0], -offer[2].last_used))
         if 2 * best[0] >= len(best[2].ids):
             return best
-        slot = _cheapest(free)  # little to gain: do not throw somebody's conversation away
+        # Less than half of that slot's conversation would be kept, so take the cheapest slot.
+        slot = _cheapest(free)
         return next(offer for offer in offers if offer[2] is slot)
 
     def _offer(self, request: Request, slot: Slot, plain: list[int]) -> Offer:
-        """`plain`: the ids for an empty slot."""
+        """What `slot` can reuse of the request's prompt. `plain`: the ids for an empty slot."""
         known = slot.ids if slot.key == request.key else []
         if not request.generate.cache_prompt or known[:1] != plain[:1]:
             return 0, plain, slot
@@ -87,5 +93,5 @@ class Placement:
 
 
 def _cheapest(free: Sequence[Slot]) -> Slot:
-    """An empty slot, or the one whose conversation is oldest."""
+    """An empty slot, or else the one that was used least recently."""
     return min(free, key=lambda slot: (len(slot.ids) > 0, slot.last_used))

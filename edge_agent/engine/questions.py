@@ -1,7 +1,7 @@
 """Questions the engine answers at once, between two decode calls, without a slot.
 
 Flows in: records.Tokenize, Detokenize, ApplyTemplate, Ping. Flows out: the record that answers.
-Not here: whatever needs a decode call (scheduler.py).
+Not here: requests that need a decode call (scheduler.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ Question = Tokenize | Detokenize | ApplyTemplate | Ping
 
 
 def answer(question: Question, vocabulary: ModelVocabulary, prompts: PromptBuilder) -> FromWorker:
-    """Raises RequestError, TemplateError."""
+    """The answer to `question`.
+
+    Raises RequestError for ids or text that the vocabulary cannot take, and TemplateError when the
+    chat template cannot be run.
+    """
     match question:
         case Ping():
             return Pong(question.id)

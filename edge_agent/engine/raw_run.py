@@ -1,9 +1,10 @@
 """One repetition of a benchmark: decode calls and nothing else, as llama-bench times them.
 
-Flows in: RawRun, on an engine without requests. Flows out: RawDone, the times at which prefill and
-decode began and ended. No tokenizer, no sampler, no text: the tokens are arbitrary ids (speed does
-not depend on them). Only each batch's last row makes logits. The caches of all slots are empty
-afterwards. Not here: repetitions, statistics (bench/trials.py).
+Why it exists: the figures are comparable with those of llama-bench because tokenizer, sampler and
+text are left out. The tokens are arbitrary ids, on which speed does not depend; only the last row
+of each batch has logits. Flows in: a RawRun, on an engine without requests. Flows out: RawDone, the
+times (seconds of the monotonic clock) at which prefill and decode began and ended. The run uses
+slot 0 and leaves its cache empty. Not here: repetitions and statistics (bench/trials.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SLOT = 0
 
 
 class DecodeContext(Protocol):
-    """The part of llama/context.py that is needed."""
+    """The methods of llama/context.py that this module calls."""
 
     n_ctx: int
     n_batch: int
@@ -32,7 +33,10 @@ class DecodeContext(Protocol):
 
 
 def raw_run(context: DecodeContext, n_vocab: int, run: RawRun) -> RawDone:
-    """Run it. Raises RequestError when it does not fit in a slot's context."""
+    """Decode n_depth tokens untimed, then n_prompt tokens in batches, then n_gen tokens singly.
+
+    Raises RequestError when the three together do not fit in a slot's context.
+    """
     n_tokens = run.n_depth + run.n_prompt + run.n_gen
     if n_tokens > context.n_ctx or min(run.n_depth, run.n_prompt, run.n_gen) < 0:
         raise RequestError(
@@ -57,7 +61,7 @@ def raw_run(context: DecodeContext, n_vocab: int, run: RawRun) -> RawDone:
 def _put(
     context: DecodeContext, ids: random.Random, n_vocab: int, position: int, n: int, size: int
 ) -> None:
-    """Decode `n` tokens from `position` on, `size` of them in a call."""
+    """Decode `n` arbitrary tokens from `position` on, `size` tokens in each call."""
     for start in range(0, n, size):
         count = min(size, n - start)
         context.clear_batch()

@@ -1,10 +1,11 @@
 """Continuous batching: all slots that generate share one decode call, prompts go in by chunks.
 
-Flows in: records.ToWorker messages with their time of arrival, from the worker's reader thread.
-Flows out: records.FromWorker through `send`. Runs in the engine thread, which alone touches
-llama.cpp; only `submit` is called from elsewhere. A call applies one LoRA adapter: requests with
-different ones take turns (adapter_turns.py). The queue is bounded in the front. Not here: sockets,
-loading, templates, which slot (placement.py), what goes into a call (batch.py).
+Flows in: records.ToWorker messages from the worker's reader thread, through `submit`. Flows out:
+records.FromWorker through `send`. Everything but `submit` runs in the engine thread, the only one
+that calls llama.cpp. A decode call applies one LoRA adapter, so requests with different adapters
+take turns (adapter_turns.py). The front limits the length of the queue
+(supervisor/queue_limit.py). Not here: the socket (worker.py), loading (loading.py), templates
+(prompt/), the choice of a slot (placement.py), the tokens of a call (batch.py).
 """
 
 from __future__ import annotations
@@ -73,11 +74,12 @@ class Scheduler:
     # ---- from the reader thread ----
 
     def submit(self, message: ToWorker) -> None:
-        """Hand a message over; its time of arrival is now.
+        """Queue a message for the engine thread, with the present time as its time of arrival.
 
-        A call that one request has for itself is aborted when that request is cancelled, and, if it
-        is longer than a shared one may be, when another comes for which there is a slot. A shared
-        call is never aborted: its neighbours would lose a token.
+        A decode call with a single request is aborted in two cases: that request is cancelled; or
+        another request arrives, a slot is free for it, and the call has more tokens than a shared
+        call may have. A shared call is never aborted, because the other requests would lose a
+        token.
         """
         self._inbox.put((time.monotonic(), message))
         with self._alone_lock:
@@ -92,12 +94,13 @@ class Scheduler:
     # ---- the engine thread ----
 
     def run(self) -> None:
-        """For ever. Raises DecodeFailed when the context can no longer be trusted."""
+        """Serve for ever. Raises DecodeFailed when the context can no longer be trusted."""
         while True:
             self.turn()
 
     def turn(self) -> None:
-        """Take what has arrived, fill free slots, decode once. Blocks while there is nothing."""
+        """Receive the waiting messages, fill free slots, decode once. Blocks while there is no
+        work."""
         if not self._busy:
             self._steps.idle()
         self._drain(block=not self._busy)
@@ -144,7 +147,8 @@ class Scheduler:
                 self._send(answer(message, self._vocabulary, self._prompts))
 
     def _raw_run(self, message: RawRun) -> None:
-        """Raises RequestError while a request is here, or when it does not fit."""
+        """Run a benchmark. Raises RequestError while requests are running or waiting, and when the
+        benchmark does not fit into a slot."""
         if self._busy:
             raise RequestError("no benchmark now", "requests are running", "run it alone")
         for slot in self._slots:
@@ -154,7 +158,8 @@ class Scheduler:
         self._send(raw_run(self._context, self._vocabulary.n_tokens, message))
 
     def _request(self, generate: Generate, arrived: float) -> Request:
-        """Check and prepare everything that can fail before a slot is taken."""
+        """Prepare a request. Whatever can fail without a slot fails here: adapter's scale, prompt,
+        schema, sampling."""
         key = key_of(generate.adapter)
         parts = self._prompts.parts(generate)
         grammar = self._prompts.grammar(generate.json_schema)
@@ -201,7 +206,7 @@ class Scheduler:
                 self._fail(work.id, error)
 
     def _clean(self) -> None:
-        """Clear the cache once nobody works, if a NaN may be in it."""
+        """Clear the whole cache if a slot may hold a NaN, as soon as no slot is at work."""
         spoiled = any(slot.is_spoiled for slot in self._slots)
         if not spoiled or any(slot.work for slot in self._slots):
             return
@@ -211,7 +216,7 @@ class Scheduler:
             slot.is_spoiled = False
 
     def _finish(self, slot: Slot, reason: FinishReason, tail: str = "") -> None:
-        """End a request, or any work that was cancelled."""
+        """End a slot's request, or any work that was cancelled, and tell the front."""
         work = slot.work
         if work is None:
             return
@@ -228,7 +233,7 @@ class Scheduler:
         self._send(Done(work.id, text, reason, timings, stop_text, logprobs, spans))
 
     def _drop(self, slot: Slot, error: EdgeAgentError) -> None:
-        """End work that cannot go on."""
+        """End a slot's work with an error, and tell the front."""
         work = slot.work
         if work is None:
             return
@@ -243,7 +248,7 @@ class Scheduler:
     # ---- one decode call ----
 
     def _step(self) -> None:
-        """Decode one batch, then sample for every slot whose logits it made."""
+        """Decode one batch, then use the logits of every slot that took part."""
         parts = self._fill_batch()
         began = time.monotonic()
         shares = [
@@ -256,7 +261,7 @@ class Scheduler:
             self._steps.abort(now)
             slot = parts[0].slot
             self._context.truncate(slot.index, len(slot.ids))
-            return  # the message that caused it is in the inbox
+            return  # the message that caused the abort waits in the inbox
         self._batch.measured(parts, now - began)
         for part in parts:
             part.slot.advance(part.n)
@@ -264,7 +269,7 @@ class Scheduler:
         self._steps.end(time.monotonic())
 
     def _decode_guarded(self, parts: Sequence[SlotShare]) -> bool:
-        """decode(), abortable by `submit` while a single request is in the call."""
+        """Decode the batch. While a single request is in the call, `submit` may abort it."""
         with self._alone_lock:
             self._context.abort.clear()
             self._alone = parts[0].slot.work if len(parts) == 1 else None
@@ -277,7 +282,7 @@ class Scheduler:
                 self._alone = None
 
     def _fill_batch(self) -> list[SlotShare]:
-        """Choose whose adapter has its turn, apply it, and let its slots take part."""
+        """Choose the adapter that has its turn, apply it, and fill the batch from its slots."""
         busy = [slot for slot in self._slots if slot.work]
         groups: dict[AdapterKey | None, list[Slot]] = {}
         for slot in busy:
@@ -295,7 +300,7 @@ class Scheduler:
         return parts
 
     def _take(self, part: SlotShare) -> None:
-        """Use the rows of logits that a slot's part of the call has made."""
+        """Use the rows of logits of one slot's share: sample a token, or read probabilities."""
         slot = part.slot
         try:
             if part.rows:
@@ -309,7 +314,8 @@ class Scheduler:
             self._drop(slot, error)
 
     def _prove(self, slot: Slot, row: int) -> None:
-        """Look at the first row an adapter computes. Raises AdapterRefused."""
+        """Check that the first row of logits of an adapter is finite. Raises AdapterRefused when it
+        is not."""
         work = slot.work
         if work is None or work.adapter is None or self._adapters.is_proven(work.key):
             return
@@ -320,7 +326,7 @@ class Scheduler:
         self._adapters.prove(work.adapter, is_finite)
 
     def _go_on(self, slot: Slot, reading: Reading) -> None:
-        """Answer a reading that is over."""
+        """When a sequence has been read, start the next one, or answer after the last one."""
         if not reading.is_read:
             return
         if reading.next_sequence():
@@ -334,7 +340,8 @@ class Scheduler:
     # ---- one token ----
 
     def _sample(self, slot: Slot, request: Request, row: int) -> None:
-        """Draw the next token of a slot and tell the client, or end it. Raises SchemaError."""
+        """Draw the next token of a request and send its text, or end the request. Raises
+        SchemaError when no token fits the grammar."""
         token = request.sampler.sample(self._context, row)
         now = time.monotonic()
         if request.first_token is None:

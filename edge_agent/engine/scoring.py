@@ -1,12 +1,12 @@
 """Chats that are read, not continued: scores of their answers, and the check of an adapter.
 
-Why it exists: whether an adapter helps is measured on the serving engine, with teacher-forced
-log-probabilities of answers that somebody wrote. Flows in: records.Score, CheckAdapter. Flows out:
-a `Reading`, work for a slot that tells how many of its tokens may go into a call and takes the rows
-of logits; then records.Scores. A chat is one sequence of ids, or several where the template shows
-earlier answers otherwise (prompt/training_sequence.py). Scores do not reuse what another request
-left in the KV cache. Not here: decode calls (scheduler.py), which text is an answer
-(prompt/training_sequence.py).
+Why it exists: whether an adapter helps is measured on the serving engine, by the log-probabilities
+that it gives to written answers (teacher forcing). Flows in: records.Score, CheckAdapter. Flows
+out: a `Reading`, which is work for a slot: it says which of its next tokens need logits, and takes
+the rows of logits; then records.Scores or Text. A chat is one sequence of ids, or several where the
+template changes earlier answers (prompt/training_sequence.py). A reading reuses nothing that
+another request left in the KV cache. Not here: decode calls (scheduler.py), which tokens are an
+answer (prompt/training_sequence.py).
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from edge_agent.prompt.training_sequence import Encoded, encode_turns
 from edge_agent.records import CheckAdapter, FromWorker, Score, Scores, Text
 
 CHECK_TOKENS = 16
-"""What an adapter is checked with: as many of one token, as a model is warmed up."""
+"""Length of the sequence that checks an adapter: one token repeated, as in loading.py's warm-up."""
 
 
 @dataclass
 class Passage:
-    """Ids to decode. `targets[i]`: the id whose probability is wanted after position i, or None."""
+    """Ids to decode. `targets[i]` is the id whose probability is wanted after position i, or None
+    when none is wanted there."""
 
     ids: list[int]
     targets: list[int | None]
@@ -45,19 +46,24 @@ class Passage:
 
 @dataclass(kw_only=True)
 class Reading(Work):
-    """Work that ends with the last row of its last sequence."""
+    """Work that decodes given sequences and collects log-probabilities. It ends with the last row
+    of its last sequence."""
 
     message: Score | CheckAdapter
     sequences: list[Passage]
-    """Still to be read; the first one is being read. `prompt_ids` are its ids."""
+    """The sequences that are not finished. The first one is being read, and `prompt_ids` are its
+    ids."""
     n_bytes: int = 0
     n_tokens: int = 0
     logprobs: list[float] = field(default_factory=list)
     at: int = 0
-    """Position of the next id that goes into a call."""
+    """Position of the next id to decode, in the first sequence."""
 
     def chunk(self, most_tokens: int, most_rows: int) -> list[bool]:
-        """Which of the next ids need a row of logits: as many ids as may go into one call."""
+        """One flag for each of the next ids that fit into one call: does it need logits?
+
+        The ids are at most `most_tokens`, and at most `most_rows` of them need logits.
+        """
         flags: list[bool] = []
         for target in self.sequences[0].targets[self.at : self.at + most_tokens]:
             most_rows -= target is not None
@@ -67,7 +73,7 @@ class Reading(Work):
         return flags
 
     def take(self, context: Context, n: int, rows: Sequence[int], n_vocab: int) -> None:
-        """`n` ids have been decoded and made these rows."""
+        """Record that `n` ids have been decoded, and read the log-probabilities in `rows`."""
         targets = self.sequences[0].targets[self.at : self.at + n]
         wanted = [target for target in targets if target is not None]
         if isinstance(self.message, Score):
@@ -77,18 +83,19 @@ class Reading(Work):
 
     @property
     def is_read(self) -> bool:
-        """Whether the sequence that was being read is over."""
+        """Whether the current sequence has been read to its end."""
         return self.at == len(self.sequences[0].targets)
 
     def next_sequence(self) -> bool:
-        """Go on to the next one. False: there is none."""
+        """Make the next sequence the current one. Returns False when there is none."""
         self.sequences.pop(0)
         if self.sequences:
             self.prompt_ids = self.sequences[0].ids
         return bool(self.sequences)
 
     def reusable(self, known: Sequence[int]) -> int:
-        """Ids of the current sequence that need not be decoded, given what its slot has read."""
+        """Number of leading ids of the current sequence that need not be decoded: `known`, the ids
+        in the slot's cache, begin with them and none of them has a target."""
         return min(common_prefix(known, self.prompt_ids), self.sequences[0].first_target)
 
     def answer(self) -> FromWorker:
@@ -98,7 +105,7 @@ class Reading(Work):
 
 
 def logprob(context: Context, row: int, token: int, n_vocab: int) -> float:
-    """Natural logarithm of a token's probability in a row, by log-softmax in float64."""
+    """Natural logarithm of a token's probability in a row of logits: log-softmax in float64."""
     logits = logits_of(context, row, n_vocab).astype(np.float64)
     logits -= logits.max()
     chosen = float(logits[token])
@@ -106,7 +113,11 @@ def logprob(context: Context, row: int, token: int, n_vocab: int) -> float:
 
 
 def score_reading(score: Score, arrived: float, prompts: PromptBuilder, n_ctx: int) -> Reading:
-    """Raises RequestError, TemplateError, ContextExceeded (a subclass of the first)."""
+    """The reading that answers a Score. `n_ctx` is the length of a slot in tokens.
+
+    Raises RequestError for a chat without an answer, TemplateError for its template, and
+    ContextExceeded (a RequestError) for a chat longer than `n_ctx`.
+    """
     chats = encode_turns(prompts, score.messages)
     longest = max(len(chat.ids) for chat in chats)
     if longest > n_ctx:
@@ -128,7 +139,8 @@ def score_reading(score: Score, arrived: float, prompts: PromptBuilder, n_ctx: i
 
 
 def check_reading(check: CheckAdapter, arrived: float, token: int) -> Reading:
-    """Raises RequestError."""
+    """The reading that checks an adapter with `token` repeated. Raises RequestError for a scale
+    that is no number."""
     ids = [token] * CHECK_TOKENS
     targets: list[int | None] = [*[None] * (CHECK_TOKENS - 1), token]
     return Reading(
@@ -143,7 +155,8 @@ def check_reading(check: CheckAdapter, arrived: float, token: int) -> Reading:
 
 
 def _sequence(chat: Encoded) -> Passage:
-    """Nothing behind the last learned id matters, and it is itself only predicted.
+    """The ids to decode and their targets. The last learned id is a target only, so it is not
+    decoded, and neither are the ids behind it.
 
     >>> _sequence(Encoded([5, 6, 7, 8], [False, False, True, False], 1))
     Passage(ids=[5, 6], targets=[None, 7])

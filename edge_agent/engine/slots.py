@@ -1,8 +1,8 @@
 """A slot: one sequence of the KV cache, and the work that is done in it.
 
-Flows in: records.Generate and the prompt's ids. Flows out: what to decode next (`Slot.pending`) and
-the times of the work. A `Request` is continued token by token; the other kind of work is a chat
-that is only read (scoring.py). Not here: when to decode (scheduler) and how to sample (llama/).
+Flows in: records.Generate and the prompt's ids. Flows out: the ids to decode next (`Slot.pending`)
+and the times of the work. A `Request` is continued token by token; a `Reading` (scoring.py) is a
+chat that is only read. Not here: when to decode (scheduler.py), sampling (llama/sampling.py).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from edge_agent.records import AdapterRef, ChosenLogprob, Generate, SlotState, T
 
 @dataclass(kw_only=True)
 class Work:
-    """Something that takes a slot. Times are seconds of the monotonic clock."""
+    """Work that occupies a slot. Times are seconds of the monotonic clock."""
 
     id: int
     arrived: float
     adapter: AdapterRef | None
     key: AdapterKey | None
-    """What of `adapter` the KV cache depends on; None for the base."""
+    """SHA-256 and scale of `adapter`, on which the KV cache depends; None for the base."""
     prompt_ids: list[int] = field(default_factory=list)
     n_cached: int = 0
     n_generated: int = 0
@@ -34,13 +34,13 @@ class Work:
     first_token: float | None = None
     last_token: float = 0.0
     spans: WorkSpans = field(default_factory=WorkSpans)
-    """When the engine worked on it, and with which share."""
+    """The times at which the engine worked on this, and its share of each call."""
 
     def close(self) -> None:
-        """Free what is not Python's."""
+        """Free C objects. Plain work has none."""
 
     def timings(self, now: float) -> Timings:
-        """Durations so far; a request that never got a slot has only waited."""
+        """Durations in seconds until `now`. Work that never got a slot has only queued_s."""
         started = self.started or now
         first = self.first_token if self.first_token is not None else now
         return Timings(
@@ -71,17 +71,18 @@ class Request(Work):
 
 @dataclass
 class Slot:
-    """`ids` are the tokens whose keys and values the cache holds, in order of position."""
+    """One sequence of the KV cache. `ids` are the tokens whose keys and values the cache holds, in
+    order of position."""
 
     index: int
     ids: list[int] = field(default_factory=list)
     key: AdapterKey | None = None
-    """The adapter that made the keys and values of `ids`."""
+    """The adapter with which the keys and values of `ids` were computed."""
     work: Work | None = None
     is_spoiled: bool = False
-    """NaN may be in its cells: not to be used before the whole cache is cleared."""
+    """The slot's cells may hold a NaN. It gets no work before the whole cache is cleared."""
     pending: list[int] = field(default_factory=list)
-    """Ids still to be decoded: the rest of the prompt, or the one token just sampled."""
+    """Ids that are not decoded yet: the rest of the prompt, or the token that was just sampled."""
     last_used: float = 0.0
 
     @property
@@ -97,7 +98,7 @@ class Slot:
         return "prefill" if self.is_prefilling else "decode"
 
     def begin(self, work: Work, reuse: int, now: float) -> None:
-        """Take work whose first `reuse` ids are in the cache already."""
+        """Start work whose first `reuse` ids are in the cache already."""
         del self.ids[reuse:]
         self.key = work.key
         self.work = work
@@ -106,12 +107,12 @@ class Slot:
         work.started = work.started or now
 
     def advance(self, n: int) -> None:
-        """`n` pending ids have been decoded: they are in the cache now."""
+        """Record that the first `n` pending ids have been decoded and are in the cache."""
         self.ids += self.pending[:n]
         del self.pending[:n]
 
     def release(self, now: float) -> None:
-        """The work is over; the cache stays for whoever continues it."""
+        """End the work. The cache stays, because the chat's next turn may reuse it."""
         if self.work is not None:
             self.work.close()
         self.work = None
@@ -119,7 +120,7 @@ class Slot:
         self.last_used = now
 
     def state(self, n_ctx: int) -> SlotState:
-        """For /slots."""
+        """The slot as the HTTP route /slots shows it."""
         work = self.work
         if work is None:
             return SlotState(self.index, "idle", n_ctx, len(self.ids), None, 0, 0)

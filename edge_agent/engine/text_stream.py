@@ -1,8 +1,9 @@
 """From token pieces to text that may be shown: whole characters, nothing of a stop string.
 
-Flows in: the bytes of one token after the other. Flows out: text. A piece may end inside a UTF-8
-character and a stop string may be spread over tokens, so text is held back until it is known to
-belong to the answer. Leaf file: pure, knows nothing of models.
+Why it exists: a token may end inside a UTF-8 character, and a stop string may be spread over
+several tokens, so text is held back until it is known to belong to the answer. Flows in: the bytes
+of one token after the other. Flows out: text. The module is pure. Not here: the end-of-generation
+tokens (scheduler.py).
 
 >>> stream = TextStream(["END"])
 >>> [stream.push(piece) for piece in (b"caf\\xc3", b"\\xa9 E", b"N", b"D more")], stream.stopped
@@ -25,7 +26,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, piece: bytes) -> str:
-        """The text `piece` makes safe to show; '' once stopped. Invalid bytes give U+FFFD."""
+        """The text that can be shown after `piece`; '' once stopped. Invalid bytes give U+FFFD."""
         if self.stopped is not None:
             return ""
         text = self._held + self._decoder.decode(piece)
@@ -41,7 +42,8 @@ class TextStream:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """What was held back when the answer ends otherwise; an incomplete character is dropped."""
+        """The text that is still held back, when no stop string ended the answer. An incomplete
+        character is dropped."""
         held, self._held = self._held, ""
         return held if self.stopped is None else ""
 

@@ -1,10 +1,11 @@
 """The worker process: `python -m edge_agent.engine.worker --fd N`.
 
 Why it exists: a malformed grammar, a truncated file or one flipped bit can kill a process that
-holds llama.cpp, so that process is disposable and holds nothing else. Flows in: records.ToWorker on
-the socket N inherited from the front, the first being Load. Flows out: records.FromWorker. Two
-threads: this module's reader, which sees EOF and cancels at once, and the engine, which alone
-touches llama.cpp. Not here: scheduling, HTTP, restarts.
+calls llama.cpp, so this process can be replaced at any time and holds nothing but the model. Flows
+in: records.ToWorker on socket N, which the front passes on; the first message is Load. Flows out:
+records.FromWorker. Two threads: the reader, which sees EOF and cancellations at once, and the
+engine, the only one that calls llama.cpp. Not here: scheduling (scheduler.py), HTTP (server/),
+restarts (supervisor/).
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ class WorkerFrontLink:
         self._early: list[ToWorker] = []
 
     def send(self, record: FromWorker) -> None:
-        """Blocks while the front is slow; a front that is gone ends this process."""
+        """Send a record. Blocks while the front is slow; ends this process when it is gone."""
         try:
             self._connection.sendall(encode(record))
         except OSError:
             os._exit(EXIT_LOST_FRONT)
 
     def read(self) -> list[ToWorker]:
-        """The next messages. Ends this process at EOF, whatever the engine thread is doing."""
+        """The next messages; the list may be empty. Ends this process at EOF, whatever the engine
+        thread is doing."""
         if self._early:
             early, self._early = self._early, []
             return early
@@ -63,7 +65,7 @@ class WorkerFrontLink:
             os._exit(EXIT_LOST_FRONT)
 
     def first(self) -> Load:
-        """The Load every worker's life begins with."""
+        """The first message, which must be a Load; any other message ends this process."""
         while not (messages := self.read()):
             pass
         head, *self._early = messages
@@ -80,7 +82,7 @@ def _read_forever(link: WorkerFrontLink, inbox: _Inbox) -> None:
 
 
 class _Inbox:
-    """Keeps what arrives while the model loads, then hands over to the scheduler."""
+    """Keeps the messages that arrive while the model loads, then passes them to the scheduler."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -103,7 +105,10 @@ class _Inbox:
 
 
 def serve(connection: socket.socket) -> int:
-    """Load, answer until the front is gone. Returns an exit code; normally never returns."""
+    """Load the model and answer until the front is gone, which ends the process.
+
+    Returns an exit code only when the model is refused or the context can no longer be trusted.
+    """
     link = WorkerFrontLink(connection)
     request = link.first()
     inbox = _Inbox()
@@ -140,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     code = serve(socket.socket(fileno=arguments.fd))
     sys.stderr.flush()
-    os._exit(code)  # ggml's threads need no farewell
+    os._exit(code)  # ggml's threads are not joined
 
 
 if __name__ == "__main__":
