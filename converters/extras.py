@@ -1,7 +1,7 @@
 """Libraries that only some conversions need, imported when they do.
 
-Flows in: a module's name. Flows out: the module, or an error that says what to install instead of a
-traceback.
+Flows in: a module's name. Flows out: the module, or an error that names the extra to install. Not
+here: what the extras hold (pyproject.toml).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from edge_agent.errors import EdgeAgentError
 
-_EXTRAS = {"tokenizers": "convert", "sentencepiece": "convert"}
+_EXTRAS = dict.fromkeys(("gguf", "sentencepiece", "tokenizers"), "convert")
 
 
 def load_extra(name: str, what: str) -> Any:

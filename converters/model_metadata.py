@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 
-import gguf
-
 from converters.checkpoint import Checkpoint
+from converters.extras import load_extra
 from converters.gguf_container import Metadata, Value
 from edge_agent.gguf.header import TYPE_NAMES
 
 
 def general_keys(checkpoint: Checkpoint, architecture: str, n_params: int) -> Metadata:
-    """general.architecture first, as llama.cpp expects."""
+    """general.architecture first, as llama.cpp expects. Raises EdgeAgentError without gguf-py."""
+    gguf = load_extra("gguf", "reading the model card")
     logging.getLogger("metadata").setLevel(logging.ERROR)  # it warns of every missing card
     card = gguf.Metadata.load(None, checkpoint.directory, None, n_params)
     card.name = card.name or checkpoint.directory.resolve().name

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from converters.extras import load_extra
+from edge_agent.errors import EdgeAgentError
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -25,6 +28,8 @@ NOT_IN_THE_FRONT = {
 # Whoever can write such a file or socket runs code in the reader. multiprocessing pickles too.
 UNPICKLERS = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "multiprocessing"}
 
+LOADERS = {"import_module", "__import__", "load_extra"}
+
 
 def imported_modules(source: str) -> Iterator[str]:
     """Dotted names of every import in `source`, those inside functions included."""
@@ -35,7 +40,7 @@ def imported_modules(source: str) -> Iterator[str]:
             assert node.level == 0, "imports are absolute here"
             yield node.module or ""
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and _name(node.func) in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call) and _name(node.func) in LOADERS:
             yield from (a.value for a in node.args[:1] if isinstance(a, ast.Constant))
 
 
@@ -63,7 +68,8 @@ def offenders(files: list[Path], forbidden: set[str]) -> list[str]:
 
 def test_imports_are_seen_wherever_they_stand() -> None:
     source = "import a.b\ndef f():\n    from c import d\n    importlib.import_module('e.f')\n"
-    assert {top_level(module) for module in imported_modules(source)} == {"a", "c", "e"}
+    source += "    load_extra('g', '')\n"
+    assert {top_level(module) for module in imported_modules(source)} == {"a", "c", "e", "g"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -101,31 +107,64 @@ def test_the_front_process_loads_no_native_model_code_and_no_terminal() -> None:
     assert loaded & NOT_IN_THE_FRONT == set()
 
 
-def declared_distributions() -> set[str]:
-    """Names of [project] dependencies, normalized (PEP 503)."""
+def declared(extra: str | None = None) -> set[str]:
+    """Normalized names (PEP 503) of the dependencies, or of what one extra adds to them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = (re.match(r"[A-Za-z0-9._-]+", entry) for entry in project["dependencies"])
-    return {normalized(match.group()) for match in names if match}
+    listed = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    found = set()
+    for entry in listed:
+        included = re.match(r"edge-agent\[(\w+)\]", entry)
+        match = re.match(r"[A-Za-z0-9._-]+", entry)
+        assert match is not None, entry
+        found |= declared(included.group(1)) if included else {normalized(match.group())}
+    return found
 
 
 def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_what_the_device_imports_is_a_declared_dependency() -> None:
-    """A package that only a test extra brings along would be missing on the board."""
+def imported_distributions(package: str) -> set[str]:
+    """Normalized names of the distributions that a package's modules come from."""
     # Python 3.10 knows neither where llama_cpp comes from nor that tomllib will be standard.
     known = {**packages_distributions(), "llama_cpp": ["llama-cpp-python"]}
     ours = {*PACKAGES, *sys.stdlib_module_names, "tomllib"}
-    imported = {
+    modules = {
         top_level(module)
-        for path in files_of("edge_agent")
+        for path in files_of(package)
         for module in imported_modules(path.read_text())
     }
-    undeclared = {
-        module
-        for module in imported - ours
-        if not {normalized(name) for name in known.get(module, [module])} & declared_distributions()
-    }
+    return {normalized(known.get(module, [module])[0]) for module in modules - ours}
+
+
+def test_the_device_declares_what_it_imports_and_nothing_else() -> None:
+    """A package that only an extra brings along would be missing on the board."""
     # pydantic_core is pydantic's other half, pinned by it; jtop is AGPL and asked for by a setting.
-    assert undeclared <= {"pydantic_core", "jtop"}
+    assert imported_distributions("edge_agent") - {"pydantic-core", "jtop"} == declared()
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "others"),
+    [("converters", "convert", "host"), ("train_host", "host", "convert")],
+)
+def test_an_extra_declares_what_its_package_imports(package: str, extra: str, others: str) -> None:
+    """converters asks for torch too, of the extra host, when it verifies a directory."""
+    imported = imported_distributions(package) - declared()
+    assert imported - declared(others) == declared(extra) - declared(others)
+    assert imported <= declared(extra) | declared(others)
+
+
+@pytest.mark.parametrize("extra", ["host", "test"])
+def test_who_trains_or_tests_can_convert(extra: str) -> None:
+    assert declared("convert") < declared(extra)
+
+
+def test_a_missing_library_names_the_extra_that_declares_it() -> None:
+    for module in {"gguf", "sentencepiece", "tokenizers", "torch", "transformers"}:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(EdgeAgentError) as caught:
+                load_extra(module, "this test")
+        named = re.search(r"edge-agent\[(\w+)\]", caught.value.hint)
+        assert named is not None
+        assert module in declared(named.group(1))
