@@ -62,7 +62,7 @@ def build_flags(text: str, extra: str, features: str = "") -> str:
     lines = (line.strip() for line in text.splitlines())
     flags = [line for line in lines if line and not line.startswith("#")]
     if "amx_int8" in features:
-        flags.append("-DCMAKE_CXX_FLAGS=-mno-amx-int8")
+        flags += ["-DCMAKE_C_FLAGS=-mno-amx-int8", "-DCMAKE_CXX_FLAGS=-mno-amx-int8"]
     return " ".join(flags + extra.split())
 
 

@@ -128,7 +128,7 @@ def test_a_bug_of_ours_is_reported_without_a_traceback(tmp_path: Path) -> None:
     err = io.StringIO()
     code = main_with(["--version"], Terminal(io.StringIO(), Broken(), err, {}))
     assert code == 1
-    assert "RuntimeError in test_cli.py line" in err.getvalue()
+    assert "RuntimeError in test_main.py line" in err.getvalue()
     assert "Traceback" not in err.getvalue()
 
 

@@ -401,12 +401,12 @@ def test_what_the_first_start_proves_stays(rig: Rig) -> None:
 SWITCHER = """
 import sys
 from pathlib import Path
-from edge_agent.models.adapter_registry import Registry
+from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.store.store import Store
 
 root = Path(sys.argv[1])
 with Store(root / "edge-agent.db") as store:
-    registry = Registry(store, root, check=lambda path, base, sha256: None)
+    registry = AdapterRegistry(store, root, check=lambda path, base, sha256: None)
     print("ready", flush=True)
     while True:
         for name in "bca":
@@ -444,7 +444,7 @@ def test_killed_while_it_switches_the_old_or_the_new_one_is_active(rig: Rig, aft
 COPIER = """
 import sys
 from pathlib import Path
-from edge_agent.models.adapter_registry import Registry
+from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.store.store import Store
 
 root = Path(sys.argv[1])
@@ -452,7 +452,7 @@ def stall(path, base, sha256):
     print("checking", flush=True)
     sys.stdin.read()
 with Store(root / "edge-agent.db") as store:
-    Registry(store, root, check=stall).add("tiny", "a", root / "source-a.gguf", source="trained")
+    AdapterRegistry(store, root, check=stall).add("tiny", "a", root / "source-a.gguf", source="trained")
 """
 
 
