@@ -452,7 +452,8 @@ def stall(path, base, sha256):
     print("checking", flush=True)
     sys.stdin.read()
 with Store(root / "edge-agent.db") as store:
-    AdapterRegistry(store, root, check=stall).add("tiny", "a", root / "source-a.gguf", source="trained")
+    registry = AdapterRegistry(store, root, check=stall)
+    registry.add("tiny", "a", root / "source-a.gguf", source="trained")
 """
 
 
