@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ import fakes
 import pytest
 from random_adapter import write_adapter
 from running_daemon import RunningDaemon, make_state
-from running_daemon import until as wait_until
+from waiting import DEADLINE_S, until, until_async
 
 from edge_agent.adapt.activation import activate, fault, prove_unproved
 from edge_agent.config import Settings
@@ -57,14 +56,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 50))
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        await asyncio.sleep(0.01)
+    asyncio.run(asyncio.wait_for(work, DEADLINE_S))
 
 
 def events(store: Store, kind: str) -> list[str]:
@@ -221,11 +213,12 @@ def test_an_engine_too_busy_for_the_canary_leaves_the_adapter_unblamed(store: St
 def test_a_caller_that_leaves_does_not_stop_an_activation_half_way(store: Store) -> None:
     async def work() -> None:
         async with supervising(store) as supervisor:
-            add(supervisor, "slow", chunks=1, every_s=0.3)
+            add(supervisor, "slow", held=True)
             task = asyncio.create_task(activate(supervisor, "tiny", "slow"))
-            await until(lambda: active(supervisor) == "slow")
+            await until_async(lambda: active(supervisor) == "slow")
             task.cancel()
-            await until(lambda: supervisor.registry.is_proved("tiny"))
+            fakes.release(store.models()[0].path)
+            await until_async(lambda: supervisor.registry.is_proved("tiny"))
             assert active(supervisor) == "slow"
 
     run(work())
@@ -433,7 +426,7 @@ def test_a_daemon_tries_out_what_was_activated_without_one(tmp_path: Path) -> No
     state = prepared(tmp_path)
     daemon = RunningDaemon(state).ready()
     try:
-        wait_until(lambda: activation(state) == ("new", True))
+        until(lambda: activation(state) == ("new", True))
     finally:
         assert daemon.stop() == 0
 
@@ -504,8 +497,7 @@ async def real_engine(store: Store, tiny_model: Path) -> AsyncIterator[Superviso
     gguf = read_gguf(tiny_model)
     store.add_model(model_row(gguf, name="tiny", sha256=sha256, source="test", added_at=1.0))
     settings = Settings(state_dir=store.path.parent, ctx=512, slots=2, threads=1)
-    environ = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    supervisor = Supervisor(settings, store, WORKER_ARGV, environ=environ)
+    supervisor = Supervisor(settings, store, WORKER_ARGV)
     try:
         yield supervisor
     finally:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import ollama
 import openai
 import pytest
+from waiting import DEADLINE_S, until
 
 from edge_agent.client.connection import Client
 
@@ -29,7 +29,6 @@ SCHEMA: dict[str, Any] = {
 }
 QUESTION: Any = [{"role": "user", "content": "Name a city and how many people live there."}]
 PROGRAM = str(Path(sys.executable).parent / "edge-agent")
-ENVIRON = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # two cores, shared with other tests
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,21 @@ class Daemon:
     def token(self) -> str:
         return (self.state_dir / "token").read_text().strip()
 
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None
+        return (self.state_dir / "run.json").exists() and bool(self.run.get("worker_pid"))
+
     def command(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [PROGRAM, *argv, "--state-dir", str(self.state_dir)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=DEADLINE_S,
         )
 
     def status(self) -> dict[str, Any]:
-        return dict(Client(Path(self.run["socket"]), 10).get("/status"))
+        return dict(Client(Path(self.run["socket"]), DEADLINE_S).get("/status"))
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +75,12 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     subprocess.run(pull, check=True, capture_output=True)
     serve = [PROGRAM, "serve", "--state-dir", str(state_dir), "--port", "0", "--ctx", "1024"]
     serve += ["--slots", "2", "--model", "smollm2-135m", "--crash-budget", "1000"]
-    with subprocess.Popen(serve, env=ENVIRON, stdin=subprocess.DEVNULL) as process:
+    with subprocess.Popen(serve, stdin=subprocess.DEVNULL) as process:
         daemon = Daemon(state_dir, process)
-        deadline = time.monotonic() + 60
-        while not (state_dir / "run.json").exists() or not daemon.run.get("worker_pid"):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.1)
+        until(daemon.is_ready)
         yield daemon
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(DEADLINE_S) == 0
 
 
 @pytest.fixture
@@ -176,10 +176,7 @@ def test_a_client_that_leaves_frees_its_slot(daemon: Daemon, ai: openai.OpenAI) 
     )  # fmt: skip
     next(iter(stream))
     stream.close()
-    deadline = time.monotonic() + 5
-    while daemon.status()["engine"]["in_flight"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not daemon.status()["engine"]["in_flight"])
 
 
 def test_the_command_line_answers_and_reports(daemon: Daemon) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import DEADLINE_S
 
 from edge_agent.daemon.sd_notify import Notifier
 
@@ -16,7 +17,7 @@ from edge_agent.daemon.sd_notify import Notifier
 def systemd(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "notify"))
-        receiver.settimeout(5)
+        receiver.settimeout(DEADLINE_S)
         yield receiver
 
 
@@ -45,7 +46,7 @@ def test_an_abstract_socket_is_understood() -> None:
     name = f"edge-agent-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind("\0" + name)
-        receiver.settimeout(5)
+        receiver.settimeout(DEADLINE_S)
         Notifier({"NOTIFY_SOCKET": "@" + name}).watchdog()
         assert receiver.recv(999) == b"WATCHDOG=1"
 

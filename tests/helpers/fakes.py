@@ -16,13 +16,13 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from waiting import until
 
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.records import (
@@ -63,7 +63,8 @@ class Script:
     """How a load goes. `then`: loaded, die (by SIGABRT), wedge, refuse, or mute (say nothing)."""
 
     then: str = "loaded"
-    load_s: float = 0.0
+    held: bool = False
+    """The load waits for `release`."""
     slots: int = 1
     crash_once: bool = False
     """Die in the first load only: a file `<path>.crashed` remembers it."""
@@ -78,6 +79,8 @@ class Plan:
     then: str = "done"
     """done, die:SIGNAL, exit:N, wedge (never speak again), garbage, error:CODE, tokens."""
     obeys_cancel: bool = True
+    held: bool = False
+    """What follows the first chunk waits for `release`."""
     text: str | None = None
     """What the whole answer says where it is not streamed; None: what the chunks would."""
 
@@ -110,6 +113,16 @@ def register(root: Path, name: str = "tiny", **script: object) -> ModelRow:
     )
 
 
+def release(path: str) -> None:
+    """Let what is held in the workers of the model at `path` go on, now and later."""
+    gate_of(path).touch()
+
+
+def gate_of(path: str) -> Path:
+    """The file whose existence is the release."""
+    return Path(path + ".released")
+
+
 def log_of(row: ModelRow) -> list[dict[str, object]]:
     """The records this model's workers received, oldest first."""
     log = Path(row.path + ".log")
@@ -131,6 +144,7 @@ class FakeWorker:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         self._log: Path | None = None
+        self._gate = Path()
         self._writing = threading.Lock()
         self._cancelled: dict[int, threading.Event] = {}
         self._script = Script()
@@ -146,7 +160,7 @@ class FakeWorker:
 
     def _note(self, record: ToWorker) -> None:
         if isinstance(record, Load):
-            self._log = Path(record.path + ".log")
+            self._log, self._gate = Path(record.path + ".log"), gate_of(record.path)
         assert self._log is not None, "Load comes first"
         with self._log.open("ab") as log:
             log.write(msgspec.json.encode(record) + b"\n")
@@ -177,7 +191,8 @@ class FakeWorker:
 
     def _load(self, load: Load) -> None:
         script = self._script = Script(**json.loads(Path(load.path).read_text()))
-        time.sleep(script.load_s)
+        if script.held:
+            until(self._gate.exists)
         marker = Path(load.path + ".crashed")
         if script.then == "die" or (script.crash_once and not marker.exists()):
             marker.touch()
@@ -194,6 +209,8 @@ class FakeWorker:
         plan = plan_of(request)
         cancelled = self._cancelled[request.id]
         for count in range(1, plan.chunks + 1):
+            if count == 2 and plan.held:
+                until(lambda: self._gate.exists() or (cancelled.is_set() and plan.obeys_cancel))
             if cancelled.wait(plan.every_s) and plan.obeys_cancel:
                 return self._send(_done(request.id, count - 1, is_cancelled=True))
             if request.stream:

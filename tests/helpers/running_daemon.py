@@ -9,12 +9,11 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fakes
+from waiting import DEADLINE_S, until
 
 from edge_agent.config import Settings
 from edge_agent.store.store import Store
@@ -25,14 +24,6 @@ ARGV = [sys.executable, str(Path(fakes.__file__)), "daemon", "--settings"]
 def settings_json(state: Path, **fields: Any) -> str:
     chosen = {"port": 0, "drain_s": 5.0, **fields}
     return Settings(state_dir=state, **chosen).model_dump_json()
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
-    return found
 
 
 class RunningDaemon:
@@ -72,9 +63,9 @@ class RunningDaemon:
         return pid
 
     def connect(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("localhost", timeout=20)
+        connection = http.client.HTTPConnection("localhost", timeout=DEADLINE_S)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.sock.settimeout(20)
+        connection.sock.settimeout(DEADLINE_S)
         connection.sock.connect(str(self.state / "agent.sock"))
         return connection
 
@@ -98,7 +89,7 @@ class RunningDaemon:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.terminate()
-        code = self.process.wait(20)
+        code = self.process.wait(DEADLINE_S)
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.stderr.close()

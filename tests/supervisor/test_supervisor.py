@@ -6,14 +6,16 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import fakes
 import pytest
+from waiting import DEADLINE_S, ManualClock, until_async
 
+from edge_agent.clocks import Clocks
 from edge_agent.config import Settings
 from edge_agent.errors import (
     ContextExceeded,
@@ -40,9 +42,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @asynccontextmanager
-async def supervising(store: Store, **settings: Any) -> AsyncIterator[Supervisor]:
+async def supervising(
+    store: Store, clocks: Clocks | None = None, **settings: Any
+) -> AsyncIterator[Supervisor]:
     chosen = Settings(state_dir=store.path.parent, **settings)
-    supervisor = Supervisor(chosen, store, fakes.WORKER_ARGV)
+    supervisor = Supervisor(chosen, store, fakes.WORKER_ARGV, clocks=clocks)
     try:
         yield supervisor
     finally:
@@ -61,13 +65,6 @@ async def text_of(supervisor: Supervisor, model: str | None = None, **plan: obje
     )
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        await asyncio.sleep(0.01)
-
-
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -77,7 +74,7 @@ def is_alive(pid: int) -> bool:
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 30))
+    asyncio.run(asyncio.wait_for(work, DEADLINE_S))
 
 
 def sent(row: ModelRow, kind: str) -> list[dict[str, object]]:
@@ -165,13 +162,14 @@ def test_questions_are_answered_and_slots_never_load(store: Store) -> None:
 
 
 def test_a_typed_failure_reaches_its_request_only(store: Store) -> None:
-    add(store, slots=2)
+    row = add(store, slots=2)
 
     async def work() -> None:
         async with supervising(store) as supervisor:
-            other = asyncio.create_task(text_of(supervisor, chunks=20, every_s=0.01))
+            other = asyncio.create_task(text_of(supervisor, chunks=20, held=True))
             with pytest.raises(ContextExceeded):
                 await text_of(supervisor, then="error:context_length_exceeded")
+            fakes.release(row.path)
             assert (await other).endswith("20 ")
             assert supervisor.status().crashes == 0
 
@@ -224,7 +222,7 @@ def test_every_request_in_a_dead_worker_fails_at_once(store: Store) -> None:
     async def work() -> None:
         async with supervising(store) as supervisor:
             others = [asyncio.create_task(text_of(supervisor, chunks=1, every_s=60)) for _ in "abc"]
-            await until(lambda: supervisor.status().in_flight == 2)
+            await until_async(lambda: supervisor.status().in_flight == 2)
             pid = supervisor.status().worker_pid
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
@@ -243,8 +241,8 @@ def test_an_idle_worker_that_dies_is_replaced_before_anybody_asks(store: Store) 
             pid = supervisor.status().worker_pid
             assert pid is not None
             os.kill(pid, signal.SIGSEGV)
-            await until(lambda: supervisor.status().restarts == 1)
-            await until(lambda: supervisor.status().state == "ready")
+            await until_async(lambda: supervisor.status().restarts == 1)
+            await until_async(lambda: supervisor.status().state == "ready")
             assert supervisor.status().worker_pid not in (pid, None)
 
     run(work())
@@ -269,7 +267,7 @@ def test_an_answer_to_another_question_ends_that_worker(store: Store) -> None:
         async with supervising(store) as supervisor:
             with pytest.raises(WorkerFailed, match="another question"):
                 await text_of(supervisor, then="tokens")
-            await until(lambda: supervisor.status().crashes == 1)
+            await until_async(lambda: supervisor.status().crashes == 1)
 
     run(work())
 
@@ -312,13 +310,14 @@ def test_pulling_the_model_again_lifts_its_quarantine(store: Store) -> None:
 
 
 def test_a_load_that_dies_is_a_crash_shared_by_all_its_waiters(store: Store) -> None:
-    row = add(store, load_s=0.1, crash_once=True)
+    row = add(store, held=True, crash_once=True)
 
     async def work() -> None:
         async with supervising(store) as supervisor:
-            outcomes = await asyncio.gather(
-                *(text_of(supervisor) for _ in range(4)), return_exceptions=True
-            )
+            waiters = [asyncio.create_task(text_of(supervisor)) for _ in range(4)]
+            await until_async(lambda: supervisor.status().queued == 4)
+            fakes.release(row.path)
+            outcomes = await asyncio.gather(*waiters, return_exceptions=True)
             assert [type(outcome) for outcome in outcomes] == [WorkerFailed] * 4
             assert supervisor.status().crashes == 1
             assert await text_of(supervisor, chunks=1) == "1 "
@@ -363,11 +362,19 @@ def test_a_file_is_hashed_once_until_it_changes(store: Store) -> None:
 
 def test_a_hung_worker_is_killed_and_counted(store: Store) -> None:
     add(store)
+    clock = ManualClock()
+
+    def pass_time(task: asyncio.Task[str]) -> bool:
+        clock.now_s += 0.1
+        return task.done()
 
     async def work() -> None:
-        async with supervising(store, worker_timeout_s=0.3) as supervisor:
+        clocks = Clocks(monotonic=clock)
+        async with supervising(store, clocks, worker_timeout_s=0.3) as supervisor:
+            hung = asyncio.create_task(text_of(supervisor, then="wedge"))
+            await until_async(lambda: pass_time(hung))
             with pytest.raises(WorkerFailed, match=r"silent for 0\.3 s"):
-                await text_of(supervisor, then="wedge")
+                await hung
             assert supervisor.status().crashes == 1
             assert await text_of(supervisor, chunks=1) == "1 "
 
@@ -376,14 +383,24 @@ def test_a_hung_worker_is_killed_and_counted(store: Store) -> None:
 
 def test_a_slow_worker_that_answers_pings_is_not_killed(store: Store) -> None:
     row = add(store)
+    clock = ManualClock()
 
     async def work() -> None:
-        async with supervising(store, worker_timeout_s=0.2) as supervisor:
-            assert await text_of(supervisor, chunks=1, every_s=0.8) == "1 "
+        clocks = Clocks(monotonic=clock)
+        async with supervising(store, clocks, worker_timeout_s=0.2) as supervisor:
+            slow = asyncio.create_task(text_of(supervisor, held=True))
+            await until_async(lambda: sent(row, "generate"))
+            worker = supervisor._loaded.worker
+            assert worker is not None
+            for _ in range(5):
+                clock.now_s += 0.15
+                await until_async(lambda: worker.link.last_frame_s == clock.now_s)
+            fakes.release(row.path)
+            assert await slow == "1 2 "
             assert supervisor.status().crashes == 0
 
     run(work())
-    assert sent(row, "ping")
+    assert len(sent(row, "ping")) >= 5
 
 
 def test_a_load_without_an_end_is_killed(store: Store) -> None:
@@ -424,7 +441,7 @@ def test_closing_a_stream_cancels_it_in_the_worker(store: Store) -> None:
             await stream.__anext__()
             await stream.aclose()
             assert supervisor.status().in_flight == 1, "counted until the worker confirms"
-            await until(lambda: supervisor.status().in_flight == 0)
+            await until_async(lambda: supervisor.status().in_flight == 0)
 
     run(work())
     (request,) = sent(row, "generate")
@@ -444,16 +461,17 @@ def test_a_finished_stream_is_not_cancelled(store: Store) -> None:
 
 
 def test_a_client_that_leaves_during_a_load_does_not_stop_the_load(store: Store) -> None:
-    row = add(store, load_s=0.2)
+    row = add(store, held=True)
 
     async def work() -> None:
         async with supervising(store) as supervisor:
             leaving = asyncio.create_task(text_of(supervisor))
-            await until(lambda: supervisor.status().worker_pid)
+            await until_async(lambda: supervisor.status().worker_pid)
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
             assert supervisor.status().state == "loading"
-            await until(lambda: supervisor.status().state == "ready")
+            fakes.release(row.path)
+            await until_async(lambda: supervisor.status().state == "ready")
 
     run(work())
     assert sent(row, "generate") == []
@@ -466,7 +484,7 @@ def test_an_answer_nobody_reads_is_cancelled_at_the_bound(store: Store) -> None:
         async with supervising(store) as supervisor:
             stream = supervisor.generate(None, fakes.generate(chunks=MAX_UNREAD * 2, every_s=0))
             await stream.__anext__()
-            await until(lambda: supervisor.status().in_flight == 0)
+            await until_async(lambda: supervisor.status().in_flight == 0)
             with pytest.raises(RequestError, match="does not read"):
                 async for _ in stream:
                     pass
@@ -480,12 +498,13 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(store: Store) -> N
 
     async def work() -> None:
         async with supervising(store, max_queue=2) as supervisor:
-            running = [asyncio.create_task(text_of(supervisor, every_s=0.3)) for _ in range(3)]
-            await until(lambda: supervisor.status().in_flight == 1)
+            running = [asyncio.create_task(text_of(supervisor, held=True)) for _ in range(3)]
+            await until_async(lambda: supervisor.status().in_flight == 1)
             assert supervisor.status().queued == 2
             with pytest.raises(Overloaded) as refused:
                 await text_of(supervisor)
             assert 1 <= refused.value.retry_after_s <= 60
+            fakes.release(row.path)
             await asyncio.gather(*running)
             assert await text_of(supervisor, chunks=1) == "1 "
 
@@ -494,17 +513,18 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(store: Store) -> N
 
 
 def test_cancelled_requests_still_in_the_worker_count_against_the_queue(store: Store) -> None:
-    add(store)
+    row = add(store)
 
     async def work() -> None:
         async with supervising(store, max_queue=0) as supervisor:
-            plan = fakes.generate(chunks=2, every_s=0.3, obeys_cancel=False)
+            plan = fakes.generate(held=True, obeys_cancel=False)
             stream = supervisor.generate(None, plan)
             await stream.__anext__()
             await stream.aclose()
             with pytest.raises(Overloaded):
                 await text_of(supervisor)
-            await until(lambda: supervisor.status().in_flight == 0)
+            fakes.release(row.path)
+            await until_async(lambda: supervisor.status().in_flight == 0)
             assert await text_of(supervisor, chunks=1) == "1 "
 
     run(work())
@@ -514,15 +534,18 @@ def test_cancelled_requests_still_in_the_worker_count_against_the_queue(store: S
 
 
 def test_another_model_waits_for_the_running_requests(store: Store) -> None:
-    add(store, "a")
+    row = add(store, "a")
     add(store, "b")
 
     async def work() -> None:
         async with supervising(store) as supervisor:
-            first = asyncio.create_task(text_of(supervisor, "a", chunks=10, every_s=0.02))
-            await until(lambda: supervisor.status().in_flight == 1)
+            first = asyncio.create_task(text_of(supervisor, "a", chunks=10, held=True))
+            await until_async(lambda: supervisor.status().in_flight == 1)
             pid = supervisor.status().worker_pid
-            assert await text_of(supervisor, "b", chunks=1) == "1 "
+            second = asyncio.create_task(text_of(supervisor, "b", chunks=1))
+            await until_async(lambda: supervisor.status().state == "loading")
+            fakes.release(row.path)
+            assert await second == "1 "
             assert first.done() and (await first).endswith("10 ")
             assert supervisor.status().model == "b"
             assert pid is not None and not is_alive(pid)
@@ -542,8 +565,8 @@ def test_a_steady_stream_of_one_model_does_not_starve_another(store: Store) -> N
                     await text_of(supervisor, "a", chunks=2, every_s=0.02)
 
             busy = [asyncio.create_task(forever()) for _ in range(2)]
-            await until(lambda: supervisor.status().in_flight == 2)
-            assert await asyncio.wait_for(text_of(supervisor, "b"), 5)
+            await until_async(lambda: supervisor.status().in_flight == 2)
+            assert await text_of(supervisor, "b")
             for task in busy:
                 task.cancel()
             await asyncio.gather(*busy, return_exceptions=True)
@@ -553,15 +576,16 @@ def test_a_steady_stream_of_one_model_does_not_starve_another(store: Store) -> N
 
 def test_a_model_too_busy_to_change_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded_model, "SWITCH_WAIT_S", 0.1)
-    add(store, "a")
+    row = add(store, "a")
     add(store, "b")
 
     async def work() -> None:
         async with supervising(store) as supervisor:
-            first = asyncio.create_task(text_of(supervisor, "a", chunks=10, every_s=0.05))
-            await until(lambda: supervisor.status().in_flight == 1)
+            first = asyncio.create_task(text_of(supervisor, "a", chunks=10, held=True))
+            await until_async(lambda: supervisor.status().in_flight == 1)
             with pytest.raises(Overloaded, match="busy"):
                 await text_of(supervisor, "b")
+            fakes.release(row.path)
             assert (await first).endswith("10 ")
 
     run(work())
@@ -571,14 +595,16 @@ def test_an_unused_model_is_unloaded_after_keep_alive(store: Store) -> None:
     add(store)
 
     async def work() -> None:
-        async with supervising(store, keep_alive_s=0.2) as supervisor:
+        clocks = Clocks(unix=lambda: 1000.0)
+        async with supervising(store, clocks, keep_alive_s=600.0) as supervisor:
             await text_of(supervisor)
             status = supervisor.status()
-            assert status.expires_at is not None and 0 < status.expires_at - time.time() <= 0.2
+            assert status.expires_at is not None and 1000 < status.expires_at <= 1600
             pid = status.worker_pid
             assert pid is not None
-            await until(lambda: supervisor.status().state == "idle")
-            await until(lambda: not is_alive(pid))
+            await supervisor.ensure_loaded(None, keep_alive_s=0.01)
+            await until_async(lambda: supervisor.status().state == "idle")
+            await until_async(lambda: not is_alive(pid))
             assert supervisor.status().crashes == 0
             assert await text_of(supervisor, chunks=1) == "1 "
 
@@ -592,25 +618,29 @@ def test_keep_alive_of_a_request_overrides_the_setting(store: Store) -> None:
         async with supervising(store, keep_alive_s=0.01) as supervisor:
             async for _ in supervisor.generate(None, fakes.generate(), keep_alive_s=-1):
                 pass
-            await asyncio.sleep(0.1)
             status = supervisor.status()
             assert (status.state, status.expires_at) == ("ready", None)
-            stream = supervisor.generate(
-                None, fakes.generate(chunks=9, every_s=0.05), keep_alive_s=0
-            )
+            stream = supervisor.generate(None, fakes.generate(held=True), keep_alive_s=0)
             await stream.__anext__()
             await stream.aclose()
-            await until(lambda: supervisor.status().state == "idle")
+            await until_async(lambda: supervisor.status().state == "idle")
 
     run(work())
 
 
-def test_a_long_generation_outlives_keep_alive(store: Store) -> None:
-    add(store)
+def test_a_long_generation_outlives_keep_alive(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded_model, "EXPIRY_RETRY_S", 600.0)
+    row = add(store)
 
     async def work() -> None:
-        async with supervising(store, keep_alive_s=0.02) as supervisor:
-            assert (await text_of(supervisor, chunks=4, every_s=0.1)).endswith("4 ")
+        clocks = Clocks(unix=lambda: 1000.0)
+        async with supervising(store, clocks, keep_alive_s=0.05) as supervisor:
+            long = asyncio.create_task(text_of(supervisor, chunks=4, held=True))
+            await until_async(lambda: (supervisor.status().expires_at or 0) > 1100)
+            fakes.release(row.path)
+            assert (await long).endswith("4 ")
 
     run(work())
 
@@ -622,10 +652,10 @@ def test_unload_by_force_ends_requests_and_loads(store: Store) -> None:
     async def work() -> None:
         async with supervising(store) as supervisor:
             running = asyncio.create_task(text_of(supervisor, "tiny", chunks=1, every_s=60))
-            await until(lambda: supervisor.status().in_flight == 1)
+            await until_async(lambda: supervisor.status().in_flight == 1)
             assert await supervisor.unload(force=True)
             loading = asyncio.create_task(text_of(supervisor, "mute"))
-            await until(lambda: supervisor.status().worker_pid)
+            await until_async(lambda: supervisor.status().worker_pid)
             assert not await supervisor.unload(force=True)
             for task in (running, loading):
                 with pytest.raises(WorkerFailed, match="unloaded"):
@@ -639,18 +669,18 @@ def test_unload_by_force_ends_requests_and_loads(store: Store) -> None:
 
 
 def test_close_lets_running_requests_end_and_refuses_new_ones(store: Store) -> None:
-    add(store)
+    row = add(store)
 
     async def work() -> None:
         async with supervising(store) as supervisor:
-            running = asyncio.create_task(text_of(supervisor, chunks=5, every_s=0.05))
-            await until(lambda: supervisor.status().in_flight == 1)
+            running = asyncio.create_task(text_of(supervisor, chunks=5, held=True))
+            await until_async(lambda: supervisor.status().in_flight == 1)
             pid = supervisor.status().worker_pid
-            closing = asyncio.create_task(supervisor.close(10))
-            await asyncio.sleep(0)
-            assert supervisor.status().state == "stopping"
+            closing = asyncio.create_task(supervisor.close(3600))
+            await until_async(lambda: supervisor.status().state == "stopping")
             with pytest.raises(ShuttingDown):
                 await text_of(supervisor)
+            fakes.release(row.path)
             await closing
             assert (await running).endswith("5 ")
             assert pid is not None and not is_alive(pid)
@@ -663,14 +693,12 @@ def test_close_ends_what_does_not_end_within_the_bound(store: Store) -> None:
 
     async def work() -> None:
         async with supervising(store) as supervisor:
-            running = asyncio.create_task(text_of(supervisor, chunks=1, every_s=60))
-            await until(lambda: supervisor.status().in_flight == 1)
-            before = time.monotonic()
-            closing = asyncio.create_task(supervisor.close(60))
-            await asyncio.sleep(0.05)
+            running = asyncio.create_task(text_of(supervisor, held=True))
+            await until_async(lambda: supervisor.status().in_flight == 1)
+            closing = asyncio.create_task(supervisor.close(3600))
+            await until_async(lambda: supervisor.status().state == "stopping")
             await supervisor.close(0)
             await closing
-            assert time.monotonic() - before < 10
             with pytest.raises(ShuttingDown):
                 await running
 
@@ -714,7 +742,7 @@ def test_the_worker_exits_when_the_front_is_gone(store: Store) -> None:
     async def work() -> None:
         link = await WorkerLink.spawn(fakes.WORKER_ARGV, dict(os.environ), time.monotonic)
         link._writer.transport.abort()
-        await asyncio.wait_for(link.closed.wait(), 5)
+        await link.closed.wait()
         assert link.failure is not None and "exit status 0" in str(link.failure)
 
     run(work())

@@ -1,0 +1,55 @@
+"""How tests wait for another thread or process: they poll, and give up after a generous deadline.
+
+Flows in: a condition. Flows out: its first true value, or a failed test. No test may depend on how
+fast the machine is: DEADLINE_S is for what never comes, not for what comes late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+DEADLINE_S = 60.0
+"""Half of pytest's limit for one test (pyproject.toml), which names no condition."""
+POLL_S = 0.01
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], poll_s: float = POLL_S) -> T:
+    """The first true value of `condition`. A test with an event loop uses `until_async`."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline_s, f"not true within {DEADLINE_S:g} s: {found!r}"
+        time.sleep(poll_s)
+    return found
+
+
+async def until_async(condition: Callable[[], T]) -> T:
+    """As `until`, while the event loop goes on."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline_s, f"not true within {DEADLINE_S:g} s: {found!r}"
+        await asyncio.sleep(POLL_S)
+    return found
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process is gone; also when its parent has not asked for its exit status yet."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() == b""
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+class ManualClock:
+    """A clock that stands still until a test sets it. Pass it as `monotonic`."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
