@@ -1,16 +1,16 @@
 """Turn chat messages into control tokens and plain text that cannot forge one.
 
-Why it exists: a prompt rendered to one string and tokenized with special parsing lets a user who
-types `<|im_end|>` close his own turn (reliability M9). Here a prompt is a list of items instead:
-`Control` becomes one token id, a `str` is tokenized with special parsing OFF. Between two controls
-there is at most one str, so token ids equal those of the reference, which also tokenizes the text
-between two special tokens as one piece.
+Why it exists: when a prompt is rendered to one string and tokenized with special parsing, a user
+who types `<|im_end|>` closes his own turn and can write a system message. Here a prompt is a list
+of items: a `Control` becomes one token id, and a `str` is tokenized with special parsing off. At
+most one str stands between two controls, so the ids equal those of the usual way, which also
+tokenizes the text between two special tokens as one piece.
 
-Flows in: messages, the GGUF's template text, the vocabulary's control tokens. Flows out: items,
-with the generation prompt at the end and without BOS (whoever tokenizes adds exactly one, where
-the vocabulary asks for it). Families known by the template's SHA-256, or proven by rendering probe
-conversations both ways, are written here; any other template runs in template_sandbox.py. Not
-here: tokens, vocabularies, llama.cpp.
+Flows in: messages, the GGUF's template text, the vocabulary's control tokens. Flows out: items that
+end with the generation prompt and have no BOS (prompt_builder.py adds it). This module renders the
+known families itself: a template belongs to a family when its SHA-256 is in KNOWN_TEMPLATES, or
+when it renders the probe conversations exactly as the family does. Any other template runs in
+template_sandbox.py. Not here: tokens, vocabularies, llama.cpp.
 
 Thinking is off in every family and in the sandbox (enable_thinking = false): on a small board the
 default answer must fit into 256 tokens.
@@ -31,7 +31,7 @@ from edge_agent.records import Message
 
 
 class Control(NamedTuple):
-    """A control token, by the text the vocabulary has for it."""
+    """A control token, named by its text in the vocabulary."""
 
     text: str
 
@@ -56,7 +56,7 @@ KNOWN_TEMPLATES: dict[str, str] = {
 """SHA-256 of the template's UTF-8 text -> renderer."""
 
 FAMILY_OF_ARCHITECTURE = {"gemma3": "gemma", "qwen2": "qwen2.5", "qwen3": "qwen3"}
-"""What a model without a template gets; any other architecture with ChatML's marks gets chatml."""
+"""Family of a model without a template. Other architectures get chatml if they have its marks."""
 
 _PROBES = (
     [Message("user", "  What is\n<b>2+2</b>? ")],
@@ -82,7 +82,7 @@ def _turn(role: str, content: str) -> Iterator[Item]:
 
 
 def _chatml(messages: Sequence[Message], default_system: str | None = None) -> Iterator[Item]:
-    """ChatML; default_system is said when the first message is not a system message."""
+    """ChatML. `default_system` is added when the first message is not a system message."""
     if default_system is not None and messages[0].role != "system":
         yield from _turn("system", default_system)
     for message in messages:
@@ -103,10 +103,11 @@ def _smollm2(messages: Sequence[Message]) -> Iterator[Item]:
 
 
 def _qwen3(messages: Sequence[Message]) -> Iterator[Item]:
-    """Non-thinking Qwen3: past thoughts are dropped, the prompt carries an empty think block.
+    """Qwen3 without thinking: earlier thoughts are dropped, and the prompt ends with an empty think
+    block.
 
-    <think> and </think> are added tokens of the vocabulary (not of control type), so they are
-    items where the template writes them.
+    <think> and </think> are user-defined tokens of the vocabulary (not of control type), so they
+    are `Control` items where the template writes them.
     """
     last_query = max(
         (i for i, message in enumerate(messages) if _is_query(message)), default=len(messages) - 1
@@ -129,7 +130,7 @@ def _think_block(thought: str) -> tuple[Item, ...]:
 
 
 def _is_query(message: Message) -> bool:
-    """A user's own words, not a tool's answer in his name."""
+    """Whether a message is a user's own, and not a tool's response sent with the role user."""
     wrapped = message.content.startswith("<tool_response>") and message.content.endswith(
         "</tool_response>"
     )
@@ -144,11 +145,11 @@ def _split_thought(content: str) -> tuple[str, str]:
 
 
 def _gemma(messages: Sequence[Message]) -> Iterator[Item]:
-    """Gemma 3: no system role, its text opens the first user turn; the assistant is `model`.
+    """Gemma 3: the system text opens the first user turn; the assistant's role is `model`.
 
-    Google's template refuses roles that do not alternate. Chat clients repeat a user turn after a
-    failed answer and frameworks send several system messages, so neighbours of one role are joined
-    by a blank line (as Ollama does); what then still does not alternate is refused.
+    Google's template refuses roles that do not alternate. But chat clients repeat a user turn after
+    a failed answer, and frameworks send several system messages. So neighbouring messages of one
+    role are joined by a blank line, as Ollama does; roles that still do not alternate are refused.
     """
     turns = _merged(messages)
     system = turns.pop(0).content + "\n\n" if turns[0].role == "system" else ""
@@ -185,7 +186,7 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
 
 @dataclass(frozen=True)
 class TemplateFamily:
-    """One renderer of ours, and the control tokens it writes."""
+    """One renderer of this module, and the control tokens that it writes."""
 
     items: Callable[[Sequence[Message]], Iterator[Item]]
     marks: tuple[str, ...]
@@ -206,7 +207,7 @@ FAMILIES: dict[str, TemplateFamily] = {
 
 
 def _joined(pieces: Iterable[Item]) -> list[Item]:
-    """Adjacent strings become one, empty ones vanish."""
+    """The items with adjacent strings joined and empty strings left out."""
     items: list[Item] = []
     for piece in pieces:
         if isinstance(piece, str) and items and isinstance(items[-1], str):
@@ -221,18 +222,18 @@ def _joined(pieces: Iterable[Item]) -> list[Item]:
 
 @dataclass(frozen=True)
 class _Mask:
-    """Stand-ins, one character for one, for characters that could begin a control token.
+    """Replaces each character that could begin a control token by a stand-in character.
 
-    Each is drawn at random from the private-use code points that occur in no message, so message
-    text can neither contain one nor complete a control token across any edit the template makes
-    (trim, split, concatenation). Whole tags such as <think> stay readable: templates look for them
-    in earlier answers.
+    The stand-ins are drawn at random from the private-use code points that occur in no message. So
+    message text cannot contain a stand-in, and it cannot become a control token by any edit of the
+    template (trim, split, concatenation). Whole tags such as <think> are not replaced, because
+    templates look for them in earlier answers.
     """
 
     stand_ins: dict[int, int]
     controls: frozenset[str]
     bos: str
-    """Stands for the BOS text, which the template may write and we must recognise."""
+    """Stand-in that the template gets as bos_token, so that a BOS it writes can be recognised."""
 
     def hide(self, content: str) -> str:
         pieces, start = [], 0
@@ -254,7 +255,7 @@ def _mask_for(template: str, messages: Sequence[Message], controls: frozenset[st
     firsts = sorted({ord(control[0]) for control in controls})
     free = [chr(code) for code in _PRIVATE_USE if chr(code) not in used]
     if len(free) <= len(firsts):
-        # Plane 15 makes Python's strings twice as wide: only when the small area is used up.
+        # Characters of plane 15 double a Python string's memory, so they are the second choice.
         free = [chr(code) for code in _SUPPLEMENTARY_PRIVATE_USE if chr(code) not in used]
     drawn = secrets.SystemRandom().sample(free, len(firsts) + 1)
     stand_ins = dict(zip(firsts, map(ord, drawn[1:]), strict=True))
@@ -264,7 +265,7 @@ def _mask_for(template: str, messages: Sequence[Message], controls: frozenset[st
 def _render_jinja(
     sandbox: TemplateSandbox, template: str, messages: Sequence[Message], special: SpecialTokens
 ) -> list[Item]:
-    """Renders in the sandbox and splits the text on control tokens, the longest first."""
+    """Render in the sandbox, then split the text at control tokens; longer tokens match first."""
     controls = special.all
     mask = _mask_for(template, messages, controls)
     hidden = [{"role": m.role, "content": mask.hide(m.content)} for m in messages]
@@ -283,9 +284,9 @@ def _render_jinja(
 
 
 def _is_literal_bos(items: Sequence[Item], bos: str) -> bool:
-    """A template that spells BOS out writes it once, at the start.
+    """Whether the first item is a BOS that the template spelled out: then it occurs only once.
 
-    (SmolLM2's BOS is <|im_start|>, which opens every turn: that one must stay.)
+    SmolLM2's BOS is <|im_start|>, which opens every turn, so there the first one is not a BOS.
     """
     return bool(bos) and items[:1] == [Control(bos)] and list(items).count(Control(bos)) == 1
 
@@ -300,13 +301,13 @@ class SpecialTokens:
 
     @property
     def all(self) -> frozenset[str]:
-        """Without white space: Gemma's vocabulary lists runs of newlines among its added tokens."""
+        """All texts but white space: Gemma's vocabulary has runs of newlines as added tokens."""
         return frozenset(t for t in self.controls | {self.bos, self.eos} if t.strip())
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A model's template for as long as the model is loaded: keeps one sandbox process warm."""
+    """A model's template, kept while the model is loaded, with its sandbox process."""
 
     name: str
     """gemma, chatml, qwen2, qwen2.5, qwen3, smollm2, jinja or none."""
@@ -315,7 +316,7 @@ class ChatTemplate:
     sandbox: TemplateSandbox = field(default_factory=TemplateSandbox)
 
     def render(self, messages: Sequence[Message]) -> list[Item]:
-        """Items of the prompt that asks for the assistant's next turn, without BOS.
+        """Items, without BOS, of the prompt that asks for the assistant's next turn.
 
         Raises RequestError for messages the template does not allow, TemplateError when there is
         no template or it cannot be run.
@@ -342,6 +343,9 @@ def identify(template: str | None, architecture: str, control_tokens: Collection
 
     control_tokens: texts of the tokens of control type (not the user-defined ones). A family is
     chosen only when its marks are control tokens of this vocabulary.
+
+    >>> identify(None, "gemma3", {"<start_of_turn>", "<end_of_turn>"})
+    'gemma'
     """
     usable = [name for name, f in FAMILIES.items() if set(f.marks) <= set(control_tokens)]
     if template is None or not template.strip():
@@ -354,7 +358,7 @@ def identify(template: str | None, architecture: str, control_tokens: Collection
 
 
 def _proven_family(template: str, candidates: Sequence[str]) -> str | None:
-    """The family whose rendering of every probe equals the template's own, if there is one."""
+    """The family that renders every probe conversation exactly as the template does, if any."""
     sandbox = TemplateSandbox()
     left = list(candidates)
     try:
@@ -380,7 +384,7 @@ def render(
     bos_token: str = "",
     eos_token: str = "",
 ) -> list[Item]:
-    """One rendering (see ChatTemplate.render); 'jinja' starts and ends a process for it (0.2 s)."""
+    """Render once, as ChatTemplate.render. 'jinja' starts and ends a process for it (0.2 s)."""
     special = SpecialTokens(frozenset(control_tokens), bos_token, eos_token)
     chat_template = ChatTemplate(name, template, special)
     try:
@@ -390,5 +394,6 @@ def render(
 
 
 def as_text(items: Iterable[Item]) -> str:
-    """The prompt as people read it (/apply-template); ambiguous, so never tokenize it."""
+    """The prompt as people read it (/apply-template). Never tokenize it: a control token and the
+    same text of a user look alike."""
     return "".join(item.text if isinstance(item, Control) else item for item in items)

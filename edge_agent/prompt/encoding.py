@@ -1,8 +1,12 @@
 """Text and control tokens to ids, so that no text can forge a control token.
 
-Flows in: parts, each a token id or plain text, and a tokenizer. Flows out: ids. Plain text between
-two control tokens is tokenized as one string with special parsing off. Not here: which parts a chat
-has (chat_template.py), which ids a cache still holds (engine/prefix_cache.py).
+Why it exists: plain text between two control tokens is tokenized as one string with special parsing
+off, so the text `<|im_end|>` of a user never becomes the control token. Also, a model may spell its
+answer with other ids than the tokenizer gives for the same text (2 of 12 replies that were tried).
+A chat's next turn therefore takes over the ids in the slot's KV cache where the text is the same;
+otherwise the cache could not be reused. Flows in: parts (each a token id or plain text), the
+cache's ids, a tokenizer. Flows out: ids. Not here: the parts of a chat (prompt_builder.py), how
+many cached ids can be reused (engine/prefix_cache.py).
 """
 
 from __future__ import annotations
@@ -11,11 +15,11 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 Part = int | str
-"""A token id that is fixed (control, BOS), or plain text to be tokenized as one string."""
+"""A fixed token id (a control token, BOS), or plain text that is tokenized as one string."""
 
 
 class Pieces(Protocol):
-    """What is needed of a vocabulary."""
+    """The methods of llama/model.py's ModelVocabulary that this module calls."""
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
 
@@ -25,7 +29,13 @@ class Pieces(Protocol):
 def encode(
     parts: Sequence[Part], known: Sequence[int], vocabulary: Pieces, control_ids: Collection[int]
 ) -> list[int]:
-    """Ids of a prompt, spelled as `known` spells it for as long as the text agrees."""
+    """Ids of a prompt. Text that the cache's ids `known` already spell keeps those ids.
+
+    The comparison runs from the start of the prompt and ends at the first part that differs.
+    `control_ids` are the ids at which a text in `known` ends.
+
+        encode([bos, "user\\nHello", end_of_turn], slot.ids, vocabulary, control_ids)
+    """
     ends = {*control_ids, *(part for part in parts if isinstance(part, int))}
     ids: list[int] = []
     at = 0
@@ -53,7 +63,7 @@ def _same_text(
     vocabulary: Pieces,
     ends: Collection[int],
 ) -> list[int] | None:
-    """known[at:] up to the next of `ends`, if that is exactly `text`."""
+    """The ids known[at:] up to the next id of `ends`, if they spell exactly `text`; else None."""
     raw = text.encode("utf-8", "surrogatepass")
     end, length = at, 0
     while end < len(known) and length < len(raw) and known[end] not in ends:

@@ -1,12 +1,14 @@
 """A JSON schema as a GBNF grammar for llama.cpp.
 
 Why it exists: the worker constrains an answer token by token with llama.cpp's grammar engine, which
-dies of an undefined rule and of huge repetitions (reliability M5); this writer defines every rule
-it names and only uses bounded `{m,n}` forms. Flows in: a schema json_schema.py has accepted. Flows
-out: GBNF text with the start symbol `root`. Not here: running the grammar.
+ends the process when a rule is undefined or a repetition is huge. This module defines every rule
+that it names, and every repetition `{m,n}` has bounds. Flows in: a schema, which json_schema.py
+parses. Flows out: GBNF text with the start symbol `root`. Not here: running the grammar
+(llama/sampling.py).
 
-White space is at most one blank, or one line break with up to 16 blanks: small models otherwise
-emit blanks until max_tokens. An answer that stops at max_tokens is cut in the middle, as anywhere.
+White space is at most one blank, or one line break with up to 16 blanks; without a limit, small
+models emit blanks until max_tokens. An answer that reaches max_tokens is cut off, as any answer is,
+and may be incomplete JSON.
 """
 
 from __future__ import annotations
@@ -29,15 +31,16 @@ from edge_agent.prompt.schema_nodes import (
 )
 
 ANY_DEPTH = 8
-"""Levels of nesting in 'any JSON value': bounded, so that the grammar's stack is."""
+"""Levels of nesting in 'any JSON value'. The bound limits the stack of llama.cpp's grammar."""
 _WHOLE_DIGITS = 15
-"""Digits of a one-sided bound's open end; 10**15 is still exact in a double."""
+"""Most digits of a number without a bound on that side: a double represents 10**15 exactly."""
 _FRACTION = f'("." [0-9]{{1,{_WHOLE_DIGITS}}})?'
 
 _CHAR = (
     r"""[^"\\\x00-\x1F] | "\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] hex{3} | [dD] [0-7] hex{2}))"""
 )
-"""One code point, raw or escaped. \\uD800-\\uDFFF is left out: half of a pair is not text."""
+"""One code point, raw or escaped. The escapes \\uD800 to \\uDFFF are left out: one half of a
+surrogate pair is not text."""
 _NUMBER = r'"-"? (%s) ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?'
 _NATURAL = '"0" | [1-9] [0-9]{0,%d}'
 
@@ -68,24 +71,29 @@ PRIMITIVES: dict[str, str] = {
     "label": "[a-zA-Z0-9] ([a-zA-Z0-9-]{0,30} [a-zA-Z0-9])?",
     "email": '[a-zA-Z0-9_+-]{1,32} ("." [a-zA-Z0-9_+-]{1,32}){0,3} "@" label ("." label){1,4}',
 }
-"""Rules by name; each uses only rules of this table. RFC 3339 for dates and times."""
+"""Rules by name; each uses only rules of this table. Dates and times are those of RFC 3339."""
 
 
 def schema_to_gbnf(schema: Mapping[str, Any]) -> str:
-    """GBNF of a schema (`{}`: any JSON object). Raises SchemaError as json_schema.parse_schema."""
+    """GBNF of a schema; `{}` allows any JSON object. Raises SchemaError as parse_schema does.
+
+    >>> print(schema_to_gbnf({"enum": ["yes", "no"]}), end="")
+    root ::= r0
+    r0 ::= "\\"yes\\"" | "\\"no\\""
+    """
     writer = _Writer()
     writer.define("root", writer.reference(parse_schema(schema)))
     return writer.text()
 
 
 def literal(text: str) -> str:
-    """A GBNF string that matches text exactly."""
+    """A GBNF string that matches exactly `text`."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'
 
 
 def repeat(item: str, low: int, high: int) -> str:
-    """item (one symbol) from low to high times."""
+    """GBNF for `item` (one symbol) repeated `low` to `high` times."""
     if high == 0:
         return '""'
     return item if low == high == 1 else f"{item}{{{low},{high}}}"
@@ -99,7 +107,7 @@ class _Writer:
         self._names: dict[Node, str] = {}
 
     def text(self) -> str:
-        """All rules that were named, primitives included, root first."""
+        """All rules that are used, with the primitives they name; root comes first."""
         used = dict(self._rules)
         pending = list(self._rules.values())
         while pending:
@@ -120,7 +128,7 @@ class _Writer:
         return self.define(f"r{len(self._rules)}", body)
 
     def reference(self, node: Node) -> str:
-        """Name of the rule for a node."""
+        """Name of the rule that matches a node; writes the rule when it is new."""
         if node not in self._names:
             self._names[node] = self._rule(node)
         return self._names[node]
@@ -179,8 +187,12 @@ class _Writer:
         return self.new(f'"{{" ws {member} {more}* ws "}}" | "{{" ws "}}"')
 
     def _known_object(self, properties: Sequence[Property]) -> str:
-        """Members in order. `rest` after member i: each later one with a comma, optional ones
-        with `?`; the first member present decides where the list starts, so no comma is loose."""
+        """An object with these members, in this order.
+
+        `after` is what may follow a member: each later one, with a comma before it, and with `?`
+        when it is optional. `starts` has one alternative for each member that can come first, so
+        that no answer begins or ends with a comma.
+        """
         members = [
             self.new(
                 f"{literal(json.dumps(p.name, ensure_ascii=False))} colon {self.reference(p.value)}"
@@ -200,7 +212,8 @@ class _Writer:
         return self.new(body)
 
     def _any(self, depth: int, kind: str) -> str:
-        """Rules any-value-N, any-object-N, any-array-N for N levels of nesting below."""
+        """Name of the rule any-value-N, any-object-N or any-array-N, N being the levels of nesting
+        that may still follow; writes the rule when it is new."""
         name = f"any-{kind}-{depth}"
         if name in self._rules:
             return name
@@ -220,7 +233,8 @@ class _Writer:
 
 
 def _bounded(node: Number) -> list[str]:
-    """Alternatives for low..high, by sign; each sign is a range of magnitudes."""
+    """Alternatives that match the numbers from low to high: those of each sign apart, as a range
+    of magnitudes."""
     limit = 10**_WHOLE_DIGITS - 1
     low = -limit if node.low is None else node.low
     high = limit if node.high is None else node.high
@@ -238,7 +252,7 @@ def _bounded(node: Number) -> list[str]:
 
 
 def _magnitudes(whole: bool, low: int, low_open: bool, high: int, high_open: bool) -> list[str]:
-    """Alternatives for the decimals between two whole magnitudes."""
+    """Alternatives that match the numbers between two whole magnitudes; decimals unless `whole`."""
     if whole:
         return whole_between(low, high)
     if low == high:
@@ -254,7 +268,11 @@ def _magnitudes(whole: bool, low: int, low_open: bool, high: int, high_open: boo
 
 
 def whole_between(low: int, high: int) -> list[str]:
-    """Alternatives that match exactly the decimal texts of low..high (0 <= low <= high)."""
+    """Alternatives that match exactly the decimal texts of low..high (0 <= low <= high).
+
+    >>> whole_between(8, 12)
+    ['[8-9]', '"1" [0-2]']
+    """
     alternatives: list[str] = []
     for digits in range(len(str(low)), len(str(high)) + 1):
         bottom = max(low, 10 ** (digits - 1) if digits > 1 else 0)

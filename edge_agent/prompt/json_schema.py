@@ -1,13 +1,13 @@
 """The subset of JSON Schema that can be turned into a grammar, checked and parsed into nodes.
 
-Why it exists: llama.cpp's own converter recurses, unrolls `maxLength: 10000000` until the process
-dies and reads patterns with a hand-written parser (reliability M5), so a schema is checked in the
-front, before a worker sees it. Flows in: a decoded JSON document from a client. Flows out: nodes
-for grammar.py, or SchemaError naming the place (`/properties/x/pattern`), why, and what to do.
+Why it exists: llama.cpp's own converter recurses without a limit, unrolls `maxLength: 10000000`
+until the process dies, and reads patterns with a hand-written parser. So the front checks a schema
+before a worker sees it. Flows in: a decoded JSON document from a client. Flows out: nodes for
+grammar.py, or SchemaError with the place (`/properties/x/pattern`), the reason and what to do.
 
-What the grammar allows is always valid under the schema; it is sometimes narrower: an object with
-`properties` has only these, in their order; oneOf is anyOf; an array without maxItems ends at 128.
-Not here: the grammar, and validating documents.
+Every answer that the grammar allows is valid under the schema, but not the other way round: an
+object with `properties` has only these, in their order; oneOf is treated as anyOf; an array without
+maxItems has at most 128 items. Not here: the grammar (grammar.py), and validating documents.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_ITEMS = 128
 MAX_ENUM_VALUES = 128
 MAX_NAME_CHARS = 128
 MAX_BOUND = 10**15
-"""Largest minimum/maximum: whole numbers this size survive a client's double precision."""
+"""Limit on minimum and maximum: a client's double represents whole numbers of this size exactly."""
 FORMATS = ("date", "time", "date-time", "uuid", "email")
 
 _ANNOTATIONS = frozenset(
@@ -64,8 +64,10 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def parse_schema(schema: Mapping[str, Any]) -> Node:
-    """Nodes of a schema; `{}` is any JSON object. Bounded time: at most MAX_NODES subschemas,
-    each use of a $ref counted again. Raises SchemaError."""
+    """Nodes of a schema; `{}` is any JSON object. Raises SchemaError.
+
+    Time is bounded: at most MAX_NODES subschemas are parsed, and each use of a $ref counts again.
+    """
     if not isinstance(schema, Mapping):
         _refuse("", f"the schema is a {type(schema).__name__}, not an object")
     if not set(schema) - _ANNOTATIONS:
@@ -83,7 +85,8 @@ def _refuse(path: str, why: str, hint: str = "") -> NoReturn:
 
 
 def _shown(value: Any) -> str:
-    """A client's value in an error: short, printable, and no ValueError for 5,000 digits."""
+    """A client's value for an error message: short and printable. A huge integer is not printed,
+    because Python raises ValueError for one with 5,000 digits."""
     if type(value) is int and abs(value) > 10**30:
         return "a number above 1e30"
     return (
@@ -94,14 +97,14 @@ def _shown(value: Any) -> str:
 
 
 class _Parser:
-    """One pass over one document; counts nodes."""
+    """Parses one document and counts its nodes."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
         self._nodes = 0
 
     def node(self, schema: Any, path: str, refs: tuple[str, ...], depth: int = 1) -> Node:
-        """refs: the $refs being expanded, to find cycles."""
+        """The node of `schema`. `refs` are the $refs that lead here, by which cycles are found."""
         self._nodes += 1
         if self._nodes > MAX_NODES:
             _refuse(path, f"more than {MAX_NODES} subschemas ($refs counted at each use)", _SPLIT)
@@ -147,7 +150,7 @@ class _Parser:
         return self.node(table[name], target[1:], (*place.refs, target), place.depth + 1)
 
     def union(self, place: _Place) -> Node:
-        """anyOf and oneOf; allOf only around a single schema (older pydantic writes that)."""
+        """anyOf, oneOf, and allOf with a single schema, which older versions of pydantic write."""
         keyword = next(key for key in ("anyOf", "oneOf", "allOf") if key in place.keywords)
         place.alone(keyword)
         options = place.schema[keyword]
@@ -243,7 +246,7 @@ _SPLIT = "simplify the schema, or ask in several requests"
 
 @dataclass(frozen=True)
 class _Place:
-    """A subschema and where it is."""
+    """A subschema and its place in the document."""
 
     schema: Mapping[str, Any]
     keywords: set[str]
@@ -252,7 +255,7 @@ class _Place:
     depth: int
 
     def at(self, *steps: str | int) -> str:
-        """JSON pointer of a step below."""
+        """JSON pointer (RFC 6901) of what lies `steps` below this place."""
         escaped = (str(step).replace("~", "~0").replace("/", "~1") for step in steps)
         return "/".join([self.path, *escaped])
 
@@ -278,7 +281,7 @@ class _Place:
 
 
 def _types(place: _Place) -> list[str]:
-    """The type names of a place; guessed from its keywords when `type` is missing."""
+    """The type names of a place, guessed from its keywords when `type` is missing."""
     named = place.schema.get("type")
     if named is None and "type" not in place.schema:
         guesses = [t for t in ("object", "array", "string") if _KEYWORDS[t] & place.keywords]
@@ -296,7 +299,7 @@ def _types(place: _Place) -> list[str]:
 
 
 def _literals(parser: _Parser, place: _Place) -> Node:
-    """enum and const: scalars only; with `type`, those that fit it (pydantic writes both)."""
+    """The values of enum or const, which must be scalars of `type` where it is given too."""
     keyword = "const" if "const" in place.keywords else "enum"
     place.alone(keyword, "type")
     values = [place.schema["const"]] if keyword == "const" else place.schema["enum"]
@@ -318,7 +321,7 @@ def _literals(parser: _Parser, place: _Place) -> Node:
 
 def _fits(value: Any, type_name: str) -> bool:
     if type_name in ("integer", "number") and type(value) in (int, float):
-        # 10**30: longer integers are no measurement, and Python refuses to print 4,300 digits.
+        # The limit keeps integers printable: Python refuses to print more than 4,300 digits.
         finite = abs(value) <= 10**30
         return finite and (type_name == "number" or float(value).is_integer())
     scalars: dict[str, type] = {"string": str, "boolean": bool, "null": type(None)}
@@ -355,7 +358,7 @@ def _bound(
     inward: Callable[[float], int],
     tighter: Callable[[list[tuple[int, bool]]], tuple[int, bool]],
 ) -> tuple[int | None, bool]:
-    """(bound, excluded) of one side; the tighter of both when both keywords are there."""
+    """(bound, whether it is excluded) of one side; with both keywords, the tighter bound."""
     bounds: list[tuple[int, bool]] = []
     for keyword, exclusive in zip(keywords, (False, True), strict=True):
         if keyword not in place.keywords:

@@ -1,9 +1,10 @@
 """From a request to the parts of its prompt: control tokens as ids, plain text as text.
 
-Why it exists: text of a user must never become a control token (`hi<|im_end|>` stays text), so a
-prompt is not a string but a row of fixed ids and strings; each string is later tokenized whole with
-special parsing off. Exactly one BOS is put in front where the vocabulary asks for one. Flows in:
-records.Generate. Flows out: `Part`s for prefix_cache.encode. Not here: the templates themselves.
+Why it exists: text of a user must never become a control token (`hi<|im_end|>` stays text). So a
+prompt is not one string but a list of fixed ids and strings, and each string is later tokenized as
+a whole with special parsing off. A prompt begins with exactly one BOS where the vocabulary asks for
+it. Flows in: records.Generate. Flows out: `Part`s for encoding.encode. Not here: the templates
+(chat_template.py), tokenizing (encoding.py).
 """
 
 from __future__ import annotations
@@ -27,11 +28,18 @@ from edge_agent.prompt.grammar import schema_to_gbnf
 from edge_agent.records import Generate, Message
 
 _NFC_TOKENIZERS = ("qwen2",)
-"""tokenizer.ggml.pre of families whose own tokenizer normalizes text to NFC; llama.cpp does not."""
+"""Values of tokenizer.ggml.pre whose families normalize text to Unicode NFC in their own tokenizer.
+llama.cpp does not normalize, so it is done here."""
 
 
 class PromptBuilder:
-    """The prompt side of one model: its template and its control tokens."""
+    """Builds the prompts of one model from its template and its control tokens.
+
+    For example, with a loaded Model:
+
+        prompts = PromptBuilder(model, "gemma3")
+        parts = prompts.parts(Generate(id=1, sampling=Sampling(), max_tokens=64, text="Once"))
+    """
 
     def __init__(self, model: Model, architecture: str) -> None:
         self.vocabulary: ModelVocabulary = model.vocabulary
@@ -52,7 +60,7 @@ class PromptBuilder:
 
     @property
     def renderer(self) -> str:
-        """Name of the template's renderer, for ModelInfo."""
+        """Name of the template's renderer (ChatTemplate.name), for ModelInfo."""
         return self._template.name
 
     def close(self) -> None:
@@ -60,7 +68,11 @@ class PromptBuilder:
         self._template.close()
 
     def parts(self, generate: Generate) -> list[Part]:
-        """Raises RequestError for an empty or impossible prompt, TemplateError for its template."""
+        """The parts of the prompt of `generate`: of its messages, its text or its token ids.
+
+        Raises RequestError for an empty prompt, for ids outside the vocabulary and for messages
+        that the template refuses; TemplateError for a template that cannot be used.
+        """
         if generate.messages is not None:
             return self._with_bos(self._resolve(self._template.render(generate.messages)))
         if generate.text is not None:
@@ -71,11 +83,11 @@ class PromptBuilder:
         return self._checked(generate.tokens or [])
 
     def grammar(self, schema: dict[str, Any] | None) -> str | None:
-        """GBNF for a schema the front has checked; None for none."""
+        """The GBNF grammar of a JSON schema; None without a schema. Raises SchemaError."""
         return None if schema is None else schema_to_gbnf(schema)
 
     def as_text(self, messages: Sequence[Message]) -> str:
-        """What a chat looks like to the model, without BOS, for /apply-template."""
+        """The prompt of a chat as text, without BOS, for /apply-template."""
         return as_text(self._template.render(messages))
 
     def _resolve(self, items: Sequence[Item]) -> list[Part]:

@@ -1,7 +1,9 @@
 """What a JSON schema means for an answer: the tree between json_schema.py and grammar.py.
 
-Pure data, frozen and hashable (equal nodes share one grammar rule). Flows in: json_schema.py builds
-it from a client's schema. Flows out: grammar.py writes GBNF from it. Not here: either of them.
+Why it exists: the parser of schemas and the writer of grammars need to know only these nodes and
+not each other. Nodes are frozen and hashable, so that equal nodes share one rule of the grammar.
+Flows in: json_schema.py builds the tree from a client's schema. Flows out: grammar.py writes GBNF
+from it. Not here: parsing and writing.
 """
 
 from __future__ import annotations
@@ -11,21 +13,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AnyValue:
-    """Any JSON value, or with only_object any JSON object; nesting is bounded by the grammar."""
+    """Any JSON value, or, with `only_object`, any JSON object. The grammar limits the nesting."""
 
     only_object: bool = False
 
 
 @dataclass(frozen=True)
 class Literals:
-    """One of these JSON texts."""
+    """One of these JSON texts, exactly."""
 
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class String:
-    """A string of min_chars to max_chars (None = no limit) code points, or of a format."""
+    """A string of min_chars to max_chars (None: no limit) code points, or one of a `format` of
+    json_schema.FORMATS."""
 
     min_chars: int = 0
     max_chars: int | None = None
@@ -34,7 +37,8 @@ class String:
 
 @dataclass(frozen=True)
 class Number:
-    """low <= value <= high (None = open). A *_open bound itself is excluded."""
+    """A number with low <= value <= high; None: no bound. With `low_open` or `high_open` the bound
+    itself is excluded. `whole`: integers only."""
 
     whole: bool
     low: int | None = None
@@ -45,7 +49,8 @@ class Number:
 
 @dataclass(frozen=True)
 class Array:
-    """The `first` items, then between min_items and max_items (in all) of `rest`."""
+    """The items `first`, then further items of `rest`. `min_items` and `max_items` count all
+    items, those of `first` included."""
 
     first: tuple[Node, ...]
     rest: Node | None
@@ -62,7 +67,8 @@ class Property:
 
 @dataclass(frozen=True)
 class Object:
-    """These properties in this order; without any, names of any kind with `others` as values."""
+    """These properties, in this order. Without properties: members with any name whose values are
+    `others`, or the empty object when `others` is None."""
 
     properties: tuple[Property, ...]
     others: Node | None

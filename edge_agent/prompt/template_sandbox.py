@@ -1,15 +1,15 @@
 """Render an untrusted chat template in a child process that can be killed.
 
-Why it exists: a GGUF file brings its own Jinja program. Jinja's sandbox stops escapes, but not
-`9**99999999` or `'a'*3000000000`: constant folding runs these already while compiling (reliability
-M8), so the parent never compiles. Flows in: template text, messages, BOS and EOS texts. Flows out:
-the rendered text, or TemplateError (the template's fault) or RequestError (the template called
-raise_exception: these messages do not suit it).
+Why it exists: a GGUF file brings its own Jinja program. Jinja's sandbox stops a program from
+escaping, but not `9**99999999` or `'a'*3000000000`: constant folding runs these while the template
+is compiled, so the parent process never compiles a template. Flows in: template text, messages, BOS
+and EOS texts. Flows out: the rendered text; TemplateError when the template is at fault; or
+RequestError when the template calls raise_exception to refuse the messages.
 
-The child (`python -m edge_agent.prompt.template_sandbox`) imports only jinja2 and the standard
-library, has bounds on memory, CPU time and files, and speaks JSON lines over pipes; a late answer
-kills it and the next call starts another. Not here: which templates need this, and turning text
-into control tokens (chat_template.py).
+The child process (`python -m edge_agent.prompt.template_sandbox`) imports jinja2 and, of this
+project, only edge_agent.errors. Its memory, CPU time and files are limited, and it speaks JSON
+lines over pipes. When it answers too late it is killed, and the next call starts another one. Not
+here: which templates need the sandbox, and finding control tokens in the text (chat_template.py).
 """
 
 from __future__ import annotations
@@ -35,16 +35,20 @@ MAX_TEMPLATE_BYTES = 32 * 1024
 """The longest of the 60 published templates in llama.cpp's tree (gpt-oss) has 16,738 bytes."""
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 CHILD_MEMORY_BYTES = 128 * 1024 * 1024
-"""Address space the child may add to what it has after its imports (25 MB); a 4 MiB message needs
-about half of it."""
+"""Address space that the child may add to what it has after its imports (25 MB). A message of 4 MiB
+needs about half of it."""
 START_TIMEOUT_S = 20.0
-"""The interpreter's start is not the template's fault, so it is outside the deadline."""
+"""Limit on the start of the interpreter, which is not part of a render's deadline."""
 
 _HINT = "send a raw prompt to /v1/completions, or use a model with another template"
 
 
 class TemplateSandbox:
-    """Owns at most one child process; started at the first render, reused until it misbehaves."""
+    """Owns at most one child process. The first render starts it; later ones reuse it until it is
+    too slow or ends.
+
+        TemplateSandbox().render(template, [{"role": "user", "content": "Hi"}], "<bos>", "<eos>")
+    """
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -58,10 +62,11 @@ class TemplateSandbox:
         eos_token: str,
         deadline_s: float = 1.0,
     ) -> str:
-        """The template's text for messages ({role, content} each), generation prompt included.
+        """The template's text for messages ({role, content} each), with the generation prompt.
 
-        Raises TemplateError when it is too long, broken, too slow, too large or leaves the
-        sandbox; RequestError when it calls raise_exception. Thread-safe, one render at a time.
+        Raises TemplateError when the template is too long, is broken, is too slow, writes too much,
+        or does what Jinja's sandbox forbids; RequestError when it calls raise_exception.
+        Thread-safe: one render at a time.
         """
         size = len(template.encode("utf-8", "surrogatepass"))
         if size > MAX_TEMPLATE_BYTES:
@@ -79,7 +84,7 @@ class TemplateSandbox:
             return _text_of(self._ask(json.dumps(request).encode() + b"\n", deadline_s))
 
     def close(self) -> None:
-        """Ends the child, if there is one. The sandbox can be used again."""
+        """End the child process, if there is one. The sandbox can be used again."""
         with self._lock:
             self._stop()
 
@@ -126,7 +131,7 @@ class TemplateSandbox:
 
 
 def _start_child() -> subprocess.Popen[bytes]:
-    """A child with an empty environment: the template must find no token, path or proxy there."""
+    """Start a child with a new environment: the parent's may hold tokens, paths and proxies."""
     root = str(Path(__file__).resolve().parents[2])
     child = subprocess.Popen(
         [sys.executable, "-s", "-m", "edge_agent.prompt.template_sandbox"],
@@ -144,9 +149,10 @@ def _start_child() -> subprocess.Popen[bytes]:
 
 
 def _exchange(child: subprocess.Popen[bytes], request: bytes, deadline: float) -> bytes:
-    """Writes request, reads one line, both bounded by deadline (monotonic seconds).
+    """Write `request` and read one line, until `deadline` (seconds of the monotonic clock).
 
-    Raises TimeoutError at the deadline, another OSError when the child is gone or too talkative.
+    Raises TimeoutError at the deadline, and another OSError when the child is gone or its reply is
+    longer than MAX_REPLY_BYTES.
     """
     assert child.stdin is not None and child.stdout is not None
     source, sink = child.stdout.fileno(), child.stdin.fileno()
@@ -194,7 +200,8 @@ class _RaisedByTemplate(Exception):
 
 
 def _environment() -> Environment:
-    """Jinja as transformers sets it up for chat templates, so that published ones render alike."""
+    """Jinja as transformers sets it up for chat templates, so that published templates render the
+    same text as there."""
     from datetime import datetime
 
     from jinja2 import nodes
@@ -203,7 +210,7 @@ def _environment() -> Environment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what training learns from; rendering only passes it through."""
+        """`{% generation %}` marks the text that training learns; here it has no effect."""
 
         tags = {"generation"}
 
@@ -226,12 +233,12 @@ def _environment() -> Environment:
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
-    """Plain JSON: Jinja's own filter escapes for HTML, which no model was trained on."""
+    """Plain JSON. Jinja's own filter escapes for HTML, and models were not trained on that."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _answer(environment: Environment, request: dict[str, Any]) -> dict[str, str]:
-    """What goes back to the parent. enable_thinking is off: see chat_template.py."""
+    """The reply to the parent. Thinking is off (enable_thinking): see chat_template.py."""
     try:
         text = environment.from_string(request["template"]).render(
             messages=request["messages"],
@@ -250,7 +257,8 @@ def _answer(environment: Environment, request: dict[str, Any]) -> dict[str, str]
 
 
 def _warm_up(environment: Environment) -> None:
-    """Imports and reads what a render, also a failing one, does lazily: no file opens later."""
+    """Render once with success and with each kind of failure, so that every lazy import happens
+    before `_limit_process` forbids opening files."""
     for template in ("{{ raise_exception('') }}{{ x|tojson }}", "{{ strftime_now('%Z') }}", "{{"):
         _answer(
             environment, {"template": template, "messages": [], "bos_token": "", "eos_token": ""}
@@ -258,7 +266,8 @@ def _warm_up(environment: Environment) -> None:
 
 
 def _limit_process() -> None:
-    """Memory growth, no open files beyond the pipes, no children, no core dump."""
+    """Limit the growth of memory; forbid opening files, writing files, child processes and core
+    dumps."""
     with open("/proc/self/statm", encoding="ascii") as statm:
         used_bytes = int(statm.read().split()[0]) * resource.getpagesize()
     ceiling = used_bytes + CHILD_MEMORY_BYTES
@@ -269,14 +278,15 @@ def _limit_process() -> None:
 
 
 def _limit_cpu(seconds: float) -> None:
-    """SIGXCPU a little after the deadline: ends the child also when the parent is gone."""
+    """Limit CPU time to a little more than the deadline: SIGXCPU then ends the child even when the
+    parent is gone."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(usage.ru_utime + usage.ru_stime + seconds) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
 
 def serve(requests: Iterable[bytes], reply_fd: int) -> None:
-    """The child's life: one JSON line in, one out, until the pipe closes."""
+    """The child's main loop: read one JSON line, write one JSON line, until the pipe closes."""
     environment = _environment()
     _warm_up(environment)
     _limit_process()

@@ -1,17 +1,17 @@
-"""A chat as token ids of which the assistant's are to be learned: what serving would see, exactly.
+"""A chat as token ids for training, equal to the ids that the server would use for the same chat.
 
-Why it exists: training data that is spelled otherwise than the server spells its prompts teaches
-the wrong thing, and nothing complains. So the ids before each answer are made by the server's own
-code (prompt_builder.py, prefix_cache.py, a slot that goes on with its conversation); then come the
-answer's text, tokenized as one string with special parsing off, and the token that ends the turn.
-Answer and end are learned, the role's header is not. Flows in: messages. Flows out: `Encoded`. Not
-here: files of chats (adapt/trainer/dataset.py), lengths, batches.
+Why it exists: training on ids that differ from the server's teaches the wrong thing, and no error
+shows it. So the ids before each answer are made by the server's own code (prompt_builder.py,
+encoding.py), as in a slot that continues its conversation. Then follow the answer's text, tokenized
+as one string with special parsing off, and the token that ends the turn. The answer's tokens and
+the end token are learned; the header of the assistant's turn is not. Flows in: messages. Flows out:
+`Encoded`. Not here: files of chats (adapt/trainer/dataset.py), lengths, batches.
 
-Where a template shows an earlier answer otherwise than it was given (Qwen 3 leaves the empty think
-block away, any template may shorten), one row of ids cannot be right for both turns. Serving is
-followed: the chat is then cut into several sequences, each answer learned once, after the very
-prompt that asks for it. An answer is learned as its template writes it: Gemma strips white space,
-Qwen 3 answers without the thought. What follows the last answer is left away.
+A template may show an earlier answer differently from the way it was given: Qwen 3 leaves out the
+empty think block. Then no single sequence is right for both turns, and the chat is cut into several
+sequences, so that each answer is learned once, after exactly the prompt that asks for it. An answer
+is learned as the template writes it: Gemma strips white space, Qwen 3 drops the thought. Messages
+after the last answer are ignored.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ _HINT = "train with a model whose chat template is one of the known families"
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sequence. `learned[i]`: token i is to be predicted (from the tokens before it).
+    """One sequence. `learned[i]` says whether the prediction of token i, from the tokens before it,
+    is trained.
 
-    `n_bytes`: UTF-8 bytes of the learned answers, ends of turn not counted.
+    `n_bytes`: UTF-8 bytes of the learned answers, without the tokens that end the turns.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -54,10 +55,14 @@ def encode_chat(prompts: PromptBuilder, messages: Sequence[Message]) -> Encoded:
 
 
 def encode_turns(prompts: PromptBuilder, messages: Sequence[Message]) -> list[Encoded]:
-    """Every answer of the chat exactly once; one sequence unless the template forbids it.
+    """The sequences of a chat, in which every answer is learned exactly once.
 
-    Raises RequestError when there is no answer, when the template refuses the roles or when it does
-    not continue its own prompt with the answer; TemplateError when there is no usable template.
+    There is one sequence unless the template changes earlier answers. Raises RequestError when the
+    chat has no answer, when the template refuses the roles, and when the text after the prompt is
+    not the answer; TemplateError when there is no usable template.
+
+        with vocabulary_only(Path("model.gguf")) as prompts:
+            encode_turns(prompts, [Message("user", "2+2?"), Message("assistant", "4")])[0].ids
     """
     found: list[Encoded] = []
     for place, message in enumerate(messages):
@@ -91,14 +96,18 @@ def _extended(before: Encoded, prompt: list[int], learned: list[int], answer: st
 
 
 def _parts(prompts: PromptBuilder, messages: Sequence[Message]) -> list[Part]:
-    """As the server makes them of a request."""
+    """The parts of the chat's prompt, made as the server makes those of a request."""
     return prompts.parts(Generate(id=0, sampling=Sampling(), max_tokens=1, messages=list(messages)))
 
 
 def _answer(
     prompts: PromptBuilder, asked: Sequence[Part], messages: Sequence[Message]
 ) -> tuple[str, int]:
-    """The last message as the template writes it, and the control token behind it."""
+    """The last message as the template writes it, and the control token that follows it.
+
+    `asked` are the parts of the prompt for this answer. Raises RequestError when the template does
+    not continue `asked` with the answer and a control token that ends a generation.
+    """
     rest = _rest(asked, _parts(prompts, messages))
     if rest is None and "</think>" in messages[-1].content:
         content = messages[-1].content.split("</think>")[-1].lstrip("\n")
@@ -119,7 +128,7 @@ def _answer(
 
 
 def _rest(asked: Sequence[Part], answered: Sequence[Part]) -> list[Part] | None:
-    """What comes behind `asked` in `answered`; None when that begins otherwise."""
+    """The parts of `answered` that follow `asked`; None when `answered` does not begin with it."""
     *head, last = asked
     n_head = len(head)
     if list(answered[:n_head]) != head or len(answered) == n_head:
@@ -131,7 +140,11 @@ def _rest(asked: Sequence[Part], answered: Sequence[Part]) -> list[Part] | None:
 
 
 def _answer_ids(vocabulary: ModelVocabulary, answer: str) -> list[int]:
-    """The answer as one string; without the space that some vocabularies put before a string."""
+    """Ids of the answer, tokenized as one string.
+
+    Some vocabularies put a space before every string. Then the answer is tokenized behind a line
+    break, and the ids of the line break are removed.
+    """
     if not answer:
         return []
     ids = vocabulary.tokenize(answer, add_special=False, parse_special=False)
@@ -147,17 +160,19 @@ def _unusable(prompts: PromptBuilder, why: str) -> RequestError:
 
 
 class VocabularyPrompts(PromptBuilder):
-    """The prompt side of a model file without its weights. `close`, or leave the `with` block."""
+    """The prompts of a model file whose weights are not loaded. Close it, or use it in a `with`
+    block."""
 
     def __init__(self, path: Path) -> None:
         self._model = Model(path, EngineSettings(), start_backend(), vocab_only=True)
         super().__init__(self._model, self._model.metadata("general.architecture") or "unknown")
 
     def close(self) -> None:
-        """Free the vocabulary (Gemma's takes 50 MB) and end the template's process, if any."""
+        """Free the vocabulary (50 MB with Gemma) and end the sandbox process, if there is one."""
         super().close()
         self._model.close()
-        ctypes.CDLL(None).malloc_trim(0)  # or glibc keeps what 262,144 small strings took
+        # Otherwise glibc keeps the memory of 262,144 small strings.
+        ctypes.CDLL(None).malloc_trim(0)
 
     def __enter__(self) -> VocabularyPrompts:
         return self
@@ -172,9 +187,9 @@ class VocabularyPrompts(PromptBuilder):
 
 
 def vocabulary_only(path: Path) -> VocabularyPrompts:
-    """Prompts of the model file at `path`, for a process that has no context of llama.cpp.
+    """Prompts of the model file at `path`, for a process that has no llama.cpp context.
 
-    Raises ModelFormatError when the file is broken or hostile.
+    Raises ModelFormatError when `read_gguf` or llama.cpp refuses the file.
     """
     read_gguf(path)
     return VocabularyPrompts(path)
