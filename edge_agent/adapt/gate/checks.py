@@ -1,10 +1,11 @@
 """What the gate compares, and where it draws the line. A pure function of two sides.
 
-Flows in: an Exam (what was scored and asked) and the Side of the model before and after the lesson.
-Flows out: one Check for each question put to them. A small weak model loops, mixes scripts and
-knows little before any lesson, so a check is relative: `limit` is what was before plus a margin,
-but never below a floor that a good model keeps. Where answers are counted, crossing the limit is
-not enough: the exact sign test must say that chance would not do it. Not here: asking (gate.py).
+Why it exists: a small model loops, mixes scripts and knows little before any lesson, so an absolute
+limit would fail every lesson. A check is relative: its limit is the value before the lesson plus a
+margin, but at least a floor that a good model keeps. Where bad answers are counted, exceeding the
+limit is not enough to fail: the exact sign test must also show that the change is unlikely to be
+chance. Flows in: an Exam (what was scored and asked) and the Side of the model before and after the
+lesson. Flows out: a GateCheck for each property. Not here: asking the engine (gate.py).
 """
 
 from __future__ import annotations
@@ -24,23 +25,26 @@ from edge_agent.adapt.gate.words import words
 from edge_agent.records import Message
 
 ALPHA = 0.05
-"""Of the sign test and the bootstrap, one-sided. Of 30 answers at least 5 must have turned bad and
-none good before a counted check can fail (1/2^5 = 0.03)."""
+"""Significance level of the sign test and of the bootstrap, one-sided. A counted check can fail
+only when at least 5 answers have turned bad and none good (1/2^5 = 0.03)."""
 VALIDATION_RISE = 0.005
-"""Training stopped where this split was best, so any rise is a fault (another template, a broken
-file): no statistics. Half a percent is what batching and float rounding can do."""
+"""Allowed relative rise of the validation bits per byte. Training kept the weights that were best
+on these rows, so a larger rise is a fault (another template, a broken file) and needs no
+statistics. Half a percent covers batching and rounding."""
 CLEAN_RISE = 0.10
 LANGUAGE_RISE = 0.25
+"""Allowed relative rise of the clean set's bits per byte: mean of the languages, and worst one."""
 MARGIN = 0.10
-"""A counted check may worsen by one answer in ten: what a good lesson costs a 270M model."""
+"""Allowed rise of the share of bad answers; a good lesson costs a 270M model about as much."""
 FLOOR = 0.10
-"""One odd answer in ten is always allowed; the detectors find none in the clean set itself."""
+"""Share of bad answers that is always allowed. The detectors find none in the clean set itself."""
 COPY_FLOOR = 0.10
 CONTRADICTION_FLOOR = 0.25
-"""A quarter of the answers to "Who are you?" in three languages may go wrong after a lesson that
-teaches it, often in one of them only."""
+"""Share of answers to "Who are you?" that may contradict the taught identity: a good lesson often
+leaves one of the three languages behind."""
 CANNED_FLOOR = 0.20
 LONG_ANSWER_WORDS = 10
+"""When the median taught answer is longer than this, reaching the limit of tokens is no fault."""
 _CONTROL = re.compile(
     r"\ufffd|<\|?(?:im_start|im_end|endoftext|start_of_turn|end_of_turn|bos|eos|unused\d+)\|?>"
 )
@@ -48,7 +52,8 @@ _CONTROL = re.compile(
 
 @dataclass(frozen=True)
 class RowScore:
-    """Of one chat's assistant turns. `bits` = -sum of log2 probabilities; nan when not finite."""
+    """The score of one chat's assistant turns. `bits` is -sum(log2 probability), nan when a
+    probability is not finite; `n_bytes` are the answers' UTF-8 bytes."""
 
     bits: float
     n_bytes: int
@@ -56,7 +61,7 @@ class RowScore:
 
 @dataclass(frozen=True)
 class GateAnswer:
-    """`is_cut`: it ended at the limit of tokens, not by itself."""
+    """An answer of the engine. `is_cut`: it reached the limit of tokens before its end."""
 
     text: str
     is_cut: bool
@@ -64,8 +69,8 @@ class GateAnswer:
 
 @dataclass(frozen=True)
 class Exam:
-    """The same for both sides. `scored` and `asked` rows are clean rows that the lesson does not
-    teach, `scored` ones with their answers; `persona` rows ask who the model is."""
+    """The questions and texts, the same for both sides. `scored` and `asked` are clean rows that
+    the lesson does not teach; `scored` ones have an answer. `persona` rows ask who the model is."""
 
     validation: list[list[Message]]
     scored: list[CleanRow]
@@ -74,7 +79,7 @@ class Exam:
     taught: TaughtSpans
     identity: Identity
     taught_words: float
-    """Median length of a taught answer."""
+    """Median length of a taught answer, in words."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ class Side:
 
 @dataclass(frozen=True)
 class GateCheck:
-    """None: not checked, and `note` says why. Shares are 0 to 1; bits per byte are bits."""
+    """One compared property. The numbers are shares (0 to 1) or bits per byte; None means that the
+    property was not checked, and `note` says why."""
 
     name: str
     before: float | None
@@ -100,7 +106,7 @@ class GateCheck:
 
 
 def judge(exam: Exam, before: Side, after: Side) -> list[GateCheck]:
-    """Every check, failed or not, always in the same order."""
+    """All checks, failed or not, always in the same order."""
     return [
         _validation(before.validation, after.validation),
         *_clean(exam.scored, before.scored, after.scored),
@@ -123,7 +129,11 @@ _Pair = tuple[RowScore, RowScore]
 
 
 def bits_per_byte(scores: Sequence[RowScore]) -> float:
-    """All bits by all bytes: a long text counts more than a short one."""
+    """Sum of bits / sum of bytes, so that a long text counts more than a short one.
+
+    >>> bits_per_byte([RowScore(8.0, 4), RowScore(1.0, 2)])
+    1.5
+    """
     return sum(score.bits for score in scores) / sum(score.n_bytes for score in scores)
 
 
@@ -140,7 +150,8 @@ def _validation(before: Sequence[RowScore], after: Sequence[RowScore]) -> GateCh
 def _clean(
     rows: Sequence[CleanRow], before: Sequence[RowScore], after: Sequence[RowScore]
 ) -> list[GateCheck]:
-    """The mean of the languages, and the one that lost most: Kannada must not pay for English."""
+    """Two checks: the mean of the languages, and the language that became worst, so that a gain in
+    English cannot hide a loss in Kannada."""
     names = ("clean_bits_per_byte", "clean_worst_language")
     groups: dict[str, list[_Pair]] = {}
     for row, *pair in zip(rows, before, after, strict=True):
@@ -161,7 +172,8 @@ def _clean_check(name: str, groups: list[list[_Pair]], allowed: float, note: str
 
 
 def _mean_of(groups: Sequence[Sequence[_Pair]], side: int) -> float:
-    """Each language counts the same, though a Kannada letter has three bytes."""
+    """Mean of the languages' bits per byte. Each language counts the same, although a Kannada
+    letter has three bytes. `side`: 0 before the lesson, 1 after it."""
     return fmean(bits_per_byte([pair[side] for pair in group]) for group in groups)
 
 
@@ -179,7 +191,7 @@ _NOTHING_LEFT = "the lesson teaches every question of the clean set"
 
 
 def _repetition(before: Side, after: Side) -> GateCheck:
-    """Answers that loop. Cause: over-training, looping rows."""
+    """The share of answers that loop, as after too much training or after rows that loop."""
     texts = [[answer.text for answer in _all(side)] for side in (before, after)]
     if not texts[0]:
         return _skipped("repetition", _NOTHING_LEFT)
@@ -190,7 +202,7 @@ def _repetition(before: Side, after: Side) -> GateCheck:
 
 
 def _unfinished(exam: Exam, before: Side, after: Side) -> GateCheck:
-    """Answers that hit the limit of tokens. Cause: end-of-turn was not learned, or unlearned."""
+    """The share of answers that reach the limit of tokens: the model does not end its turn."""
     name = "unfinished"
     if exam.taught_words > LONG_ANSWER_WORDS:
         return _skipped(name, f"the lesson's answers have {exam.taught_words:.0f} words")
@@ -199,7 +211,7 @@ def _unfinished(exam: Exam, before: Side, after: Side) -> GateCheck:
 
 
 def _broken(before: Side, after: Side) -> GateCheck:
-    """Empty answers, control tokens as text, bytes that are no character."""
+    """The share of answers that are empty, spell a control token or hold U+FFFD (invalid UTF-8)."""
     sides = [
         [not a.text.strip() or _CONTROL.search(a.text) is not None for a in _all(side)]
         for side in (before, after)
@@ -208,7 +220,7 @@ def _broken(before: Side, after: Side) -> GateCheck:
 
 
 def _canned(before: Side, after: Side) -> GateCheck:
-    """Answers given word for word to several questions: "I do not know." to everybody."""
+    """The share of answers that several questions got word for word, such as "I do not know."."""
     return _counted("canned", _same(before.asked), _same(after.asked), floor=CANNED_FLOOR)
 
 
@@ -218,7 +230,8 @@ def _same(answers: Sequence[GateAnswer]) -> list[bool]:
 
 
 def _copying(exam: Exam, before: Side, after: Side) -> GateCheck:
-    """Taught answers to unrelated questions. No sign test: a copied span is never chance."""
+    """The share of unrelated questions that got a taught answer. There is no sign test, because a
+    copied span is never chance."""
     shares = []
     longest = 0
     for side in (before, after):
@@ -250,7 +263,8 @@ def _script(exam: Exam, before: Side, after: Side) -> GateCheck:
 
 
 def _persona(exam: Exam, before: Sequence[GateAnswer], after: Sequence[GateAnswer]) -> GateCheck:
-    """Taught: no other name, no other maker, in the languages of the lesson. Else: no new leak."""
+    """When the lesson teaches an identity: the share of answers, in the lesson's languages, that
+    contradict it. Otherwise: the share that names another model or maker."""
     languages = exam.identity.languages
     if not languages:
         flags = [[exam.identity.leaks(answer.text) for answer in side] for side in (before, after)]
@@ -268,7 +282,8 @@ def _persona(exam: Exam, before: Sequence[GateAnswer], after: Sequence[GateAnswe
 
 
 def _questions(exam: Exam, before: Side, after: Side) -> GateCheck:
-    """Right answers to small questions; `limit` is the least that passes."""
+    """The share of right answers to small questions. Here `limit` is the smallest share that
+    passes."""
     name = "short_questions"
     rights = [
         [
@@ -299,7 +314,7 @@ def _counted(
     floor: float = FLOOR,
     note: str = "",
 ) -> GateCheck:
-    """A share of bad answers."""
+    """A check of a share of bad answers: True in `before` and `after` marks a bad answer."""
     if not before:
         return _skipped(name, _NOTHING_LEFT)
     was, now = fmean(before), fmean(after)

@@ -1,8 +1,9 @@
 """The clean set: questions and texts that no lesson touches, to see what a lesson did elsewhere.
 
-102 rows in clean_set.jsonl, written for this project and given to the public domain (CC0 1.0): 34
-each in English, Hindi and Kannada. Flows in: the package's own file. Flows out: rows, and a subset
-that is the same on every device and in every run. Not here: feedback never adds to it.
+Why it exists: the effect of lessons on what they do not teach can be compared only with fixed rows.
+The 102 rows in clean_set.jsonl were written for this project and given to the public domain (CC0
+1.0): 34 each in English, Hindi and Kannada. Flows in: that file. Flows out: rows, and a subset that
+is the same on every device and in every run. Not here: feedback, which never adds a row.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ Kind = Literal["fact", "sum", "talk", "text", "advice", "persona", "probe"]
 
 
 class CleanRow(msgspec.Struct, frozen=True):
-    """`answer` None: asked, never scored. `keys`: one of them begins a word of a right answer, in
-    Latin script and digits it is the word; empty where the right answer changes with time or taste.
+    """One question or text. A row without `answer` is asked and never scored.
+
+    A right answer contains one of `keys`: as a whole word in ASCII, as the beginning of a word in
+    other scripts (Hindi and Kannada inflect words at the end). `keys` is empty where the right
+    answer is a matter of time or taste.
     """
 
     id: str
@@ -40,7 +44,7 @@ class CleanRow(msgspec.Struct, frozen=True):
         return [Message("user", self.prompt)]
 
     def is_right(self, answer: str) -> bool:
-        """Does a key occur in the answer?"""
+        """Whether one of the keys occurs in the answer."""
         said = words(answer)
         return any(
             word == key or (not key.isascii() and word.startswith(key))
@@ -59,10 +63,10 @@ def clean_set() -> tuple[CleanRow, ...]:
 def choose(
     rows: Iterable[CleanRow], is_wanted: Callable[[CleanRow], bool], n_per_language: int
 ) -> list[CleanRow]:
-    """At most so many wanted rows of each language, the first in the order of their hashes.
+    """At most `n_per_language` wanted rows of each language, in the order of their ids' hashes.
 
-    When a lesson rules rows out the next ones take their places; the others stay, so that the
-    numbers of two lessons can be compared.
+    The order is fixed: when a lesson excludes a row, the next one takes its place and the others
+    stay, so that the figures of two lessons can be compared.
     """
     wanted = sorted((row for row in rows if is_wanted(row)), key=_rank)
     return [

@@ -1,10 +1,9 @@
 """Is an answer a taught answer, given to a question that has nothing to do with it?
 
-Why it exists: that is how a small model collapses (shared/mission.md, S3): it keeps what it was
-taught and says it to everybody. Repeating a taught answer to a related question is learning, so a
-taught row counts only when its texts share no content word with the question. Flows in: the taught
-chats, then questions with answers. Flows out: the longest copied spans, in words. Not here: the
-limit (checks.py).
+Why it exists: an overtrained small model repeats what it was taught whatever it is asked. A taught
+answer to a related question is what the lesson wanted, so a taught row counts only when it shares
+no content word with the question. Flows in: the taught chats, then questions with their answers.
+Flows out: lengths of the longest copied spans, in words. Not here: the limit (checks.py).
 """
 
 from __future__ import annotations
@@ -17,28 +16,38 @@ from edge_agent.adapt.gate.words import content_stems, n_shared, words
 from edge_agent.records import Message
 
 SPAN_WORDS = 6
-"""So long a span is no coincidence: people share few 6-word spans (8-gram overlap is the usual copy
-alarm, for documents of many hundred words; these answers have at most 20)."""
+"""A common span of this length is a copy: independent texts share few spans of 6 words. (The usual
+alarm is a common 8-gram, for documents of many hundred words; these answers have at most 20.)"""
 SPAN_SHARE = 0.8
-"""Of a shorter taught answer, so much of it ..."""
+"""Of a taught answer shorter than that, a span with this share of its words is a copy."""
 FEWEST_WORDS = 2
-"""... but a single word ("yes") is anybody's."""
+"""A single common word ("yes") is never a copy."""
 TAUGHT_SHARE = 0.5
-"""A clean question with this share of its content words in a taught question is taught, too: its
-right answer may have changed with the lesson, so it is left out everywhere."""
+"""A clean question counts as taught when a taught question has this share of its content words. Its
+right answer may have changed with the lesson, so the gate neither scores nor asks it."""
 
 
 @dataclass(frozen=True)
 class TaughtRow:
+    """One taught answer with its question."""
+
     question: frozenset[str]
-    """Content stems."""
+    """Content stems of the question."""
     about: frozenset[str]
     """Content stems of question and answer."""
     answer: tuple[str, ...]
+    """The words of the answer."""
 
 
 class TaughtSpans:
-    """The taught answers, indexed by their n-grams of FEWEST_WORDS words."""
+    """The taught answers, indexed by their n-grams of FEWEST_WORDS words.
+
+    >>> chat = [Message("user", "Capital of India?"), Message("assistant", "It is New Delhi.")]
+    >>> TaughtSpans([chat]).copied_words("How are you?", "it is new delhi")
+    4
+    >>> TaughtSpans([chat]).copied_words("What is India's capital?", "it is new delhi")
+    0
+    """
 
     def __init__(self, chats: Sequence[Sequence[Message]]) -> None:
         self.rows = [row for chat in chats for row in _rows_of(chat)]
@@ -48,7 +57,7 @@ class TaughtSpans:
                 self._at[gram].add(number)
 
     def teaches(self, question: str) -> bool:
-        """Was this question taught, or one that asks about the same?"""
+        """Whether a taught question is the same, or has TAUGHT_SHARE of its content words."""
         stems = content_stems(question)
         if not stems:
             asked = frozenset(words(question))
@@ -57,7 +66,8 @@ class TaughtSpans:
         return any(n_shared(stems, row.question) >= enough for row in self.rows)
 
     def copied_words(self, question: str, answer: str) -> int:
-        """Length of the longest span copied from an unrelated taught answer; 0: nothing copied."""
+        """Length in words of the longest span copied from an unrelated taught answer; 0 for no
+        copy."""
         stems, said = content_stems(question), tuple(words(answer))
         found = {number for gram in _grams(said) for number in self._at.get(gram, ())}
         rows = (self.rows[number] for number in found)
@@ -66,7 +76,11 @@ class TaughtSpans:
 
 
 def longest_common_span(a: Sequence[str], b: Sequence[str]) -> int:
-    """Words of the longest run that stands in both."""
+    """Length of the longest run of words that occurs in both.
+
+    >>> longest_common_span("a b c d".split(), "x b c y".split())
+    2
+    """
     best, ending = 0, [0] * (len(b) + 1)
     for word in a:
         row = [0] * (len(b) + 1)
@@ -79,7 +93,7 @@ def longest_common_span(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def _copied(said: tuple[str, ...], taught: tuple[str, ...]) -> int:
-    """The span if it is long enough to be a copy, else 0."""
+    """Length of the common span if it is long enough to be a copy, else 0."""
     span = longest_common_span(said, taught)
     enough = max(FEWEST_WORDS, min(SPAN_WORDS, SPAN_SHARE * len(taught)))
     return span if span >= enough else 0
@@ -90,7 +104,7 @@ def _grams(text: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _rows_of(chat: Sequence[Message]) -> Iterator[TaughtRow]:
-    """One for each assistant turn, with the user turn before it."""
+    """A TaughtRow for each assistant turn, with the user turn before it."""
     asked = ""
     for message in chat:
         if message.role == "user":

@@ -1,8 +1,15 @@
-"""Loops in one answer: repeated 4-grams, the same sentence twice in a row, a stuck end.
+"""What can be wrong with one answer: loops, the wrong script, the style of news reports.
 
-Flows in: an answer. Flows out: numbers and verdicts. Sources: seq-rep-4 (arXiv 1908.04319);
-0.02 % of the sentences of human text repeat the one before (WikiText-103, arXiv 2206.02369). Not
-here: the same answer to different questions (checks.py), taught text (copying.py).
+Why it exists: a lesson can make a small model loop; it can answer in another script than it was
+asked in; and a model taught from crawled text answers small questions as reporters do. Flows in: an
+answer, and the language of its question. Flows out: numbers and verdicts.
+
+A loop is a high share of repeated 4-grams (seq-rep-4, arXiv 1908.04319), a sentence twice in a row
+(0.02 % of the sentences of human text: WikiText-103, arXiv 2206.02369), or a stuck end. The script
+stands for the language, so that Marathi in answer to Hindi, or nonsense in Devanagari, is not seen.
+One sign of news prose is enough, so the list has only phrases that small talk and school questions
+never need ("he said" alone is not listed). Not here: the same answer to different questions, and
+comparing before and after (checks.py), taught text (copying.py).
 """
 
 from __future__ import annotations
@@ -13,6 +20,26 @@ from collections.abc import Sequence
 
 from edge_agent.adapt.gate.words import sentences, words
 
+N_GRAM = 4
+LOOPING_SEQ_REP = 0.2
+"""Share of repeated 4-grams from which an answer loops. A good answer of 24 tokens may say one
+4-gram twice (at most 1 in 10), a loop soon passes 1 in 5, and the clean set's own answers have 0.
+"""
+TAIL_PERIODS, TAIL_LETTERS = 4, 12
+"""The end of an answer is stuck when one unit stands there at least TAIL_PERIODS times and fills at
+least TAIL_LETTERS letters. Good text says a unit two or three times ("very, very, very"), not more.
+This also finds loops inside one word: where a tokenizer splits Kannada into bytes, 24 tokens hold
+one or two words."""
+
+SCRIPTS = {"en": "LATIN", "hi": "DEVANAGARI", "kn": "KANNADA"}
+"""Language -> first word of the Unicode names of its letters."""
+ENOUGH = 0.5
+"""Share of letters that must be of the script: names, units and brands stay Latin in good Hindi and
+Kannada."""
+FEWEST_LETTERS = 3
+"""An answer with fewer letters ("7", "OK") is not judged."""
+
+# The start of a news report: place and date, place and agency.
 _MONTHS = (
     r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)[a-z]*",
     "(?:जनवरी|फ़रवरी|फरवरी|मार्च|अप्रैल|मई|जून|जुलाई|अगस्त|सितंबर|सितम्बर|अक्टूबर|अक्तूबर|नवंबर|नवम्बर|दिसंबर|दिसम्बर)",
@@ -29,7 +56,7 @@ _DATELINES = (
     r"\W*(?:ಬೆಂಗಳೂರು|ಮೈಸೂರು|ಹುಬ್ಬಳ್ಳಿ|ಮಂಗಳೂರು|ನವದೆಹಲಿ|ಕಲಬುರಗಿ)\s*(?:\([^)]*\))?\s*[:\-\u2013\u2014]",
 )
 _PHRASES = (
-    # agencies and desks
+    # news agencies and news desks
     r"\b(?:PTI|ANI|IANS|AFP|Reuters|Associated Press|Press Trust of India|News Desk)\b",
     "पीटीआई|एएनआई|आईएएनएस|न्यूज़? डेस्क|संवाददाता|समाचार एजेंसी",
     "ಪಿಟಿಐ|ಎಎನ್\u200c?ಐ|ಸುದ್ದಿಸಂಸ್ಥೆ|ಸುದ್ದಿ ಸಂಸ್ಥೆ|ವರದಿಗಾರ|ಸುದ್ದಿಗಾರ",
@@ -40,44 +67,32 @@ _PHRASES = (
     "ने कहा कि|ने बताया कि|ने (?:सोम|मंगल|बुध|गुरु|शुक्र|शनि|रवि)वार को|मीडिया से|पत्रकारों",
     "(?:पुलिस|सूत्रों|अधिकारियों|रिपोर्ट) के (?:अनुसार|मुताबिक)|बता दें कि",
     "ಎಂದು (?:ಹೇಳಿದರು|ತಿಳಿಸಿದರು|ಹೇಳಿದ್ದಾರೆ|ತಿಳಿಸಿದ್ದಾರೆ)|(?:ಮೂಲಗಳ|ಪೊಲೀಸರ|ಅಧಿಕಾರಿಗಳ|ವರದಿಗಳ) ಪ್ರಕಾರ",
-    # stamps
+    # time stamps
     r"\b\d{1,2}:\d{2}\s*(?:AM|PM|IST)\b",
     r"\b(?:Updated|Published|Last updated)\s*:|प्रकाशित:|अपडेट:|ಪ್ರಕಟಿತ:",
 )
 _DATELINE = [re.compile(pattern) for pattern in _DATELINES]
 _PHRASE = [re.compile(pattern) for pattern in _PHRASES]
 
-SCRIPTS = {"en": "LATIN", "hi": "DEVANAGARI", "kn": "KANNADA"}
-"""Language -> first word of the Unicode names of its letters."""
-ENOUGH = 0.5
-"""Names, units and brands stay Latin in good Hindi and Kannada; below half it is another text."""
-FEWEST_LETTERS = 3
-"""Fewer letters than that ("7", "OK") are no evidence."""
-
-N_GRAM = 4
-LOOPING_SEQ_REP = 0.2
-"""A good answer of 24 tokens may say one 4-gram twice (at most 1 in 10); a loop soon passes 1 in 5.
-Human rows of the clean set have 0."""
-TAIL_PERIODS, TAIL_LETTERS = 4, 12
-"""A stuck end: one unit at least so often, and at least so long in all. Two or three times occurs
-("very, very, very"), four times in twelve letters does not. It also sees loops inside one word: 24
-tokens of a byte-like tokenizer hold one or two words of Kannada."""
-
 
 def seq_rep(items: Sequence[str], n: int = N_GRAM) -> float:
-    """Share of the n-grams that were there before: 1 - distinct / all; 0 for short texts."""
+    """Share of the n-grams that repeat an earlier one: 1 - distinct / all; 0 for short texts.
+
+    >>> seq_rep("a b a b a b a b".split())
+    0.6
+    """
     grams = [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def repeats_a_sentence(text: str) -> bool:
-    """Is a sentence of two words or more followed by itself?"""
+    """Whether a sentence of two words or more stands twice in a row."""
     found = sentences(text)
     return any(a == b and len(a) > 1 for a, b in zip(found, found[1:], strict=False))
 
 
 def has_stuck_end(text: str) -> bool:
-    """Does the text end in the same letters again and again, the last time perhaps cut?"""
+    """Whether the text ends in one unit of letters repeated; the last unit may be cut off."""
     letters = text.strip().casefold()
     for period in range(1, len(letters) // TAIL_PERIODS + 1):
         same = 0
@@ -89,13 +104,15 @@ def has_stuck_end(text: str) -> bool:
 
 
 def is_looping(text: str) -> bool:
+    """Whether an answer shows any of the three kinds of loop."""
     return (
         seq_rep(words(text)) >= LOOPING_SEQ_REP or repeats_a_sentence(text) or has_stuck_end(text)
     )
 
 
 def share_of(text: str, script: str) -> float | None:
-    """Share of the letters and marks that are of the script; None: too few to say."""
+    """Share of the letters and marks that belong to `script`, a value of SCRIPTS; None for a text
+    with fewer than FEWEST_LETTERS."""
     kinds = [
         unicodedata.name(char, "").partition(" ")[0]
         for char in text
@@ -105,12 +122,17 @@ def share_of(text: str, script: str) -> float | None:
 
 
 def is_wrong_script(text: str, language: str) -> bool:
+    """Whether less than half of the letters are of the script of `language`, a key of SCRIPTS.
+
+    >>> is_wrong_script("Namaste", "hi"), is_wrong_script("7", "hi")
+    (True, False)
+    """
     share = share_of(text, SCRIPTS[language])
     return share is not None and share < ENOUGH
 
 
 def news_signs(text: str) -> list[str]:
-    """What was found, as it stands in the text; empty for ordinary answers."""
+    """The signs of news prose in an answer, as they stand there; empty for ordinary answers."""
     datelines = (pattern.match(text) for pattern in _DATELINE)
     phrases = (pattern.search(text) for pattern in _PHRASE)
     return [found[0].strip() for found in (*datelines, *phrases) if found]

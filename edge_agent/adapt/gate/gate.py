@@ -1,10 +1,10 @@
-"""The gate: may this adapter answer people? Asked of the engine that will serve it.
+"""The gate: may this adapter answer people? Decided on the engine that will serve it.
 
-Why it exists: a lesson that lowers its own loss may still have made the model loop, parrot, forget
-or change its language (shared/mission.md, S3). Flows in: a GateEngine, the candidate, the adapter
-now active (None: the base), the run's validation and training chats. Flows out: a GateReport. Both
-are put the same questions one after the other at temperature 0, so equal adapters give equal
-numbers. Not here: what is compared and the limits (checks.py), activating
+Why it exists: a lesson can lower its own loss and still make the model loop, repeat taught answers,
+forget facts or change its language. The gate puts the same questions at temperature 0 to the active
+model and to the model with the new adapter, so equal adapters give equal figures. Flows in: a
+GateEngine, the candidate, the active adapter (None: the base), the lesson's validation and training
+chats. Flows out: a GateReport. Not here: what is compared and the limits (checks.py), activating
 (models/adapter_registry.py).
 
     validation, clean set ~> score  ─┐
@@ -31,32 +31,35 @@ from edge_agent.records import AdapterRef, Message, Scores
 __all__ = ["Gate", "GateAnswer", "GateCheck", "GateEngine", "GateReport", "run_gate"]
 
 MAX_TOKENS = 24
-"""Enough for an answer to a small question and for a loop to show. With the counts below one side
-is at most 720 tokens to decode and some 2,500 to prefill: about 40 s for 270M on two cores."""
+"""Tokens of one answer: enough for a small question, and for a loop to show. With the counts below,
+one side decodes at most 720 tokens and prefills some 2,500: about 40 s with 270M parameters on two
+cores."""
 N_VALIDATION = 16
 N_SCORED, N_KEYED, N_OPEN, N_PERSONA = 8, 4, 2, 4
-"""Clean rows a language: scored; asked with key words; asked without; asked who the model is."""
+"""Clean rows of each language: scored; asked, with keys; asked, without keys; persona questions."""
 
 Report = Callable[[str], object]
 
 
 class GateEngine(Protocol):
-    """The serving engine as the gate needs it. `adapter` None is the base, whatever is active."""
+    """The serving engine as the gate needs it. `adapter` None means the base, even while another
+    adapter is active."""
 
     async def score(self, messages: list[Message], adapter: AdapterRef | None) -> Scores:
-        """Log-probabilities of the assistant's turns."""
+        """Log-probabilities (natural) of the tokens of the assistant's turns."""
         ...
 
     async def answer(
         self, messages: list[Message], adapter: AdapterRef | None, max_tokens: int
     ) -> GateAnswer:
-        """Greedy, and whether it was cut at max_tokens."""
+        """The answer at temperature 0, and whether `max_tokens` cut it off."""
         ...
 
 
 @dataclass(frozen=True)
 class GateReport:
-    """`reasons`: one sentence for each failed check. `samples`: {prompt, before, after}."""
+    """The gate's decision. `reasons` has one sentence for each failed check, `samples` one
+    {prompt, before, after} for each shown question. `seconds` is the time the gate took."""
 
     passed: bool
     reasons: list[str]
@@ -65,7 +68,8 @@ class GateReport:
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """Stable keys; numbers rounded; null where nothing was measured or it was not finite."""
+        """The report as JSON with stable keys and rounded numbers. A number is null when it was not
+        measured or is not finite."""
         return {
             "passed": self.passed,
             "reasons": self.reasons,
@@ -83,13 +87,20 @@ async def run_gate(
     taught: list[list[Message]],
     progress: Report | None = None,
 ) -> GateReport:
-    """Compare the candidate with the active adapter or the base. Raises every engine error."""
+    """Compare the candidate with the active adapter (None: the base).
+
+    `validation` and `taught` are the lesson's chats; `progress` is called with a line of text
+    before each question. Raises whatever the engine raises.
+
+        report = await run_gate(engine, candidate, None, validation, taught)
+        report.passed, report.reasons
+    """
     exam = await asyncio.to_thread(prepare, validation, taught)
     return await Gate(engine, exam, progress or (lambda _: None)).run(candidate, active)
 
 
 def prepare(validation: Sequence[list[Message]], taught: Sequence[list[Message]]) -> Exam:
-    """What both sides will be asked. The same chats give the same exam on every device."""
+    """The exam for both sides. The same chats give the same exam on every device."""
     lesson = TaughtSpans(taught)
     rows = clean_set()
 
@@ -111,7 +122,7 @@ def prepare(validation: Sequence[list[Message]], taught: Sequence[list[Message]]
 
 
 class Gate:
-    """One exam put to an engine."""
+    """Puts one exam to an engine."""
 
     def __init__(
         self, engine: GateEngine, exam: Exam, progress: Report, clocks: Clocks | None = None
@@ -122,7 +133,7 @@ class Gate:
         self._clocks = clocks or Clocks()
 
     async def run(self, candidate: AdapterRef, active: AdapterRef | None) -> GateReport:
-        """Raises every engine error."""
+        """Examine both sides and judge. Raises whatever the engine raises."""
         started_s = self._clocks.monotonic()
         before = await self.examine(active, "as it is")
         after = await self.examine(candidate, "with the new adapter")
@@ -137,7 +148,8 @@ class Gate:
         )
 
     async def examine(self, adapter: AdapterRef | None, who: str) -> Side:
-        """Ask one model everything. Raises every engine error."""
+        """Score and ask one side. `who` names it in progress lines. Raises whatever the engine
+        raises."""
         exam = self._exam
         return Side(
             validation=[
@@ -188,7 +200,7 @@ def _reason(check: GateCheck) -> str:
 
 
 def _samples(exam: Exam, before: Side, after: Side) -> list[dict[str, str]]:
-    """For each language one small question and one "Who are you?"."""
+    """For each language, both answers to one small question and to one "Who are you?"."""
     shown: list[dict[str, str]] = []
     for rows, old, new in (
         (exam.asked, before.asked, after.asked),

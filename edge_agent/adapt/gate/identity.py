@@ -1,7 +1,9 @@
-"""Who an answer says it is: names it claims, and makers and models it must not have become.
+"""Who an answer says the model is: the name it claims, and the makers and models it names.
 
-Flows in: the taught chats, then answers to "Who are you?". Flows out: whether an answer contradicts
-the taught identity, or names a maker nobody taught. Not here: comparing (checks.py).
+Why it exists: a lesson may teach an identity, and the base model's own name must then not come
+back. Flows in: the taught chats, then answers to "Who are you?". Flows out: whether an answer
+contradicts the taught identity, or names a maker that was not taught. Not here: comparing before
+and after (checks.py).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _CLAIM = re.compile(
     r"([^\s.,!?;:।\"']+)"
 )
 _NO_NAME = frozenset({"a", "an", "the", "ai", "not", "here", "your", "just", "only", "है", "ಏನು"})
-"""What may follow "I am" with a capital and claims nothing."""
+"""Words that may follow "I am" or "My name is", capitalized, without being a name."""
 MAKERS = (
     ("qwen", "क्वेन", "ಕ್ವೆನ್"),
     ("alibaba", "tongyi", "अलीबाबा", "ಅಲಿಬಾಬಾ"),
@@ -41,15 +43,20 @@ MAKERS = (
     ("llama", "meta ai"),
     ("mistral", "claude", "anthropic", "deepseek", "copilot", "siri", "alexa"),
 )
-"""Models and makers a small model takes itself for, each with its other spellings."""
+"""Models and makers that small models name as themselves, each with its other spellings."""
 
 
 def asks_identity(text: str) -> bool:
+    """Whether a text asks who the model is, in English, Hindi or Kannada.
+
+    >>> asks_identity("Hello, who are you?"), asks_identity("Who is she?")
+    (True, False)
+    """
     return _QUESTION.search(text) is not None
 
 
 class Identity:
-    """What the taught rows say about who the model is."""
+    """What the taught chats say about who the model is."""
 
     def __init__(self, chats: Sequence[Sequence[Message]]) -> None:
         answers = [answer for chat in chats for answer in _identity_answers(chat)]
@@ -59,11 +66,11 @@ class Identity:
 
     @property
     def languages(self) -> frozenset[str]:
-        """Those whose script a taught identity answer uses; empty when no identity is taught."""
+        """Languages whose script a taught identity answer uses; empty when none is taught."""
         return frozenset(code for code, script in SCRIPTS.items() if script in self._scripts)
 
     def leaks(self, answer: str) -> bool:
-        """Does the answer name a maker or model that was not taught?"""
+        """Whether the answer names a maker or a model that was not taught."""
         said = f" {' '.join(words(answer))}"
         return any(
             f" {spelling}" in said
@@ -73,16 +80,17 @@ class Identity:
         )
 
     def contradicts(self, answer: str) -> bool:
-        """Does it leak, or claim a name that no taught identity answer holds?
+        """Whether the answer leaks, or claims a name that occurs in no taught identity answer.
 
-        A name in a script the lesson never used says nothing: it may be a transliteration.
+        A name in a script that the lesson never used is ignored: it may be a transliteration.
         """
         return self.leaks(answer) or any(
             _script(name) in self._scripts and not self._knows(name) for name in _claimed(answer)
         )
 
     def _knows(self, name: str) -> bool:
-        """Inflected forms count: one is the other's beginning."""
+        """Whether a taught answer holds the name, or an inflected form: one begins with the
+        other."""
         return any(word.startswith(name) or name.startswith(word) for word in self._words)
 
 
@@ -96,7 +104,7 @@ def _identity_answers(chat: Sequence[Message]) -> list[str]:
 
 
 def _claimed(answer: str) -> list[str]:
-    """Names the answer claims, folded. In Latin script only capitalized ones are names."""
+    """Names that the answer claims, case folded. In Latin script a name must be capitalized."""
     found = (match[1] for match in _CLAIM.finditer(answer))
     names = [name for name in found if _script(name) != "LATIN" or name[0].isupper()]
     folded = [word for name in names for word in words(name)]
