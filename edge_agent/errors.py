@@ -14,6 +14,7 @@ Library code raises these and never prints; `cli/main.py` prints `error:` and `h
     ├── ModelCorrupt          422       SHA-256 differs from the registered one
     ├── DownloadError         502       a pull that did not finish
     ├── ConversionError       422       a checkpoint, adapter or type that cannot be converted
+    ├── LibraryMismatch       503       llama.cpp lacks a function, or cannot be loaded
     ├── AdapterNotFound       404       no adapter of this name for this model
     ├── AdapterRefused        422       an adapter that is broken, another's, or failed its gate
     ├── DataRefused           422       training data that cannot or should not be learned from
@@ -112,6 +113,13 @@ class ConversionError(EdgeAgentError):
 
     code = "conversion_failed"
     status = 422
+
+
+class LibraryMismatch(EdgeAgentError):
+    """The installed llama-cpp-python cannot be loaded, or lacks a function that is called."""
+
+    code = "library_mismatch"
+    status = 503
 
 
 class AdapterNotFound(EdgeAgentError):

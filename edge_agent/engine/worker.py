@@ -113,8 +113,8 @@ def serve(connection: socket.socket) -> int:
     request = link.first()
     inbox = _Inbox()
     threading.Thread(target=_read_forever, args=(link, inbox), name="reader", daemon=True).start()
-    log = start_backend()
     try:
+        log = start_backend()
         engine = load(request, log)
     except EdgeAgentError as error:
         link.send(Failed(None, error.code, error.what, error.why, error.hint))

@@ -3,7 +3,9 @@
 Why it exists: `import llama_cpp` also imports the high-level `Llama` class with diskcache (which
 unpickles), jinja2 and other modules that this project never calls; they cost 0.4 s and 30 MB. This
 module imports only the submodule of declarations, under its real name. Flows out: `lib`, the module
-of C functions; `LogTail`, the last lines that llama.cpp logged. Not here: models (model.py),
+of C functions; `LogTail`, the last lines that llama.cpp logged. A library that cannot be loaded or
+lacks a function (symbols.py) is an error when llama.cpp is started, not when this module is
+imported, so that the process that imports it can report the error. Not here: models (model.py),
 contexts (context.py), samplers (sampling.py).
 """
 
@@ -21,6 +23,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from types import ModuleType
 from typing import Any
+
+from edge_agent.llama import symbols
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,34 @@ def _declarations() -> Any:
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
-lib: Any = _declarations()
+def _imported() -> tuple[Any, str]:
+    """The declarations, or an empty module and the reason."""
+    try:
+        return _declarations(), ""
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return ModuleType("llama_cpp.llama_cpp"), str(error)
+
+
+lib, _failure = _imported()
+
+
+def check_library() -> None:
+    """Raises LibraryMismatch when llama.cpp cannot be loaded or lacks what this room calls."""
+    if _failure:
+        raise symbols.mismatch("cannot be loaded", _failure)
+    symbols.check(lib)
+
+
+def c_function(name: str, result: Any, *arguments: Any) -> Any:
+    """A function that llama-cpp-python does not declare, or declares with other types.
+
+    libllama is linked against libggml-base, so the loader finds ggml's functions through libllama.
+    Raises LibraryMismatch.
+    """
+    check_library()
+    function = lib._lib[name]
+    function.restype, function.argtypes = result, arguments
+    return function
 
 
 _installed: list[LogTail] = []
@@ -111,7 +142,11 @@ def has_amx() -> bool:
 
 
 def build_name() -> str:
-    """Which llama.cpp this is: the binding's release and the library's own version."""
+    """Which llama.cpp this is: the binding's release and the library's own version.
+
+    Raises LibraryMismatch.
+    """
+    check_library()
     own = lib.llama_version().decode("utf-8", "replace")
     return f"llama-cpp-python {metadata.version('llama-cpp-python')}, llama.cpp {own}"
 
@@ -119,11 +154,12 @@ def build_name() -> str:
 def start_backend() -> LogTail:
     """Start llama.cpp and route its log into the LogTail that is returned.
 
-    Call this once per process, before any other function of llama.cpp.
+    Call this once per process, before any other function of llama.cpp. Raises LibraryMismatch.
 
         log = start_backend()
         model = Model(path, EngineSettings(), log)
     """
+    check_library()
     log = LogTail()
     log.install()
     lib.llama_backend_init()

@@ -14,12 +14,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.llama.binding import lib
+from edge_agent.llama.binding import c_function, lib
 from edge_agent.llama.ggml import TYPE_IDS
 
 Receive = Callable[[str, NDArray[np.float32]], None]
@@ -59,27 +58,21 @@ class _InitParameters(ctypes.Structure):
     )
 
 
-def _function(name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(lib._lib, name)
-    function.restype, function.argtypes = result, arguments
-    return function
-
-
 @cache
 def check_layout() -> int:
     """The number of ggml's operation MUL_MAT.
 
     Raises RuntimeError when the library lays struct ggml_tensor out differently from `_Tensor`.
     """
-    init = _function("ggml_init", ctypes.c_void_p, _InitParameters)
-    free = _function("ggml_free", None, ctypes.c_void_p)
+    init = c_function("ggml_init", ctypes.c_void_p, _InitParameters)
+    free = c_function("ggml_free", None, ctypes.c_void_p)
     tensor = ctypes.POINTER(_Tensor)
-    new = _function(
+    new = c_function(
         "ggml_new_tensor_2d", tensor, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64
     )
-    multiply = _function("ggml_mul_mat", tensor, ctypes.c_void_p, tensor, tensor)
-    set_name = _function("ggml_set_name", tensor, tensor, ctypes.c_char_p)
-    op_name = _function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
+    multiply = c_function("ggml_mul_mat", tensor, ctypes.c_void_p, tensor, tensor)
+    set_name = c_function("ggml_set_name", tensor, tensor, ctypes.c_char_p)
+    op_name = c_function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
     context = init(_InitParameters(1 << 20, None, False))
     try:
         weight, given = new(context, _F32, 32, 3), new(context, _F32, 32, 5)

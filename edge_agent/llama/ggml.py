@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.gguf.header import BLOCKS
-from edge_agent.llama.binding import lib
+from edge_agent.llama.binding import c_function
 
 F32 = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -41,26 +41,14 @@ class _TypeTraits(ctypes.Structure):
 _TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
 
-def _function(name: str, result: Any, *arguments: Any) -> Any:
-    # libllama is linked against libggml-base, so the loader finds ggml's symbols through it.
-    function = getattr(lib._lib, name)
-    function.restype, function.argtypes = result, arguments
-    return function
-
-
-_get_type_traits = _function("ggml_get_type_traits", ctypes.POINTER(_TypeTraits), ctypes.c_int)
-_requires_imatrix = _function("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)
-_quantize_chunk = _function(
-    "ggml_quantize_chunk",
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_void_p,
-    ctypes.c_int64,
-    ctypes.c_int64,
-    ctypes.c_int64,
-    ctypes.c_void_p,
-)
+@cache
+def _quantize_chunk() -> Any:
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    return c_function(
+        "ggml_quantize_chunk",
+        ctypes.c_size_t,
+        *(ctypes.c_int, pointer, pointer, count, count, count, pointer),
+    )
 
 
 @cache
@@ -70,7 +58,8 @@ def _unpacker(type_name: str) -> Any:
     Raises RuntimeError when the library describes the type differently from BLOCKS.
     """
     name, block_bytes, block_elements = BLOCKS[TYPE_IDS[type_name]]
-    traits = _get_type_traits(TYPE_IDS[type_name]).contents
+    get = c_function("ggml_get_type_traits", ctypes.POINTER(_TypeTraits), ctypes.c_int)
+    traits = get(TYPE_IDS[type_name]).contents
     seen = (traits.type_name.upper().decode(), traits.type_bytes, traits.block_elements)
     if seen != (name, block_bytes, block_elements):
         raise RuntimeError(
@@ -96,7 +85,8 @@ def row_bytes(type_name: str, n_columns: int) -> int:
 
 def requires_imatrix(type_name: str) -> bool:
     """Whether ggml refuses to quantize to this type without an importance matrix."""
-    return bool(_requires_imatrix(TYPE_IDS[type_name]))
+    requires = c_function("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)
+    return bool(requires(TYPE_IDS[type_name]))
 
 
 def dequantize(type_name: str, packed: Bytes, out: F32) -> None:
@@ -132,7 +122,7 @@ def quantize(type_name: str, rows: F32, out: Bytes, importance: F32 | None = Non
         out[:] = rows.reshape(-1).view(np.uint8)
         return
     weights = None if importance is None else importance.ctypes.data
-    written = _quantize_chunk(
+    written = _quantize_chunk()(
         TYPE_IDS[type_name], rows.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, weights
     )
     if written != out.nbytes:

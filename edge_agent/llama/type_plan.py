@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.errors import ConversionError
-from edge_agent.llama.binding import lib
+from edge_agent.llama.binding import c_function, lib
 from edge_agent.llama.ggml import TYPE_IDS
 
 FILE_TYPES = {
@@ -120,8 +120,7 @@ class _Capture:
     def __init__(self) -> None:
         self.text = ""
         self._former = (ctypes.c_void_p(), ctypes.c_void_p())
-        get = lib._lib.llama_log_get
-        get.restype, get.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p]
+        get = c_function("llama_log_get", None, ctypes.c_void_p, ctypes.c_void_p)
         get(ctypes.addressof(self._former[0]), ctypes.addressof(self._former[1]))
         self._callback = lib.llama_log_callback(self._receive)
         self._set(ctypes.cast(self._callback, ctypes.c_void_p), None)
@@ -133,9 +132,7 @@ class _Capture:
         self._set(*self._former)
 
     def _set(self, callback: Any, user_data: Any) -> None:
-        function = lib._lib["llama_log_set"]
-        function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p]
-        function(callback, user_data)
+        c_function("llama_log_set", None, ctypes.c_void_p, ctypes.c_void_p)(callback, user_data)
 
     def reason(self) -> str:
         """The last line that contains a word for an error; '' when there is none."""
