@@ -62,26 +62,34 @@ class CanaryEngine(Protocol):
 
 
 async def activate(
-    engine: CanaryEngine, model: str, name: str, *, force: bool = False, reason: str = "asked for"
+    engine: CanaryEngine,
+    model: str,
+    name: str,
+    *,
+    force: bool = False,
+    reason: str = "asked for",
+    checked_sha256: str | None = None,
 ) -> AdapterRow:
     """The adapter, now active and proved. `model` is a registered name without a tag.
 
-    A caller that is cancelled does not stop it half-way. Raises AdapterNotFound, AdapterRefused
-    (not activated, or rolled back by its canary) and what keeps the engine from answering; what was
-    active before is active then.
+    `checked_sha256`: SHA-256 of a file that the worker has checked for the caller already; it does
+    not check the adapter once more when that is its file. Cancelling the caller does not stop the
+    activation. Raises AdapterNotFound, AdapterRefused (not activated, or rolled back by its canary)
+    and what keeps the engine from answering; what was active before is active then.
     """
-    task = asyncio.create_task(_activate(engine, model, name, force, reason))
+    task = asyncio.create_task(_activate(engine, model, name, force, reason, checked_sha256))
     # Nobody waits for it any more when the caller was cancelled.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return await asyncio.shield(task)
 
 
 async def _activate(
-    engine: CanaryEngine, model: str, name: str, force: bool, reason: str
+    engine: CanaryEngine, model: str, name: str, force: bool, reason: str, checked: str | None
 ) -> AdapterRow:
     registry = engine.registry
     row = await asyncio.to_thread(registry.activatable, model, name, force=force)
-    await engine.check_adapter(model, registry.reference(row))
+    if row.sha256 != checked:
+        await engine.check_adapter(model, registry.reference(row))
     await asyncio.to_thread(registry.activate, model, name, force=force, reason=reason)
     await _prove(engine, row)
     return row

@@ -252,7 +252,9 @@ class LessonRunner:
         )
         await asyncio.to_thread(self._register, run, finished, run.gate)
         if run.gate.passed and request.activate:
-            await activation.activate(self._supervisor, request.model, request.name)
+            await activation.activate(
+                self._supervisor, request.model, request.name, checked_sha256=candidate.sha256
+            )
             run.is_active = True
         self.files.write_outcome(request.name, run.as_json()["result"])
 
@@ -265,6 +267,7 @@ class LessonRunner:
             Path(finished.adapter_path),
             source="trained",
             settings={**settings, "layers": finished.layers, "losses": finished.losses},
+            judged_sha256=finished.adapter_sha256,
         )
         self._registry.set_gate(request.model, request.name, gate.as_json(), gate.passed)
         if request.data == FEEDBACK and gate.passed:

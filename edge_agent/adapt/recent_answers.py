@@ -6,7 +6,7 @@ what is made of it (feedback.py).
 
 >>> from edge_agent.records import Message
 >>> answers = RecentAnswers()
->>> answers.remember(Answer("ab12", "uid:0", "tiny", (Message("user", "Hi"),), "Hello"))
+>>> answers.remember(RecentAnswer("ab12", "uid:0", "tiny", (Message("user", "Hi"),), "Hello"))
 >>> answers.find("chatcmpl-ab12").text, answers.last("uid:1")
 ('Hello', None)
 """

@@ -27,7 +27,7 @@ from edge_agent.records import AdapterRef
 from edge_agent.store import adapter_table
 from edge_agent.store.adapter_table import UNPROVED, is_proved
 from edge_agent.store.rows import ActivationRow, AdapterRow
-from edge_agent.store.store import Store
+from edge_agent.store.store import ModelRow, Store
 
 KEEP_ADAPTERS = 3
 TRIAL_S = 600.0
@@ -63,6 +63,8 @@ class AdapterRegistry:
         self._clock = clock
         self._scales: dict[tuple[str, str], float] = {}
         self._adding = threading.Lock()
+        self._passed: set[tuple[str, str]] = set()
+        """(SHA-256 of an adapter's file, SHA-256 of its base) that `check` let pass already."""
 
     # ---- from memory --------------------------------------------------------------------------
 
@@ -150,17 +152,21 @@ class AdapterRegistry:
         *,
         source: str,
         settings: Mapping[str, Any] | None = None,
+        judged_sha256: str | None = None,
     ) -> AdapterRow:
         """Copy the file, check the copy, then name it; it is a candidate until `set_gate`.
 
-        The oldest adapter that is not active makes room for it. The very file that has this name
-        already is left as it is. Raises RequestError, AdapterRefused, StoreError.
+        `judged_sha256`: of the file that was judged; any other file is refused. The oldest adapter
+        that is not active makes room for the new one. A name that has this very file already keeps
+        it. Raises RequestError, AdapterRefused, StoreError.
         """
         with self._adding:
             known = self._store.adapters().adapters.get((model, name))
-            if known is None or known.sha256 != sha256_if_readable(source_path):
+            if known is None or known.sha256 != (judged_sha256 or sha256_if_readable(source_path)):
                 self.check_name(model, name)
-                self._add(self._candidate(model, name, source_path, source, settings))
+                self._add(
+                    self._candidate(model, name, source_path, source, settings, judged_sha256)
+                )
                 self._make_room(model, name)
         return self.adapter(model, name)
 
@@ -172,7 +178,11 @@ class AdapterRegistry:
         self._store.add_event("adapter_judged", f"{model}:{name}: {status}")
 
     def activatable(self, model: str, name: str, *, force: bool) -> AdapterRow:
-        """The row, if it may be activated. Raises AdapterNotFound, AdapterRefused."""
+        """The row, if it may be activated. Raises AdapterNotFound, AdapterRefused.
+
+        The file's SHA-256 is computed each time; its values are looked at once in a process,
+        because the same SHA-256 means the same values.
+        """
         row = self.adapter(model, name)
         if not self._fits(row):
             raise _other_base(row)
@@ -185,7 +195,9 @@ class AdapterRegistry:
                 f"its SHA-256 is not {row.sha256}",
                 f"`edge-agent adapters rm {name}`, then learn or import it again; check the disk",
             )
-        self._check(path, self._base_path(model), row.base_sha256)
+        if (row.sha256, row.base_sha256) not in self._passed:
+            self._check(path, self._base_path(model), row.base_sha256)
+            self._passed.add((row.sha256, row.base_sha256))
         return row
 
     def activate(self, model: str, name: str, *, force: bool, reason: str) -> AdapterRow:
@@ -283,13 +295,20 @@ class AdapterRegistry:
     def _base_path(self, model: str) -> Path:
         return self._state_dir / self._store.model(model).path
 
-    def _check_new(self, path: Path, source: Path, model: str) -> None:
-        """What is checked is the copy that will be used; what is named is what the user gave."""
+    def _check_new(
+        self, path: Path, sha256: str, source: Path, base: ModelRow, judged_sha256: str | None
+    ) -> None:
+        """Check the copy at `path`; the error names `source`, the file that the user gave."""
+        if judged_sha256 not in (None, sha256):
+            what = f"{source} is not the file that was judged"
+            why = f"its SHA-256 is {sha256}, expected {judged_sha256}"
+            raise AdapterRefused(what, why, "learn it again; check the disk")
         try:
-            self._check(path, self._base_path(model), self._store.model(model).sha256)
+            self._check(path, self._state_dir / base.path, base.sha256)
         except AdapterRefused as error:
-            what = f"the adapter {source} cannot be used with {model}"
+            what = f"the adapter {source} cannot be used with {base.name}"
             raise AdapterRefused(what, error.why or error.what, error.hint) from error
+        self._passed.add((sha256, base.sha256))
 
     def _candidate(
         self,
@@ -298,10 +317,11 @@ class AdapterRegistry:
         source_path: Path,
         source: str,
         settings: Mapping[str, Any] | None,
+        judged_sha256: str | None,
     ) -> AdapterRow:
-        """The row of a file that is now in its place."""
-        path = f"adapters/{model}/{name}.gguf"
-        check = partial(self._check_new, source=source_path, model=model)
+        """Copy and check the file; its row. Raises AdapterRefused, StoreError."""
+        path, base = f"adapters/{model}/{name}.gguf", self._store.model(model)
+        check = partial(self._check_new, source=source_path, base=base, judged_sha256=judged_sha256)
         sha256, size_bytes = checked_copy(source_path, self._state_dir / path, check)
         return AdapterRow(
             model=model,
@@ -309,7 +329,7 @@ class AdapterRegistry:
             sha256=sha256,
             path=path,
             size_bytes=size_bytes,
-            base_sha256=self._store.model(model).sha256,
+            base_sha256=base.sha256,
             source=source,
             status="candidate",
             gate=None,

@@ -27,11 +27,12 @@ RESERVE_BYTES = 64 << 20
 """Left free on the disk, so that the database can still be written."""
 
 
-def checked_copy(source: Path, final: Path, check: Callable[[Path], None]) -> tuple[str, int]:
-    """SHA-256 and bytes of `final`, a copy of `source` that `check` (given its path) let pass.
+def checked_copy(source: Path, final: Path, check: Callable[[Path, str], None]) -> tuple[str, int]:
+    """SHA-256 and bytes of `final`, a copy of `source` that `check` let pass.
 
-    Raises AdapterRefused when `source` cannot be read, StoreError, and what `check` raises; then
-    nothing has the final name that had not before.
+    `check` is given the copy's path (a temporary name) and SHA-256. Raises AdapterRefused when
+    `source` cannot be read, StoreError, and what `check` raises; then nothing has the final name
+    that had not before.
     """
     temp = final.with_name(f".{final.name}{TEMP_SUFFIX}")
     with _readable(source) as stream:
@@ -41,7 +42,7 @@ def checked_copy(source: Path, final: Path, check: Callable[[Path], None]) -> tu
                 _make_directory(final.parent)
                 _check_space(final.parent, size)
                 sha256, size = _write(stream, temp)
-            check(temp)
+            check(temp, sha256)
             with _storage_errors(final.parent):
                 os.replace(temp, final)
                 sync_directory(final.parent)

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from random_adapter import write_adapter
+from tiny_state import register_tiny
 from trainer_runner import write_lesson
 
+from edge_agent.adapt import lesson_runner
+from edge_agent.adapt.gate.gate import GateReport
+from edge_agent.adapt.lesson import LessonRequest
+from edge_agent.adapt.lesson_runner import LessonRunner
+from edge_agent.adapt.messages import Finished
+from edge_agent.adapt.pause_policy import PauseConditions
 from edge_agent.client.connection import Client
+from edge_agent.config import Settings
 from edge_agent.errors import EdgeAgentError
+from edge_agent.gguf import adapter_file, value_scan
+from edge_agent.records import AdapterRef
+from edge_agent.store.store import Store
+from edge_agent.supervisor.supervisor import Supervisor
+from edge_agent.supervisor.worker_link import WORKER_ARGV
 
 QUICK = ["--epochs", "1", "--layers", "top:1", "--r", "2", "--batch-tokens", "96", "--threads", "1"]
 
@@ -171,3 +189,112 @@ def test_poisoned_data_is_refused_with_its_rows(state: Path, tmp_path: Path) -> 
     rows += [{"instruction": f"What is {n}?", "output": f"A number: {n}."} for n in range(16)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert learn(state, data, "poison", code=1)["error"]["code"] == "data_refused"
+
+
+# ---- judging what a trainer has finished -------------------------------------------------------
+
+
+@dataclass
+class Judging:
+    """A lesson runner in this process, over a real worker, and a gate that lets all pass."""
+
+    store: Store
+    supervisor: Supervisor
+    runner: LessonRunner
+    worker_checks: list[str] = field(default_factory=list)
+    """SHA-256 of each adapter that the worker was asked to check."""
+    scanned: list[str] = field(default_factory=list)
+    """Name of each tensor whose values this process has looked at."""
+
+    def finish(self, name: str, base: Path, data: str = "lesson.jsonl") -> Path:
+        """What a trainer leaves in STATE/adapt/NAME; the path of its adapter."""
+        directory = self.runner.files.directory(name)
+        adapter = write_adapter(directory / "adapter.gguf", base, seed=1)
+        self.runner.files.write_request(LessonRequest(name, "tiny", data))
+        finished = Finished(adapter.path, adapter.sha256, [1], [], 1.0, 1.0, 1, 1)
+        (directory / "result.json").write_bytes(msgspec.json.encode(finished))
+        (directory / "split.json").write_text('{"train": [], "validation": []}')
+        return Path(adapter.path)
+
+    async def judge(self, name: str) -> dict[str, Any]:
+        self.runner.judge(name)
+        async for _ in self.runner.follow():
+            pass
+        return self.runner.status()
+
+
+@asynccontextmanager
+async def judging(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Judging]:
+    settings = Settings(state_dir=tmp_path, ctx=512, slots=2, threads=1)
+
+    async def passing(*args: object, **options: object) -> GateReport:
+        return GateReport(True, [], [], [], 0.0)
+
+    monkeypatch.setattr(lesson_runner, "run_gate", passing)
+    with Store(tmp_path / "edge-agent.db") as store:
+        register_tiny(store, tiny_model)
+        supervisor = Supervisor(settings, store, WORKER_ARGV)
+        runner = LessonRunner(store, supervisor, PauseConditions(settings), tmp_path)
+        found = Judging(store, supervisor, runner)
+        count_checks(found, monkeypatch)
+        try:
+            yield found
+        finally:
+            await runner.close()
+            await supervisor.close(0)
+
+
+def count_checks(found: Judging, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_adapter, check_values = found.supervisor.check_adapter, value_scan.check_values
+
+    async def counted(model: str, adapter: AdapterRef) -> None:
+        found.worker_checks.append(adapter.sha256)
+        await check_adapter(model, adapter)
+
+    def scanned(stream: Any, data_start: int, tensor: Any) -> bool:
+        found.scanned.append(tensor.name)
+        return check_values(stream, data_start, tensor)
+
+    monkeypatch.setattr(found.supervisor, "check_adapter", counted)
+    monkeypatch.setattr(adapter_file, "check_values", scanned)
+
+
+def test_a_finished_adapter_is_checked_and_scanned_once_before_it_is_active(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        async with judging(tmp_path, tiny_model, monkeypatch) as found:
+            path = found.finish("first", tiny_model)
+            status = await found.judge("first")
+            assert (status["state"], status["error"]) == ("finished", None)
+            assert status["result"]["is_active"] is True
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            assert found.worker_checks == [sha256]
+            assert found.scanned and len(found.scanned) == len(set(found.scanned))
+            active = found.supervisor.registry.active("tiny")
+            assert active is not None and active.sha256 == sha256
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_a_result_that_changed_after_the_worker_checked_it_is_checked_once_more(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate judged one file; another one lies there when the registry copies it."""
+
+    async def work() -> None:
+        async with judging(tmp_path, tiny_model, monkeypatch) as found:
+            path = found.finish("first", tiny_model)
+
+            async def replaced(*args: object, **options: object) -> GateReport:
+                write_adapter(path, tiny_model, seed=2)
+                return GateReport(True, [], [], [], 0.0)
+
+            monkeypatch.setattr(lesson_runner, "run_gate", replaced)
+            status = await found.judge("first")
+            assert status["state"] == "failed" and found.supervisor.registry.adapters() == []
+            assert "is not the file that was judged" in status["error"]["what"]
+
+    asyncio.run(asyncio.wait_for(work(), 60))

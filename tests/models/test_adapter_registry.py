@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from edge_agent.errors import (
 )
 from edge_agent.model_names import split_name
 from edge_agent.models import checked_copy
-from edge_agent.models.adapter_registry import TRIAL_S, AdapterRegistry
+from edge_agent.models.adapter_registry import TRIAL_S, AdapterRegistry, check_file
 from edge_agent.store.store import Store
 
 
@@ -275,6 +276,40 @@ def test_only_an_adapter_that_passed_is_activated_unforced(
     assert rig.active is None
     rig.registry.activate("tiny", "a", force=True, reason="test")
     assert rig.active == "a"
+
+
+def test_a_files_values_are_looked_at_once_in_each_process(rig: Rig) -> None:
+    """By the registry that takes it in; a later daemon's looks again, at its first activation."""
+    seen: list[str] = []
+
+    def check(path: Path, base: Path, base_sha256: str) -> None:
+        seen.append(path.name)
+        check_file(path, base, base_sha256)
+
+    rig.registry = AdapterRegistry(rig.store, rig.root, check=check)
+    for name in "ab":
+        rig.add(name)
+    rig.activate("a", "b", "a")
+    assert seen == [".a.gguf.tmp", ".b.gguf.tmp"]
+    rig.registry = AdapterRegistry(rig.store, rig.root, check=check)
+    rig.activate("b", "a", "b")
+    assert seen[2:] == ["b.gguf", "a.gguf"]
+
+
+def test_a_file_other_than_the_judged_one_gets_no_name(rig: Rig) -> None:
+    source = rig.root / "source.gguf"
+    judged = write_adapter(source, rig.base, 1)
+    write_adapter(source, rig.base, 2)
+    add = partial(rig.registry.add, "tiny", "a", source, source="trained")
+    with pytest.raises(AdapterRefused, match="is not the file that was judged"):
+        add(judged_sha256=judged.sha256)
+    assert rig.registry.adapters() == [] and not list((rig.root / "adapters/tiny").iterdir())
+    write_adapter(source, rig.base, 1)
+    assert add(judged_sha256=judged.sha256).sha256 == judged.sha256
+    assert add(judged_sha256=judged.sha256).sha256 == judged.sha256
+    write_adapter(source, rig.base, 2)
+    with pytest.raises(RequestError, match="names are not reused"):
+        add(judged_sha256=hashlib.sha256(source.read_bytes()).hexdigest())
 
 
 def test_a_file_that_changed_since_is_not_activated(rig: Rig) -> None:
