@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakes import WORKER_ARGV, generate, register
+from stepped_sampler import SteppedSampler
+from waiting import until_async
 
 from edge_agent.config import Settings
 from edge_agent.errors import Overloaded
-from edge_agent.monitor.board_sampler import BoardSampler, Snapshot
+from edge_agent.monitor.board_sampler import Snapshot
 from edge_agent.monitor.pressure_guard import (
     GuardState,
     PressureGuard,
@@ -39,26 +40,13 @@ def snapshot(
     trips: dict[str, float] | None = None,
     at_s: float = 0.0,
 ) -> Snapshot:
-    sampler = BoardSampler(Path("/nowhere"))
-    sampler.start()
-    seen = wait_for(sampler.snapshot)
-    sampler.close()
     return replace(
-        seen,
+        SteppedSampler(Path("/nowhere")).look(),
         at_s=at_s,
         power=Power("none", None),
         memory=Memory(total_bytes=4 * GIB, available_bytes=available, psi_full_percent=psi),
         thermal=Thermal({"CPU-therm": celsius}, trips or {}),
     )
-
-
-def wait_for(read: Callable[[], Snapshot | None]) -> Snapshot:
-    for _ in range(200):
-        found = read()
-        if found is not None:
-            return found
-        asyncio.run(asyncio.sleep(0.01))
-    raise AssertionError("the sampler gave no snapshot within 2 s")
 
 
 @pytest.fixture(scope="module")
@@ -146,27 +134,13 @@ def set_available(root: Path, mib: int) -> None:
     new.rename(root / "proc/meminfo")
 
 
-async def feed_until(guard: PressureGuard, sampler: BoardSampler, stage: int, at_s: float) -> float:
-    """Real readings at the pace of made-up seconds, until the guard is there."""
+def feed_until(guard: PressureGuard, sampler: SteppedSampler, stage: int) -> None:
+    """One reading a made-up second until the guard is there."""
     for _ in range(60):
-        seen = sampler.snapshot()
-        assert seen is not None
-        guard.feed(replace(seen, at_s=at_s))
-        at_s += 1.0
-        await asyncio.sleep(0.01)
+        guard.feed(sampler.look())
         if guard.stage == stage:
-            return at_s
+            return
     raise AssertionError(f"stage {guard.stage} instead of {stage}: {guard.reason}")
-
-
-async def fresh(sampler: BoardSampler) -> None:
-    """Until the sampler has read the files once more."""
-    before = sampler.snapshot()
-    while sampler.snapshot() is before:
-        await asyncio.sleep(0.02)
-    before = sampler.snapshot()
-    while sampler.snapshot() is before:
-        await asyncio.sleep(0.02)
 
 
 def test_changing_tree_goes_through_every_stage_and_back(tmp_path: Path) -> None:
@@ -180,28 +154,26 @@ def test_changing_tree_goes_through_every_stage_and_back(tmp_path: Path) -> None
         store.add_model(register(state))
         settings = Settings(state_dir=state, model="tiny")
         supervisor = Supervisor(settings, store, WORKER_ARGV)
-        events, sampler = Events(), BoardSampler(root)
+        events, sampler = Events(), SteppedSampler(root)
         guard = PressureGuard(thresholds(settings), supervisor, events)
-        sampler.start()
         try:
             set_available(root, 2000)
-            await fresh(sampler)
-            await feed_until(guard, sampler, 0, 0.0)
+            feed_until(guard, sampler, 0)
             assert await ask(supervisor)
             set_available(root, 120)
-            await fresh(sampler)
-            at_s = await feed_until(guard, sampler, 1, 10.0)
+            feed_until(guard, sampler, 1)
             with pytest.raises(Overloaded, match="120 MiB available"):
                 await ask(supervisor)
             assert supervisor.status().info is not None
-            at_s = await feed_until(guard, sampler, 3, at_s)
-            await until(lambda: supervisor.status().info is None)
+            feed_until(guard, sampler, 2)
+            await until_async(lambda: "guard: the model has one slot already" in events.texts)
+            feed_until(guard, sampler, 3)
+            await until_async(lambda: "guard: the model was unloaded" in events.texts)
+            assert supervisor.status().info is None
             set_available(root, 2000)
-            await fresh(sampler)
-            await feed_until(guard, sampler, 0, at_s)
+            feed_until(guard, sampler, 0)
             assert await ask(supervisor)
         finally:
-            sampler.close()
             await supervisor.close(0)
             store.close()
         return events.texts
@@ -211,16 +183,7 @@ def test_changing_tree_goes_through_every_stage_and_back(tmp_path: Path) -> None
     assert stages == [
         f"stage {a} -> {b}" for a, b in [(0, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 0)]
     ]
-    assert "guard: the model was unloaded" in texts
 
 
 async def ask(supervisor: Supervisor) -> bool:
     return bool([event async for event in supervisor.generate(None, generate())])
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if is_so():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen within 5 s")
