@@ -1,9 +1,11 @@
 """Causal attention of packed texts: each text alone, so no mask of the whole row exists.
 
-Flows in: projected queries, keys and values of all tokens (T, heads, head_dim) and the lengths of
-the texts. Flows out: mixed values, and on the way back the gradients of the three. Probabilities
-are kept for backward: heads * n * n numbers for a text of n tokens. Queries of the heads that share
-a key head are stored below each other, so one product serves them all. Not here: projections, norms
+Why it exists: the texts of one packed row must not see each other, and a mask of the whole row
+would need T * T numbers per head. Flows in: projected queries, keys and values of all tokens, (T,
+heads * head_dim) each, and the lengths of the texts. Flows out: the attention's output, and in
+backward the gradients of queries, keys and values. The probabilities are kept for backward: heads *
+n * n numbers for a text of n tokens. The queries of the heads that share a key head are stored one
+below the other, so that one matrix product serves them all. Not here: projections and norms
 (layer.py).
 """
 
@@ -22,14 +24,14 @@ from edge_agent.adapt.trainer.decoder.shape import DecoderShape, Rope
 
 @dataclass(frozen=True)
 class Rotations:
-    """Of queries, with 1 / sqrt(head_dim) inside, and of keys."""
+    """Rotary embeddings of queries, multiplied by 1 / sqrt(head_dim), and of keys."""
 
     queries: Rotation
     keys: Rotation
 
 
 class Places:
-    """What attention must know about the places in a row: rotations and masks, up to `longest`."""
+    """Rotations and masks for positions in a text, up to `longest` tokens."""
 
     def __init__(self, compute: Compute, shape: DecoderShape, longest: int, factors: Any) -> None:
         self.longest = longest
@@ -47,10 +49,10 @@ class Places:
 
 
 def mask(compute: Compute, window: int, n: int) -> Array:
-    """0 where row may attend to column, -inf elsewhere (n, n).
+    """(n, n): 0 where the row's token may attend to the column's token, -inf elsewhere.
 
-    A token sees earlier tokens, with a window those less than `window` behind (llama.cpp masks
-    p1 - p0 >= n_swa).
+    A token attends to itself and to earlier tokens; with a window, only to those less than `window`
+    positions behind it (llama.cpp masks p1 - p0 >= n_swa). `window` 0: no window.
     """
     behind = np.arange(n)[:, None] - np.arange(n)[None, :]
     allowed = behind >= 0
@@ -61,7 +63,8 @@ def mask(compute: Compute, window: int, n: int) -> Array:
 
 @dataclass(frozen=True)
 class RowText:
-    """One text of a packed row: its tokens, and where its probabilities lie in their buffer."""
+    """One text of a packed row: the slice of its tokens, and the slice of its probabilities in the
+    row's buffer of probabilities."""
 
     tokens: slice
     scores: slice
@@ -79,14 +82,21 @@ def texts(lengths: tuple[int, ...], n_head: int) -> Iterator[RowText]:
 
 
 class Attention:
-    """Of one block. `tape` holds rotated q and k, v as given, and probabilities, under "attn.*"."""
+    """The attention of one block.
+
+    `forward` leaves on `tape`, for `backward`, the rotated queries and keys and the probabilities
+    ("attn.q", "attn.k", "attn.p").
+    """
 
     def __init__(self, compute: Compute, shape: DecoderShape, rope: Rope, window: int) -> None:
         self._compute, self._shape = compute, shape
         self._rope, self._window = rope, window
 
     def forward(self, qkv: Sequence[Array], out: Array, tape: Buffers, row: RowTexts) -> None:
-        """q and out (T, n_head * head_dim), k and v (T, n_head_kv * head_dim)."""
+        """Write the attention's output to `out`; `qkv` are queries, keys and values.
+
+        Queries and `out` are (T, n_head * head_dim), keys and values (T, n_head_kv * head_dim).
+        """
         q, k, v = qkv
         rotations, masked = row.places.at(self._rope, self._window)
         for text in row.texts:
@@ -104,7 +114,10 @@ class Attention:
         self, d: Array, v: Array, grads: tuple[Array, Array, Array], tape: Buffers, row: RowTexts,
         spare: Buffers,
     ) -> None:  # fmt: skip
-        """From d, the gradient of forward's `out`: gradients of q, k, v into `grads`."""
+        """Write the gradients of queries, keys and values to `grads`.
+
+        `d` is the gradient of `forward`'s `out`; `v` are the values that `forward` was given.
+        """
         dq, dk, dv = grads
         rotations, _ = row.places.at(self._rope, self._window)
         for text in row.texts:
@@ -123,7 +136,8 @@ class Attention:
             rotations.keys.backward(d_keys, self._heads(dk, text))
 
     def _kept(self, tape: Buffers, row: RowTexts, text: RowText) -> tuple[Array, Array, Array]:
-        """Rotated queries (kv heads, groups * n, head_dim), keys, probabilities of one text."""
+        """Arrays on the tape for one text: rotated queries (n_head_kv, groups * n, head_dim),
+        rotated keys (n_head_kv, n, head_dim), probabilities (n_head_kv, groups * n, n)."""
         n, n_kv, groups, width = text.n, *self._sizes()
         tokens = text.tokens
         q = tape.take("attn.q", row.n_tokens, n_kv * groups * width)[tokens]
@@ -139,12 +153,12 @@ class Attention:
         return self._shape.n_head_kv, self._shape.groups, self._shape.head_dim
 
     def _heads(self, x: Array, text: RowText) -> Array:
-        """(T, heads * head_dim) -> (heads, n, head_dim) of one text, a view."""
+        """A view of one text in `x`: (T, heads * head_dim) -> (heads, n, head_dim)."""
         part = x[text.tokens]
         return part.reshape(text.n, -1, self._shape.head_dim).transpose(1, 0, 2)
 
     def _grouped(self, x: Array, text: RowText) -> Array:
-        """(T, n_head * head_dim) -> (kv heads, groups, n, head_dim) of one text, a view."""
+        """A view of one text: (T, n_head * head_dim) -> (n_head_kv, groups, n, head_dim)."""
         n_kv, groups, width = self._sizes()
         return self._heads(x, text).reshape(n_kv, groups, text.n, width)
 
@@ -156,7 +170,7 @@ class Attention:
         return x.reshape(-1, n, self._shape.head_dim)
 
     def _softmax(self, scores: Array, masked: Array) -> None:
-        """Along the last axis of (heads, n, n), in place."""
+        """Softmax along the last axis of `scores` (heads, n, n), in place."""
         xp = self._compute.xp
 
         def work(heads: slice, scratch: Scratch) -> None:
@@ -169,7 +183,7 @@ class Attention:
         self._compute.split(scores.shape, work)
 
     def _softmax_backward(self, p: Array, d: Array) -> None:
-        """d (rows, n) becomes p * (d - sum(d * p)) along the last axis."""
+        """Softmax's gradient, in place: d (rows, n) becomes p * (d - sum(d * p))."""
         xp = self._compute.xp
 
         def work(rows: slice, scratch: Scratch) -> None:
@@ -183,7 +197,7 @@ class Attention:
 
 
 class RowTexts:
-    """The texts of one packed row, and the tables for their places."""
+    """The texts of one packed row, with the rotations and masks for their positions."""
 
     def __init__(self, lengths: tuple[int, ...], shape: DecoderShape, places: Places) -> None:
         self.places = places

@@ -1,11 +1,12 @@
 """How arrays are worked on: the array module, its threads, reused buffers, a count of GEMM work.
 
-Why it exists: with BLAS at 450 GFLOP/s on two cores, what is not a matrix product decides the
-speed. So such work runs over blocks of rows that stay in the cache, the blocks are shared among
-threads (NumPy lets go of the interpreter lock), and every large array is a buffer that is used
-again: fresh memory costs a page fault per 4 KiB. Results do not depend on who computes a block, so
-a run is repeated bit for bit with the same number of threads. Flows in: functions over rows. Not
-here: what is computed (elementwise.py, attention.py), unpacking (packed_weights.py).
+Why it exists: with BLAS at 450 GFLOP/s on two cores, the work that is not a matrix product decides
+the speed. So this work runs over blocks of rows that fit the cache; threads share the blocks (NumPy
+releases the GIL); and every large array is a buffer that is used again, because fresh memory costs
+a page fault per 4 KiB. Which thread computes a block does not matter, so a run gives the same bits
+again with the same number of threads. Flows in: functions over rows. Flows out: their results, in
+arrays that the caller owns. Not here: what is computed (elementwise.py, attention.py), unpacking
+(packed_weights.py).
 """
 
 from __future__ import annotations
@@ -21,34 +22,36 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 BLOCK_ELEMENTS = 1 << 16
-"""Of one block of rows: three such blocks of float32 fit the 1 MiB second-level cache of a core."""
+"""Elements of one block of rows: three such blocks of float32 fit a core's 1 MiB L2 cache."""
 SCRATCH_ARRAYS = 3
-"""Blocks of scratch that a function over rows may use."""
+"""Scratch arrays, each as large as a block, that a function over rows may use."""
 
 Work = Callable[[slice, "Scratch"], None]
-"""A function of some rows and of scratch that is its own while it runs."""
+"""A function of a slice of rows and of a Scratch that no other call uses at the same time."""
 
 
 def blas_threads() -> int:
-    """Threads that OpenBLAS was told to use when it was loaded: its variable, else every core."""
+    """Threads that OpenBLAS uses: OPENBLAS_NUM_THREADS when it was loaded, else every core."""
     told = os.environ.get("OPENBLAS_NUM_THREADS", "")
     return int(told) if told.isdecimal() and int(told) > 0 else len(os.sched_getaffinity(0))
 
 
 class Buffers:
-    """Named arrays that are allocated once, grow when they must, and are used again."""
+    """Named arrays that are allocated once, used again, and replaced when they are too small."""
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
         self._flat: dict[str, Array] = {}
 
     def take(self, name: str, *shape: int) -> Array:
-        """The buffer `name` as an array of `shape`; holds what was last written there, if it is
-        no larger than before, and anything otherwise."""
+        """The buffer `name` as an array of `shape`.
+
+        It holds what was last written there. If it had to grow, its contents are undefined.
+        """
         size = math.prod(shape)
         flat = self._flat.get(name)
         if flat is None or flat.size < size:
-            self._flat.pop(name, None)  # first, so that both never exist
+            self._flat.pop(name, None)  # free the old array before the new one is allocated
             flat = self._flat[name] = self._compute.empty(size)
         return flat[:size].reshape(shape)
 
@@ -58,7 +61,7 @@ class Buffers:
 
 
 class Scratch:
-    """SCRATCH_ARRAYS blocks of one thread."""
+    """The scratch arrays of one thread, numbered from 0 to SCRATCH_ARRAYS - 1."""
 
     def __init__(self, compute: Compute) -> None:
         self._buffers = Buffers(compute)
@@ -70,7 +73,11 @@ class Scratch:
 class Compute:
     """The array module `xp` (NumPy, or one with its interface), a dtype, threads.
 
-    `flops` counts multiply-adds times two of every matrix product so far.
+    `flops` counts the floating point operations of all matrix products so far, two for each
+    multiply-add.
+
+        compute = Compute(n_threads=2)
+        out = compute.matmul(a, b, out=compute.empty(len(a), b.shape[1]))
     """
 
     def __init__(self, n_threads: int = 1, dtype: Any = np.float32, xp: Any = np) -> None:
@@ -86,31 +93,32 @@ class Compute:
         return found
 
     def array(self, values: Any) -> Array:
-        """`values` in the dtype, where `xp` computes."""
+        """`values` as an array of `xp` with the dtype."""
         found: Array = self.xp.asarray(values, self.dtype)
         return found
 
     def to_host(self, values: Array) -> Array:
-        """A NumPy array of `values`, the same one where `xp` is NumPy."""
+        """`values` as a NumPy array; the same object where `xp` is NumPy."""
         found: Array = values if self.xp is np else self.xp.asnumpy(values)
         return found
 
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
-        """a @ b into `out`, counted. Any of them may be a slice of columns: BLAS takes strides."""
+        """Write a @ b to `out` and count its operations. Each of the three may be a slice of
+        columns, because BLAS takes strides."""
         self.flops += 2 * out.size * a.shape[-1]
         self.xp.matmul(a, b, out=out)
         return out
 
     def split(self, shape: tuple[int, ...], work: Work) -> None:
-        """Call `work` on blocks of rows of an array of `shape`, in several threads: together they
-        cover the first axis once."""
+        """Call `work` for blocks of rows of an array of `shape`, in several threads. The blocks
+        cover the first axis exactly once."""
         if self.xp is not np:
             work(slice(0, shape[0]), self._scratch[0])
             return
         self.share(shape[0], max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:]))), work)
 
     def share(self, n_rows: int, step: int, work: Work) -> None:
-        """As `split`, with at most `step` rows in a block."""
+        """As `split`, for `n_rows` rows with at most `step` rows in a block."""
         n_parts = min(self.n_threads, -(-n_rows // step))
         bounds = [n_rows * part // n_parts for part in range(n_parts + 1)] if n_parts else [0]
 

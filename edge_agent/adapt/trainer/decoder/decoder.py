@@ -1,11 +1,12 @@
 """A whole model for training: embeddings, blocks, head; loss and LoRA gradients of one packed row.
 
-Flows in: packed weights, adapters, token ids of one or more texts packed into one row. Flows out:
-losses, and gradients added to the adapters. Memory: each trained block's input is kept, the rest is
-computed again on the way back. `keep_within(bytes, lengths)` says how much more may be kept: tapes
-of the highest blocks, then unpacked matrices (kept_activations.py has the prices). Blocks below the
-lowest adapter are frozen: their outputs can be computed once and handed in (`start`). Not here:
-data, steps, checkpoints.
+Why it exists: a board has neither autograd nor the memory for it. Flows in: packed weights,
+adapters, token ids of one or more texts packed into one row. Flows out: losses, and gradients added
+to the adapters. Memory: the input of each trained block is kept; everything else is computed again
+in backward (gradient checkpointing). `keep_within` spends more memory on speed, in the order that
+kept_activations.py gives. The blocks below the lowest adapter are frozen, so their output for a
+text never changes: it can be computed once and passed in as `start`. Not here: data, optimizer
+steps, checkpoints (adapt/trainer/).
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from edge_agent.adapt.trainer.decoder.shape import DecoderShape, read_shape
 from edge_agent.errors import ModelFormatError
 
 PLACES = 64
-"""Rotations and masks are made for a multiple of so many places."""
+"""Rotations and masks are made for a number of positions that is a multiple of this."""
 
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One packed row. `targets` (T): the token to predict at each position, -1 where none is;
-    `lengths`: tokens of each text, in order."""
+    """One packed row of T tokens. `targets` (T) has the token to predict at each position, -1 where
+    none is learned; `lengths` has the number of tokens of each text, in order."""
 
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
@@ -46,9 +47,12 @@ class PackedRow:
 
 
 def pack(sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> PackedRow:
-    """(tokens, is_learned) of several texts in one row; a text never sees another.
+    """Pack several texts, (tokens, is_learned) each, into one row. A text never sees another.
 
-    A position is supervised when the token that follows it in its own text is to be learned.
+    A position is supervised when the next token of the same text is learned.
+
+    >>> pack([([5, 6, 7], [False, True, True])]).targets.tolist()
+    [6, 7, -1]
     """
     tokens: list[int] = []
     targets: list[int] = []
@@ -61,10 +65,18 @@ def pack(sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> PackedRow
 
 
 class Decoder:
-    """The model of `weights` with adapters; the dtype is that of the weights' `compute`."""
+    """The model of `weights` with adapters. The dtype is that of `weights.compute`.
+
+    For example, the gradients of the mean loss of one text:
+
+        decoder = Decoder(PackedWeights(path), loras)
+        batch = pack([(ids, learned)])
+        losses = decoder.step(batch, weight=1 / len(batch.supervised)).losses
+    """
 
     def __init__(self, weights: PackedWeights, loras: Loras) -> None:
-        """Raises ModelFormatError for variants the decoder does not know."""
+        """Raises ModelFormatError for a model variant that the decoder does not know, and for a
+        missing tensor."""
         self.shape: DecoderShape = read_shape(weights.gguf)
         if self.shape.logit_softcap:
             raise ModelFormatError(
@@ -90,15 +102,17 @@ class Decoder:
 
     @property
     def lowest(self) -> int:
-        """The first block with an adapter; everything below is frozen."""
+        """Index of the first block with an adapter; n_layer without adapters. The blocks below it
+        are frozen."""
         trained = (layer.number for layer in self.layers if layer.is_trained)
         return min(trained, default=self.shape.n_layer)
 
     def keep_within(self, n_bytes: int, lengths: Sequence[int]) -> KeptActivations:
-        """Spend at most `n_bytes`, beyond what a step needs anyway, on speed; 0 gives all back.
+        """Keep up to `n_bytes`, beyond what a step needs, to save computing; 0 frees everything.
 
-        `lengths`: tokens of each text of the largest row to come. What is kept changes no bit of
-        tapes, and the last bits of sums where a matrix was unpacked in several tiles before.
+        `lengths`: tokens of each text of the largest row that will be trained. Results of a step
+        stay the same to the bit, except where a kept matrix was unpacked in several tiles before:
+        there the last bits of sums may change.
         """
         trained = self.layers[self.lowest :]
         kept = choose(n_bytes, trained, self.head, self.shape, lengths)
@@ -114,7 +128,7 @@ class Decoder:
         return kept
 
     def embed(self, tokens: NDArray[np.int64]) -> Array:
-        """(T, n_embd)."""
+        """The embeddings of `tokens` (T): (T, n_embd)."""
         rows = self._embedding.rows(tokens)
         rows *= self.shape.embedding_scale
         return rows
@@ -122,8 +136,12 @@ class Decoder:
     def blocks(
         self, batch: PackedRow, first: int = 0, start: Array | None = None
     ) -> Iterator[Array]:
-        """Hidden states (T, n_embd) that enter block `first` and each after it, then those that
-        leave the last. Each is valid until two more were taken."""
+        """Yield the hidden states (T, n_embd) that enter block `first`, those that enter each later
+        block, then those that leave the last block.
+
+        `start` are the states that enter `first`; None: the embeddings. Each yielded array is
+        overwritten when the second one after it is taken.
+        """
         x = self.embed(batch.tokens) if start is None else start
         yield x
         run = self._run(self._row(batch), None)
@@ -134,7 +152,10 @@ class Decoder:
             yield x
 
     def states(self, batch: PackedRow, until: int | None = None) -> Array:
-        """Hidden states that enter block `until`, all blocks when None."""
+        """Hidden states (T, n_embd) that enter block `until`; None: those that leave the last one.
+
+        Raises ValueError for a block that does not exist.
+        """
         last = self.shape.n_layer if until is None else until
         for number, x in enumerate(self.blocks(batch)):
             if number == last:
@@ -142,7 +163,8 @@ class Decoder:
         raise ValueError(f"until is {until}, but there are {self.shape.n_layer} blocks")
 
     def evaluate(self, batch: PackedRow, start: Array | None = None) -> HeadResult:
-        """Losses at the supervised positions. `start`: states that enter block `lowest`."""
+        """Losses at the supervised positions, without gradients. `start`: hidden states that enter
+        block `lowest`; None: they are computed."""
         first = self.lowest if start is not None else 0
         for x in self.blocks(batch, first, start):  # noqa: B007 - the last one is wanted
             pass
@@ -152,7 +174,7 @@ class Decoder:
         return cross_entropy(self.head, normed, targets, self._spare, with_gradient=False)
 
     def logits(self, batch: PackedRow) -> Array:
-        """(T, n_vocab), to compare with llama.cpp; training never makes so many at once."""
+        """All logits (T, n_vocab), for comparison with llama.cpp. Training never holds so many."""
         normed, _ = self._normed(self.states(batch))
         out = self.compute.empty(len(normed), self.head.n_out)
         self.head.forward(normed, out)
@@ -169,8 +191,9 @@ class Decoder:
     ) -> HeadResult:
         """Add the gradients of weight * (sum of losses) to the adapters and return the losses.
 
-        `keep_tapes`: of all blocks, or of none; None: as `keep_within` decided. `dropout_seed`:
-        with lora_dropout, another number for every micro-batch of a run; the same, the same masks.
+        `keep_tapes`: keep the tapes of all blocks, or of none; None: as `keep_within` decided.
+        `dropout_seed` determines the dropout masks, so with lora_dropout each micro-batch of a run
+        needs another number.
         """
         layers, row = self.layers[self.lowest :], self._row(batch)
         dropout = Dropout(self.compute, dropout_seed, self._spare)
@@ -189,7 +212,8 @@ class Decoder:
     def _forward_trained(
         self, batch: PackedRow, start: Array | None, layers: list[Layer], runs: list[BlockPass]
     ) -> list[Array]:
-        """The states that enter each block, then those that leave the last."""
+        """Forward through the trained blocks. Returns the states that enter each block, then those
+        that leave the last."""
         first = start if start is not None else self.states(batch, self.lowest)
         size = len(batch.tokens), self.shape.n_embd
         inputs = [self._states.take(f"input{n}", *size) for n in range(len(layers) + 1)]
@@ -199,7 +223,7 @@ class Decoder:
         return inputs
 
     def _head_backward(self, x: Array, batch: PackedRow, weight: float) -> tuple[Array, HeadResult]:
-        """(the gradient of x, the losses)."""
+        """(gradient of `x`, the states that leave the last block; losses)."""
         supervised = batch.supervised
         places = self.compute.xp.asarray(supervised)
         chosen = x[places]
@@ -213,7 +237,7 @@ class Decoder:
         return d, result
 
     def _normed(self, x: Array) -> tuple[Array, Array]:
-        """Through the last norm; 1 / rms for the way back."""
+        """`x` through the output norm, and 1 / rms (n, 1) for backward."""
         out, inverse = self.compute.empty(*x.shape), self.compute.empty(len(x), 1)
         rms_norm(self.compute, x, self._norm, self.shape.norm_epsilon, out, inverse)
         return out, inverse
@@ -232,7 +256,8 @@ class Decoder:
         number: int | None = None,
         keep_tapes: bool | None = None,
     ) -> BlockPass:
-        """On the shared tape, unless block `number` has one of its own."""
+        """The buffers for a pass through block `number`: the shared tape, unless the block has a
+        tape of its own."""
         tape, fed = self._shared, self._shared
         if number is not None:
             if keep_tapes:

@@ -1,8 +1,9 @@
 """What a decoder block does between matrix products: norms, gates, rotations; both directions.
 
-Each function works in place or into a given array, over blocks of rows (compute.py). Formulas: RMS
-norm arXiv 1910.07467, GELU's tanh form arXiv 1606.08415, SwiGLU/GEGLU arXiv 2002.05202, rotary
-embedding arXiv 2104.09864. Flows in and out: arrays of rows. Not here: products, attention.
+Why it exists: every function works in place or writes to a given array, over blocks of rows that
+fit the cache (compute.py). Formulas: RMS norm arXiv 1910.07467, GELU's tanh form arXiv 1606.08415,
+SwiGLU and GEGLU arXiv 2002.05202, rotary embedding arXiv 2104.09864. Flows in and out: arrays of
+rows. Not here: matrix products (packed_weights.py), attention (attention.py).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from edge_agent.adapt.trainer.decoder.compute import Array, Compute, Scratch
 from edge_agent.adapt.trainer.decoder.shape import Rope
 
 CUBIC = 0.044715
+"""Factor of x^3 in GELU's tanh form."""
 ROOT = 0.7978845608028654
-"""sqrt(2 / pi)."""
+"""sqrt(2 / pi), the factor of GELU's tanh form."""
 LARGEST_EXPONENT = 80.0
-"""e^80 is far from float32's largest number, and its inverse, 2e-35, as good as zero."""
+"""Exponents are limited to this: e^80 does not overflow float32, and 1 / e^80 = 2e-35 is near 0."""
 
 
 def rms_norm(
@@ -44,7 +46,10 @@ def rms_norm(
 def rms_norm_backward(
     compute: Compute, x: Array, weight: Array, inverse: Array, dy: Array, add_to: Array | None
 ) -> None:
-    """`dy` (n, m) becomes the gradient of x, which is also added to `add_to`, if given."""
+    """Turn `dy`, the gradient of rms_norm's output (n, m), into the gradient of x, in place.
+
+    The gradient of x is also added to `add_to`, if given. `inverse` (n, 1) is 1 / rms(x).
+    """
     xp = compute.xp
 
     def work(rows: slice, scratch: Scratch) -> None:
@@ -64,7 +69,7 @@ def rms_norm_backward(
 
 
 class GatedUnit:
-    """act(gate) * up: GELU's tanh form when `is_gelu`, else SiLU."""
+    """The gated product act(gate) * up; act is GELU's tanh form with `is_gelu`, else SiLU."""
 
     def __init__(self, compute: Compute, is_gelu: bool) -> None:
         self._compute = compute
@@ -72,7 +77,7 @@ class GatedUnit:
         self._slope = self._slope_of_gelu if is_gelu else self._slope_of_silu
 
     def forward(self, gate: Array, up: Array, out: Array) -> None:
-        """out = act(gate) * up, all (n, m)."""
+        """out = act(gate) * up; all three are (n, m)."""
 
         def work(rows: slice, scratch: Scratch) -> None:
             part = self._half_gate(gate[rows], scratch)
@@ -82,7 +87,7 @@ class GatedUnit:
         self._compute.split(gate.shape, work)
 
     def backward(self, gate: Array, up: Array, d: Array) -> None:
-        """From d, the gradient of the product: gate and up become their own gradients."""
+        """Replace gate and up by their gradients; `d` (n, m) is the gradient of the product."""
         xp = self._compute.xp
 
         def work(rows: slice, scratch: Scratch) -> None:
@@ -97,9 +102,10 @@ class GatedUnit:
 
         self._compute.split(gate.shape, work)
 
-    # act(x) = x * part(x), part the sigmoid of x for SiLU and of 2 * inner for GELU, since
-    # (1 + tanh(inner)) / 2 is that. NumPy's exp takes half the time of its tanh (measured), and the
-    # sigmoid of a large negative number keeps its digits.
+    # act(x) = x * part(x). For SiLU, part is sigmoid(x); for GELU it is sigmoid(2 * inner), which
+    # equals (1 + tanh(inner)) / 2 with inner = ROOT * (x + CUBIC * x^3). The sigmoid is used
+    # because NumPy's exp takes half the time of its tanh (measured), and because the sigmoid of a
+    # large negative number keeps its digits, while 1 + tanh loses them.
 
     def _half_gelu(self, x: Array, scratch: Scratch) -> Array:
         xp, inner = self._compute.xp, scratch.take(0, *x.shape)
@@ -116,7 +122,7 @@ class GatedUnit:
         return self._sigmoid_of_negative(part)
 
     def _sigmoid_of_negative(self, x: Array) -> Array:
-        """1 / (1 + exp(x)) in place."""
+        """1 / (1 + exp(x)), in place: the sigmoid of -x."""
         xp = self._compute.xp
         xp.minimum(x, LARGEST_EXPONENT, out=x)
         xp.exp(x, out=x)
@@ -125,7 +131,7 @@ class GatedUnit:
         return x
 
     def _slope_of_gelu(self, x: Array, part: Array, scratch: Scratch) -> Array:
-        """part + x part', with part' = 2 part (1 - part) inner'."""
+        """act'(x) = part + x * part', with part' = 2 * part * (1 - part) * inner'."""
         xp, slope = self._compute.xp, scratch.take(1, *x.shape)
         rest = scratch.take(2, *x.shape)
         xp.multiply(x, x, out=slope)
@@ -136,7 +142,7 @@ class GatedUnit:
         return self._finish(slope, rest, part)
 
     def _slope_of_silu(self, x: Array, part: Array, scratch: Scratch) -> Array:
-        """part + x part', with part' = part (1 - part)."""
+        """act'(x) = part + x * part', with part' = part * (1 - part)."""
         slope, rest = scratch.take(1, *x.shape), scratch.take(2, *x.shape)
         slope[:] = x
         return self._finish(slope, rest, part)
@@ -150,7 +156,7 @@ class GatedUnit:
 
 
 class Rotation:
-    """Cosines and sines of one rotary embedding for places 0 .. n - 1, times `scale`."""
+    """One rotary embedding: its cosines and sines for positions 0 .. n - 1, times `scale`."""
 
     def __init__(
         self, compute: Compute, rope: Rope, head_dim: int, n: int, factors: Any, scale: float
@@ -169,11 +175,11 @@ class Rotation:
         self._second = np.s_[..., 1::2] if rope.is_interleaved else np.s_[..., half:]
 
     def forward(self, x: Array, out: Array) -> None:
-        """x and out (heads, n, head_dim), of any strides; they must not overlap."""
+        """Rotate x into out, (heads, n, head_dim) each, of any strides. They must not overlap."""
         self._turn(x, out, self._compute.xp.subtract, self._compute.xp.add)
 
     def backward(self, dy: Array, out: Array) -> None:
-        """A rotation's transpose is the rotation back."""
+        """Rotate the gradient back: the transpose of a rotation is its inverse."""
         self._turn(dy, out, self._compute.xp.add, self._compute.xp.subtract)
 
     def _turn(self, x: Array, out: Array, upper: Any, lower: Any) -> None:
@@ -196,7 +202,7 @@ class Rotation:
 
 
 def add(compute: Compute, x: Array, to: Array) -> None:
-    """to += x, both (n, m)."""
+    """to += x; both are (n, m)."""
 
     def work(rows: slice, scratch: Scratch) -> None:
         to[rows] += x[rows]

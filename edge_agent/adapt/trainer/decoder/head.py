@@ -1,11 +1,11 @@
 """Loss and gradient of the output head, at the supervised positions only, in one pass.
 
-Why it exists: logits of 512 tokens over Gemma's 262,144 words are 537 MB, three times over in a
-plain implementation; here no more than one tile of the vocabulary exists at a time. The softmax is
-normalized on line (running maximum, arXiv 1805.02867), and the gradient is accumulated beside it
-and rescaled when the maximum moves, so the head's weights are unpacked once. Flows in: normed
-hidden states and the tokens to be predicted. Flows out: losses and the gradient of the states. The
-head is frozen. Not here: which positions are supervised.
+Why it exists: the logits of 512 tokens over Gemma's vocabulary of 262,144 are 537 MB, and a plain
+implementation holds them three times; here the logits of one tile of the vocabulary exist at a
+time. The softmax uses a running maximum (online normalizer, arXiv 1805.02867). The gradient is
+accumulated in the same pass and rescaled when the maximum grows, so the head's weights are unpacked
+once. Flows in: normed hidden states and the tokens to predict. Flows out: losses and the gradient
+of the states. The head is frozen. Not here: which positions are supervised (decoder.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from edge_agent.adapt.trainer.decoder.packed_weights import PackedMatrix
 
 @dataclass(frozen=True)
 class HeadResult:
-    """`losses` (S) in nats, `gradient` (S, n_embd) of their sum (zeros where none was asked for),
-    `is_first` (S): the token was the most likely one."""
+    """Results at S supervised positions.
+
+    `losses` (S) are in nats; `gradient` (S, n_embd) is that of their sum, zeros when none was asked
+    for; `is_first` (S) says whether the target was the most likely token.
+    """
 
     losses: Array
     gradient: Array
@@ -31,7 +34,8 @@ class HeadResult:
 
 
 class _Softmax:
-    """Running maximum, sum of exponentials and, for the gradient, the mean of the head's rows."""
+    """Softmax over tiles: the running maximum, the sum of exponentials and, for the gradient, the
+    sum of the head's rows weighted by the exponentials (`mean`, before its division by the sum)."""
 
     def __init__(self, head: PackedMatrix, states: Array, buffers: Buffers) -> None:
         xp, count = head.compute.xp, len(states)
@@ -45,7 +49,7 @@ class _Softmax:
         return self._compute.matmul(self._states, tile.T, out=out)
 
     def take_in(self, logits: Array, tile: Array, with_gradient: bool) -> None:
-        """`logits` of this tile are overwritten."""
+        """Add a tile's logits to the running sums. `logits` is overwritten."""
         xp = self._compute.xp
 
         def work(rows: slice, scratch: Scratch) -> None:
@@ -75,7 +79,11 @@ def cross_entropy(
     *,
     with_gradient: bool = True,
 ) -> HeadResult:
-    """-log softmax(states W^T)[target] for each row of `states` (S, n_embd)."""
+    """The loss -log softmax(states W^T)[target] of each row of `states`, and its gradient.
+
+    `states` is (S, n_embd), `targets` (S) has the token ids to predict, and W is the head's matrix
+    (n_vocab, n_embd).
+    """
     xp = head.compute.xp
     buffers = buffers or Buffers(head.compute)
     softmax = _Softmax(head, states, buffers)

@@ -1,11 +1,13 @@
 """What else a decoder may keep when there is room, and in which order it pays.
 
-Why it exists: the least a step needs is the inputs of the trained blocks; all else is computed or
-unpacked again. Room is spent where it saves most for a byte (measured at 512 tokens, x86-64): first
-the feed-forward's output of blocks with a norm behind it (it spares a third of the second pass for
-4 bytes a token and channel), then tapes of the highest blocks (no second pass, about 1.6 ns of a
-step for a byte), then unpacked matrices (0.1 to 0.7 ns for a byte, the types that unpack slowest
-first). Flows in: blocks, row sizes, bytes. Flows out: a `Kept`. Not here: who asks (the plan).
+Why it exists: a step needs at least the inputs of the trained blocks; everything else can be
+computed or unpacked again. Spare memory is spent in the order of the time saved per byte (measured
+at 512 tokens on x86-64). First the feed-forward outputs ("feds") of blocks with a norm behind the
+feed-forward: a fed saves a third of the block's second forward pass for 4 bytes per token and
+channel. Then the tapes of the highest blocks: a tape saves the whole second pass, about 1.6 ns of a
+step per byte. Then unpacked matrices: 0.1 to 0.7 ns per byte, the types that unpack slowest first.
+Flows in: blocks, the size of the largest row, a number of bytes. Flows out: `KeptActivations`. Not
+here: how many bytes there are (adapt/trainer/memory_estimate.py).
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ UNPACK_NS = {
     **{"F32": 0.05, "BF16": 0.1, "Q8_0": 0.11, "Q4_K": 0.11, "Q5_K": 0.15, "Q4_0": 0.32},
     **{"Q4_1": 0.32, "Q5_1": 0.52, "Q5_0": 0.54, "Q6_K": 0.68, "IQ4_NL": 0.73, "F16": 0.77},
 }
-"""Of one element by one thread, measured on a Zen 5; only their order matters."""
+"""Nanoseconds to unpack one element with one thread, measured on a Zen 5; only their order
+matters."""
 
 
 @dataclass(frozen=True)
 class KeptActivations:
-    """Numbers of the blocks whose `feds` and whose `tapes` are kept, names of unpacked `matrices`,
-    and the bytes of it all."""
+    """Indices of the blocks whose feed-forward outputs (`feds`) and whose `tapes` are kept, names
+    of the matrices kept unpacked, and the bytes of all of them."""
 
     feds: tuple[int, ...] = ()
     tapes: tuple[int, ...] = ()
@@ -36,7 +39,7 @@ class KeptActivations:
 
 
 def tape_bytes(layer: Layer, shape: DecoderShape, lengths: Sequence[int], itemsize: int) -> int:
-    """Of one block's tape for a row of texts of these lengths."""
+    """Bytes of one block's tape for a row of texts with these lengths in tokens."""
     widths = {name: linear.weight.n_out for name, linear in layer.linears.items()}
     q, kv, d = widths["attn_q"], widths["attn_k"], shape.n_embd
     per_token = (q + kv) + kv + q + d + 2 * widths["ffn_gate"] + 2
@@ -51,7 +54,7 @@ def tape_bytes(layer: Layer, shape: DecoderShape, lengths: Sequence[int], itemsi
 
 
 def fed_bytes(shape: DecoderShape, lengths: Sequence[int], itemsize: int) -> int:
-    """Of one block's feed-forward output."""
+    """Bytes of one block's feed-forward output."""
     return itemsize * shape.n_embd * sum(lengths)
 
 
@@ -62,10 +65,10 @@ def choose(
     shape: DecoderShape,
     lengths: Sequence[int],
 ) -> KeptActivations:
-    """What to keep of the trained blocks and the head in at most `n_bytes`.
+    """What to keep of the trained blocks and of the head in at most `n_bytes`.
 
-    `lengths`: the texts of the largest row. The highest trained block has the shared tape to
-    itself when its way back begins, so it comes last.
+    `lengths`: tokens of each text of the largest row. The highest trained block is left out: its
+    backward runs right after its forward, while the shared tape still holds its values.
     """
     itemsize, left = head.compute.dtype.itemsize, n_bytes
     fed, tape = fed_bytes(shape, lengths, itemsize), 0
@@ -75,7 +78,8 @@ def choose(
     n_tapes = 0
     if lower:
         tape = tape_bytes(layers[0], shape, lengths, itemsize)
-        spared = fed if n_feds == len(lower) and n_feds else 0  # a tape holds the block's fed
+        # A block's tape includes its fed, so a tape replaces a fed that was paid for already.
+        spared = fed if n_feds == len(lower) and n_feds else 0
         n_tapes = min(len(lower), left // (tape - spared))
         left -= n_tapes * (tape - spared)
         n_feds = min(n_feds, len(lower) - n_tapes)
@@ -89,7 +93,10 @@ def choose(
 
 
 def by_price(layers: Iterable[Layer], head: PackedMatrix) -> list[PackedMatrix]:
-    """Matrices, those first whose unpacking costs most for a byte; the head is used but once."""
+    """The matrices in the order of the unpacking time that a kept byte saves.
+
+    A step uses a block's matrix twice, in forward and in backward, and the head once.
+    """
     blocks = [linear.weight for layer in layers for linear in layer.linears.values()]
     prices = {matrix.name: 2.0 * UNPACK_NS.get(matrix.type, 1.0) for matrix in blocks}
     prices[head.name] = UNPACK_NS.get(head.type, 1.0)

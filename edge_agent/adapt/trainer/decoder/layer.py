@@ -1,12 +1,12 @@
 """One decoder block, forward and backward, by hand.
 
-Why it exists: the device has no autograd, and a block written once for all families is small
-enough to be proven: against torch's gradients, against finite differences, and against llama.cpp's
-logits. Flows in: hidden states (T, n_embd) of packed texts. Flows out: hidden states, and on the
-way back their gradient; LoRA gradients add up in place. What backward needs lies on a tape:
-`Buffers` that are the block's own, or shared by all and filled again just before. What is cheaper
-to compute again than to keep (norms, the gated product) is. Not here: embeddings and head
-(decoder.py, head.py).
+Why it exists: a board has no autograd, and one block for all model families is small enough to be
+tested against torch's gradients, finite differences and llama.cpp's logits. Flows in: hidden states
+(T, n_embd) of packed texts. Flows out: hidden states, and in backward their gradient; LoRA
+gradients are added in place. The values that backward needs lie on a tape: `Buffers` that belong to
+the block, or that all blocks share and that `again` fills just before backward. Values that are
+cheaper to compute again than to keep (the norms' outputs, the gated product) are not on the tape.
+Not here: embeddings (decoder.py) and head (head.py).
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "f
 
 @dataclass(frozen=True)
 class BlockPass:
-    """What a pass through one block works with.
+    """The buffers of a pass through one block.
 
-    `tape`: for backward. `fed`: holds the feed-forward's output where a norm follows it; the tape,
-    or buffers of the block's own, which spare the second pass that product. `spare`: contents
-    do not outlive the call, except the gated product between a forward and the backward after it.
+    `tape` holds the values that backward needs. `fed` holds the feed-forward's output where a norm
+    follows it: it is the tape, or buffers of the block's own, which make the second computation of
+    that product unnecessary. `spare` is for values that do not outlive a call, except the gated
+    product, which stays valid from a forward to the backward right after it.
     """
 
     row: RowTexts
@@ -83,7 +84,8 @@ class Layer:
     # ---- forward ----
 
     def forward(self, x: Array, out: Array, run: BlockPass) -> None:
-        """x (T, n_embd) -> the next hidden states, in `out`, which is not x."""
+        """Write the next hidden states to `out`; `x` and `out` are (T, n_embd), and not the same
+        array."""
         middle = self._until_product(x, run)
         product = self._product(run)
         if self._post:
@@ -95,7 +97,8 @@ class Layer:
         add(self._compute, middle, to=out)
 
     def again(self, x: Array, run: BlockPass, *, is_fed_kept: bool) -> None:
-        """Fill the tape as `forward` did. `is_fed_kept`: run.fed still holds its part."""
+        """Fill the tape as `forward` did, without the block's output. `is_fed_kept`: run.fed still
+        holds the feed-forward's output."""
         self._until_product(x, run)
         product = self._product(run)
         if self._post:
@@ -107,7 +110,8 @@ class Layer:
             self.linears["ffn_down"].keep_down(product, run.tape, run.dropout)
 
     def _until_product(self, x: Array, run: BlockPass) -> Array:
-        """Everything before the last product: the hidden states between the two halves."""
+        """Compute everything before the last product. Returns the hidden states between attention
+        and feed-forward."""
         mixed = self._mixed(x, run)
         middle = run.tape.take("middle", *x.shape)
         if self._post:
@@ -155,7 +159,8 @@ class Layer:
         self.linears[name].forward(x, out, run.tape, run.dropout)
 
     def _norm(self, name: str, x: Array, out: Array, run: BlockPass) -> None:
-        """Over whole rows, or over heads when the norm's weight is as wide as a head."""
+        """RMS norm over whole rows, or over each head where the norm's weight has a head's width
+        (attn_q_norm, attn_k_norm)."""
         weight = self._norms[name]
         rows = x.reshape(-1, len(weight))
         inverse = run.tape.take(f"{name}.inverse", len(rows), 1)
@@ -165,10 +170,11 @@ class Layer:
     # ---- backward ----
 
     def backward(self, x: Array, d: Array, run: BlockPass, *, is_product_ready: bool) -> None:
-        """`d`, the gradient of the block's output, becomes that of its input `x`.
+        """Turn `d`, the gradient of the block's output, into that of its input `x`, in place.
 
-        LoRA gradients are added; the tape is used up. `is_product_ready`: nothing ran since
-        `forward` or `again` of this block.
+        LoRA gradients are added, and the tape's values are destroyed. `is_product_ready`: the gated
+        product in `run.spare` is this block's, because no other block ran after its `forward` or
+        `again`.
         """
         if not is_product_ready:
             gate, up = self._gate_and_up(run)
@@ -209,7 +215,8 @@ class Layer:
     def _through_post_norm(
         self, name: str, source: Buffers, given: str, d: Array, run: BlockPass
     ) -> Array:
-        """The gradient of what enters a half's last norm, where there is one; d is kept."""
+        """The gradient of the input of the norm behind attention or feed-forward. Without such a
+        norm it is `d` itself. `d` is not changed."""
         if not self._post:
             return d
         found = run.spare.take("d_half", *d.shape)
@@ -225,7 +232,7 @@ class Layer:
     def _norm_backward(
         self, name: str, x: Array, dy: Array, add_to: Array | None, run: BlockPass
     ) -> None:
-        """In place on dy; also added to `add_to`."""
+        """Turn `dy` into the gradient of `x`, in place, and add it to `add_to` if given."""
         weight = self._norms[name]
         rows = x.reshape(-1, len(weight))
         inverse = run.tape.take(f"{name}.inverse", len(rows), 1)

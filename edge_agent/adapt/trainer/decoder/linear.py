@@ -1,8 +1,9 @@
 """A frozen weight with its bias and its adapter, forward and backward.
 
-Flows in: hidden states of packed texts. Flows out: products into given arrays; LoRA gradients add
-up in place. What backward needs of the adapter, x A^T, is kept on the tape under the weight's name.
-Not here: which linears a block has (layer.py).
+Why it exists: forward and backward of the frozen product and of the adapter use the same input.
+Flows in: hidden states of packed texts. Flows out: products, in arrays that the caller gives; LoRA
+gradients are added in place. The adapter's backward needs x A^T, which the tape keeps under the
+weight's name. Not here: which linears a block has (layer.py).
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from edge_agent.adapt.trainer.decoder.packed_weights import PackedMatrix
 
 
 class Linear:
-    """y = x W^T + bias + adapter(x)."""
+    """y = x W^T + bias + adapter(x), for x (T, n_in) and W (n_out, n_in)."""
 
     def __init__(self, weight: PackedMatrix, bias: Array | None, lora: LoraWeight | None) -> None:
         self.weight, self.bias, self.lora = weight, bias, lora
         self._compute: Compute = weight.compute
 
     def forward(self, x: Array, out: Array, tape: Buffers, dropout: Dropout | None) -> None:
-        """out (T, n_out) from x (T, n_in)."""
+        """Write y (T, n_out) to `out`, and x A^T to `tape`."""
         self.weight.forward(x, out)
         if self.bias is not None:
             out += self.bias
@@ -29,7 +30,7 @@ class Linear:
             self.lora.forward(self._compute, self._dropped(x, dropout), down, out)
 
     def keep_down(self, x: Array, tape: Buffers, dropout: Dropout | None) -> None:
-        """Only what `forward` leaves on the tape, where its output is known already."""
+        """Write only x A^T to `tape`, as `forward` does: for a caller that has the output."""
         if self.lora is not None:
             down = self._down(tape, len(x))
             self._compute.matmul(self._dropped(x, dropout), self.lora.a.T, out=down)
@@ -38,9 +39,10 @@ class Linear:
         self, x: Array, dy: Array, out: Array, tape: Buffers, dropout: Dropout | None, *,
         is_added: bool = False,
     ) -> None:  # fmt: skip
-        """out (T, n_in) = the gradient of x, or added to it; LoRA gradients are added.
+        """Write the gradient of x (T, n_in) to `out`, and add the gradients of A and B.
 
-        `x` is read before `out` is written: they may be one buffer.
+        `dy` is the gradient of y. `is_added`: add to `out` instead. `x` is read before `out` is
+        written, so the two may be one buffer.
         """
         if self.lora is None:
             self.weight.backward(dy, out, is_added=is_added)

@@ -1,10 +1,11 @@
 """LoRA matrices of a run: y += scale * dropout(x) A^T B^T beside a frozen weight.
 
-Names and scaling are PEFT's: r, lora_alpha, lora_dropout, target_modules, layers_to_transform,
-use_rslora; scale is lora_alpha / r, or lora_alpha / sqrt(r) (arXiv 2106.09685, 2312.03732). A is
-drawn as PEFT draws it (Kaiming uniform with a = sqrt(5): bound 1 / sqrt(n_in)), B is zero, so a new
-adapter changes nothing. Flows in: settings and sizes. Flows out: `LoraWeight`s whose gradients add
-up until they are cleared. Not here: the frozen weights (packed_weights.py), steps
+Why it exists: an adapter is all that a lesson changes. Names and scaling are PEFT's: r, lora_alpha,
+lora_dropout, target_modules, layers_to_transform, use_rslora; the scale is lora_alpha / r (arXiv
+2106.09685), or lora_alpha / sqrt(r) with use_rslora (arXiv 2312.03732). A is initialized as in PEFT
+(Kaiming uniform with a = sqrt(5), so the bound is 1 / sqrt(n_in)), and B is zero, so a new adapter
+changes nothing. Flows in: settings and sizes. Flows out: `LoraWeight`s, whose gradients add up
+until they are cleared. Not here: the frozen weights (packed_weights.py), optimizer steps
 (adapt/trainer/optimizer.py).
 """
 
@@ -27,12 +28,17 @@ TARGETS = {
     **{"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"},
     **{"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"},
 }
-"""PEFT's target_modules and the GGUF name of each."""
+"""PEFT's name of each target module -> its GGUF name."""
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What a user chooses about the adapter. `layers_to_transform` None: every block."""
+    """The user's choices about an adapter, by PEFT's names. `layers_to_transform` None: every
+    block.
+
+    >>> LoraSettings(r=4).scale, LoraSettings(r=4, use_rslora=True).scale
+    (4.0, 8.0)
+    """
 
     r: int = 8
     lora_alpha: float = 16.0
@@ -48,7 +54,7 @@ class LoraSettings:
 
 
 class LoraWeight:
-    """A (r, n_in), B (n_out, r) and their gradients, in the trainer's dtype."""
+    """The matrices A (r, n_in) and B (n_out, r) of one weight and their gradients."""
 
     def __init__(self, a: Array, b: Array, scale: float, dropout: float = 0.0) -> None:
         self.a, self.b = a, b
@@ -61,7 +67,7 @@ class LoraWeight:
         return len(self.a)
 
     def forward(self, compute: Compute, x: Array, down: Array, y: Array) -> None:
-        """y (T, n_out) += scale * down B^T, after down (T, r) = x A^T for x (T, n_in)."""
+        """Write x A^T to `down` (T, r), then add scale * down B^T to y (T, n_out). x: (T, n_in)."""
         compute.matmul(x, self.a.T, out=down)
         up = compute.xp.ascontiguousarray(self.b.T)
         up *= self.scale
@@ -76,18 +82,21 @@ class LoraWeight:
         compute.split(y.shape, work)
 
     def backward(self, compute: Compute, x: Array, down: Array, dy: Array) -> Array:
-        """Adds to the gradients of A and B; returns that of `down` (T, r)."""
+        """Add to the gradients of A and B. Returns the gradient of `down` (T, r).
+
+        `x` (T, n_in) and `down` are those of `forward`; `dy` (T, n_out) is the gradient of y.
+        """
         d_down = compute.matmul(dy, self.b, out=compute.empty(len(dy), self.r))
         d_down *= self.scale
         self.grad_a += compute.matmul(d_down.T, x, out=compute.empty(*self.a.shape))
-        # (r, n_out) and turned: BLAS reads the large dy row by row.
+        # Computed as (r, n_out) and transposed, so that BLAS reads the large dy row by row.
         d_up = compute.matmul(down.T, dy, out=compute.empty(self.r, len(self.b)))
         d_up *= self.scale
         self.grad_b += d_up.T
         return d_down
 
     def add_input_gradient(self, compute: Compute, d_down: Array, to: Array) -> None:
-        """to (T, n_in) += d_down A."""
+        """Add d_down A to `to` (T, n_in): the adapter's part of the gradient of x."""
         compute.flops += 2 * to.size * self.r
 
         def work(rows: slice, scratch: Scratch) -> None:
@@ -104,32 +113,36 @@ class LoraWeight:
 
 
 Loras = Mapping[str, LoraWeight]
-"""By the GGUF name of the weight."""
+"""Adapters by the GGUF name of their weight."""
 
 
 class Dropout:
-    """lora_dropout of one step: the same seed and name, the same mask, so nothing is stored."""
+    """lora_dropout of one step. The mask follows from the seed and the matrix's name, so forward
+    and backward draw the same one and none is stored."""
 
     def __init__(self, compute: Compute, seed: int, spare: Buffers) -> None:
-        """`seed`: another one for every micro-batch of a run."""
+        """`seed`: a different number for each micro-batch of a run."""
         self._compute, self._seed, self._spare = compute, seed, spare
 
     def scales(self, name: str, p: float, shape: tuple[int, ...]) -> Array:
-        """0 where an input of the matrix `name` is dropped, 1 / (1 - p) elsewhere."""
+        """Factors for the inputs of the matrix `name`: 0 where dropped, else 1 / (1 - p)."""
         key = [self._seed, zlib.crc32(name.encode())]
         drawn = np.random.default_rng(key).random(shape, np.float32)
         kept: Array = self._compute.array((drawn >= p) / (1.0 - p))
         return kept
 
     def apply(self, name: str, p: float, x: Array) -> Array:
-        """A copy of x with entries dropped, valid until the next call."""
+        """x times `scales`, as a copy that is valid until the next call."""
         out = self._spare.take("dropped", *x.shape)
         self._compute.xp.multiply(x, self.scales(name, p, x.shape), out=out)
         return out
 
 
 def target_sizes(gguf: GgufFile, settings: LoraSettings) -> dict[str, tuple[int, int]]:
-    """The weights that get an adapter, name -> (n_out, n_in). Raises ValueError on a wrong name."""
+    """The weights that get an adapter: name -> (n_out, n_in).
+
+    Raises ValueError for an unknown target module and for a block that does not exist.
+    """
     unknown = set(settings.target_modules) - set(TARGETS)
     if unknown:
         raise ValueError(f"target_modules {sorted(unknown)} are not among {list(TARGETS)}")
@@ -152,7 +165,12 @@ def new_loras(
     dtype: Any = np.float32,
     xp: Any = np,
 ) -> dict[str, LoraWeight]:
-    """A fresh adapter for weights given as name -> (n_out, n_in). The same seed, the same bits."""
+    """A new adapter for weights given as name -> (n_out, n_in). The same seed gives the same bits.
+
+    >>> new = new_loras({"blk.0.attn_q.weight": (3, 2)}, LoraSettings(r=1), seed=0)
+    >>> new["blk.0.attn_q.weight"].b.tolist()
+    [[0.0], [0.0], [0.0]]
+    """
     rng = np.random.default_rng(seed)
     found = {}
     for name in sorted(sizes):
@@ -165,7 +183,7 @@ def new_loras(
 
 
 def parameters(loras: Loras) -> Iterator[tuple[str, Array, Array]]:
-    """(name, value, gradient) of every matrix, in a fixed order."""
+    """(name, value, gradient) of every matrix, in the order of the weights' names."""
     for name in sorted(loras):
         weight = loras[name]
         yield f"{name}.lora_a", weight.a, weight.grad_a

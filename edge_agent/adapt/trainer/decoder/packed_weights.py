@@ -1,12 +1,11 @@
 """Weights that stay packed: a matrix is unpacked a tile at a time, used, and forgotten.
 
-Why it exists: the weights of a 1B model take 1 GB packed and 4 GB as float32; a board has 4 GB in
-all. Flows in: a checked GGUF file, mapped. Flows out: `PackedMatrix`, which multiplies from either
-side, and small vectors. Unpacking once per pass and multiplying with BLAS is 7 to 45 times faster
-than ggml's own backward, which unpacks once per token (measured, shared/anchors/lora.md 4.2).
-Threads share the rows of a tile; ggml's row functions run without the interpreter lock. Not here:
-which products are needed (decoder.py), which matrices are worth keeping unpacked
-(kept_activations.py).
+Why it exists: the weights of a 1B model take 1 GB packed and 4 GB as float32, and a board has 4 GB
+in all. Unpacking once per pass and multiplying with BLAS is 7 to 45 times faster than ggml's own
+backward, which unpacks once per token (measured). Flows in: the path of a GGUF file. Flows out:
+`PackedMatrix` objects, which multiply from either side, and vectors. The file is mapped; threads
+share the rows of a tile, because ggml's row functions run without the GIL. Not here: which products
+are needed (decoder.py), which matrices are kept unpacked (kept_activations.py).
 """
 
 from __future__ import annotations
@@ -26,16 +25,17 @@ from edge_agent.gguf.model_file import GgufFile, TensorInfo, read_gguf
 from edge_agent.llama import ggml
 
 TILE_BYTES = 32 << 20
-"""Of one unpacked tile: every matrix of a 1B model is one. Smaller ones cost: at 4 MiB products
-with 1152 x 6912 are a fifth slower, and their parts must be added up in memory of their own."""
+"""Bytes of one unpacked tile. Every block matrix of a 1B model fits into one tile. With tiles of 4
+MiB, products with a matrix of 1152 x 6912 are a fifth slower, and backward needs memory to add the
+tiles' products."""
 HEAD_TILE_BYTES = 4 << 20
-"""Of a tile of the head, whose logits take memory too; larger ones are no faster."""
+"""Bytes of one tile of the head. Its logits take memory too, and larger tiles are no faster."""
 SHARE_ELEMENTS = 1 << 18
-"""Fewer elements than these are unpacked by one thread."""
+"""Elements below which one thread unpacks alone."""
 
 
 class PackedMatrix:
-    """W (n_out, n_in) in the packed rows of a file; products are in `compute`'s dtype."""
+    """A matrix W (n_out, n_in) as the packed rows of a file. Products have `compute`'s dtype."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class PackedMatrix:
         return self._whole is not None
 
     def keep(self) -> None:
-        """Unpack the whole matrix once and keep it, when the memory plan allows."""
+        """Unpack the whole matrix and keep it until `forget`; takes `unpacked_bytes`."""
         if self._whole is None:
             whole = self.compute.empty(self.n_out, self.n_in)
             step = self.tile_rows(TILE_BYTES)
@@ -74,19 +74,20 @@ class PackedMatrix:
             self._whole = whole
 
     def forget(self) -> None:
-        """Give the unpacked copy back."""
+        """Free the unpacked copy."""
         self._whole = None
 
     def tile_rows(self, tile_bytes: int) -> int:
-        """Rows of one tile of at most so many bytes."""
+        """Number of rows of one tile of at most `tile_bytes`; at least 1."""
         return min(self.n_out, max(1, tile_bytes // (self.compute.dtype.itemsize * self.n_in)))
 
     def tiles(self) -> Iterator[tuple[slice, Array]]:
-        """(rows, W[rows]) one after the other; a tile is valid until the next."""
+        """Yield (rows, W[rows]) for each tile. A tile is valid until the next one is taken."""
         yield from self._tiles(self.n_out if self.is_kept else self.tile_rows(TILE_BYTES))
 
     def head_tiles(self) -> Iterator[tuple[slice, Array]]:
-        """As `tiles`, but of HEAD_TILE_BYTES, kept or not: a product with one is itself large."""
+        """As `tiles`, with HEAD_TILE_BYTES for a tile even when the matrix is kept unpacked,
+        because the product with a tile of the head is itself large."""
         yield from self._tiles(self.tile_rows(HEAD_TILE_BYTES))
 
     def _tiles(self, step: int) -> Iterator[tuple[slice, Array]]:
@@ -100,12 +101,15 @@ class PackedMatrix:
             yield rows, tile
 
     def forward(self, x: Array, out: Array) -> None:
-        """out (T, n_out) = x W^T for x (T, n_in)."""
+        """Write x W^T to `out` (T, n_out), for x (T, n_in)."""
         for rows, tile in self.tiles():
             self.compute.matmul(x, tile.T, out=out[:, rows])
 
     def backward(self, dy: Array, out: Array, *, is_added: bool = False) -> None:
-        """out (T, n_in) = dy W for dy (T, n_out): the gradient of x in x W^T. Or added to `out`."""
+        """Write dy W, the gradient of x in x W^T, to `out` (T, n_in), for dy (T, n_out).
+
+        `is_added`: add it to `out` instead.
+        """
         for rows, tile in self.tiles():
             if not is_added:
                 self.compute.matmul(dy[:, rows], tile, out=out)
@@ -116,13 +120,15 @@ class PackedMatrix:
             is_added = True
 
     def rows(self, numbers: NDArray[np.int64]) -> Array:
-        """Single rows, unpacked: the embeddings of token ids. (n, n_in). Touches no other page."""
+        """The rows `numbers` (n) unpacked, as (n, n_in): the embeddings of token ids. Other rows
+        are not read from the file."""
         out = self.compute.empty(len(numbers), self.n_in)
         self._unpack(np.ascontiguousarray(self._rows[numbers]), out)
         return out
 
     def _unpack(self, packed: NDArray[np.uint8], out: Array) -> None:
-        """Rows of the file into `out`; by way of the host's float32 where that is another kind."""
+        """Unpack rows of the file into `out`; through a float32 array of NumPy where `out` has
+        another dtype or another array module."""
         is_direct = self.compute.xp is np and self.compute.dtype == np.float32
         values = out if is_direct else np.empty(out.shape, np.float32)
 
@@ -136,13 +142,21 @@ class PackedMatrix:
 
 
 class PackedWeights:
-    """Every tensor of a model file by name, mapped."""
+    """The tensors of a model file by name. The file is mapped, so its pages are read when used.
+
+    For example, for x (T, n_in) and out (T, n_out):
+
+        weights = PackedWeights(path)
+        weights.matrix("blk.0.attn_q.weight").forward(x, out)
+    """
 
     def __init__(
         self, path: Path, dtype: Any = np.float32, *, n_threads: int | None = None, xp: Any = np
     ) -> None:
-        """`n_threads`: for all that is not BLAS, as many as BLAS has when None. `xp`: NumPy, or a
-        module with its interface whose arrays live elsewhere (CuPy). Raises ModelFormatError.
+        """`n_threads`: threads of all work but BLAS; None: as many as BLAS has. `xp`: NumPy, or a
+        module with its interface whose arrays live elsewhere (CuPy).
+
+        Raises ModelFormatError when the file is refused, here and for a missing tensor later.
         """
         self.gguf: GgufFile = read_gguf(path)
         self.compute = Compute(n_threads or blas_threads(), dtype, xp)
@@ -158,11 +172,12 @@ class PackedWeights:
 
     @property
     def buffer_bytes(self) -> int:
-        """Of tiles, so far."""
+        """Bytes of the buffers for tiles so far."""
         return self._buffers.n_bytes
 
     def matrix(self, name: str) -> PackedMatrix:
-        """One object a name, so that what one user keeps serves all."""
+        """The matrix `name`. All callers get the same object, so that a matrix that one caller
+        keeps unpacked serves all."""
         if name not in self._matrices:
             tensor = self._tensor(name)
             n_in = tensor.shape[0]
@@ -173,7 +188,7 @@ class PackedWeights:
         return self._matrices[name]
 
     def vector(self, name: str) -> Array:
-        """A norm or a bias, unpacked."""
+        """A norm or a bias, unpacked: (n_elements)."""
         tensor = self._tensor(name)
         out = np.empty(tensor.n_elements, np.float32)
         ggml.dequantize(tensor.type, self._data(tensor), out)

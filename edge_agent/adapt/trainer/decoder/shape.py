@@ -1,8 +1,9 @@
 """What kind of decoder a GGUF file holds: sizes, and the few switches in which families differ.
 
-Flows in: a checked GgufFile. Flows out: a frozen `DecoderShape`. One decoder is written for all
-families (decoder.py); everything that differs between them is a field here. Follows llama.cpp's
-graphs (src/models/{gemma3,qwen2,qwen3,llama}.cpp). Not here: weights.
+Why it exists: there is one decoder for all families (decoder.py), and everything in which families
+differ is a field of `DecoderShape`. The fields follow llama.cpp's graphs
+(src/models/{gemma3,qwen2,qwen3,llama}.cpp). Flows in: a checked GgufFile. Flows out: a frozen
+`DecoderShape`. Not here: weights (packed_weights.py).
 """
 
 from __future__ import annotations
@@ -13,24 +14,25 @@ from edge_agent.errors import ModelFormatError
 from edge_agent.gguf.model_file import ArraySummary, GgufFile
 
 GEMMA_PATTERN = 6
-"""Every sixth layer of Gemma 3 attends to everything when the file does not say."""
+"""In a Gemma 3 file without sliding_window_pattern, every sixth layer attends to all tokens."""
 LOCAL_BASE = 10000.0
-"""Rotary base of Gemma 3's sliding layers when the file does not say (llama.cpp)."""
+"""Rotary base of Gemma 3's sliding-window layers in a file without freq_base_swa (llama.cpp)."""
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding of one kind of layer. `is_interleaved`: neighbours rotate (llama files)."""
+    """Rotary embedding of one kind of layer. `is_interleaved`: elements 2i and 2i + 1 form a pair,
+    as in files of the llama architecture; otherwise i and i + head_dim / 2 do."""
 
     base: float
     scale: float = 1.0
-    """Positions are multiplied by it: 1 / factor of linear scaling."""
+    """Positions are multiplied by this: 1 / factor of linear scaling."""
     is_interleaved: bool = False
 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes in elements; `windows` has tokens per layer, 0 where a layer sees everything."""
+    """Sizes in elements. `windows` has the sliding window in tokens of each layer, 0 for none."""
 
     architecture: str
     n_layer: int
@@ -59,7 +61,8 @@ class DecoderShape:
 
 
 def read_shape(gguf: GgufFile) -> DecoderShape:
-    """Raises ModelFormatError for a variant the decoder does not know."""
+    """The shape of a model. Raises ModelFormatError for a rope scaling that the decoder does not
+    know."""
     arch, get = gguf.architecture, gguf.metadata.get
     if get(f"{arch}.rope.scaling.type", "none") not in ("none", "linear"):
         raise _unknown(gguf, f"rope.scaling.type {get(f'{arch}.rope.scaling.type')}")
