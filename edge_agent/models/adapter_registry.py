@@ -25,7 +25,6 @@ from edge_agent.model_names import BASE_TAG, LATEST_TAG, MODEL_NAME
 from edge_agent.models.checked_copy import checked_copy, sha256_if_readable, unlink
 from edge_agent.records import AdapterRef
 from edge_agent.store import adapter_table
-from edge_agent.store.adapter_table import UNPROVED, is_proved
 from edge_agent.store.rows import ActivationRow, AdapterRow
 from edge_agent.store.store import ModelRow, Store
 
@@ -116,7 +115,7 @@ class AdapterRegistry:
     def is_proved(self, model: str) -> bool:
         """Whether a canary has answered with what is active; the base needs none."""
         activation = self._store.adapters().activations.get(model)
-        return activation is None or activation.adapter is None or is_proved(activation)
+        return activation is None or activation.adapter is None or activation.is_proved
 
     def is_on_trial(self, model: str) -> bool:
         """Whether what is active was activated less than TRIAL_S ago."""
@@ -205,7 +204,7 @@ class AdapterRegistry:
         row = self.activatable(model, name, force=force)
         self._scales.pop((model, name), None)
         if self.active(model) != row:
-            self._put(ActivationRow(self._clock(), model, name, UNPROVED + reason))
+            self._put(ActivationRow(self._clock(), model, name, reason, is_proved=False))
             self._store.add_event("adapter_activated", f"{model}:{name}: {reason}")
         return row
 
@@ -253,7 +252,7 @@ class AdapterRegistry:
         """A daemon begins. What an earlier one activated and could not prove gets this one chance;
         what had it already is rolled back."""
         for model, activation in self._store.adapters().activations.items():
-            if activation.adapter is None or is_proved(activation):
+            if activation.adapter is None or activation.is_proved:
                 continue
             if not self._store.transact(partial(adapter_table.mark_start, model=model)):
                 why = "the daemon ended twice before its canary had answered"

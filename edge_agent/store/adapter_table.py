@@ -1,10 +1,10 @@
 """The tables of adapters and activations: which adapters there are, and which one answers.
 
-Flows in: a connection inside store.py's writer thread, and rows. Flows out: rows, and the `Book`
-that store.py keeps in memory, because every request asks which adapter is active. An activation is
-one row: the newest of a model counts, so a switch is durable or has not happened, and rolling back
-is as quick as any switch. What is not yet proved by a canary says so in its reason. Not here:
-files, rules about who may be activated (models/adapter_registry.py), threads.
+Flows in: a connection inside the store's writer thread (store.py), and rows. Flows out: rows, and
+the `Book` that store.py keeps in memory, because every request asks which adapter is active. An
+activation is one row and the newest row of a model counts: a switch is durable or has not happened,
+and rolling back is as quick as any switch. Not here: files, rules about which adapter may be
+activated (models/adapter_registry.py), threads.
 
 >>> Book().active("m") is None
 True
@@ -21,10 +21,7 @@ from typing import Any
 from edge_agent.store.rows import ActivationRow, AdapterRow
 
 KEEP_ACTIVATIONS = 100
-"""Rows of a model; the older ones are history nobody rolls back to."""
-UNPROVED = "unproved: "
-"""Begins the reason of an activation whose canary has not answered yet."""
-UNPROVED_AGAIN = "unproved since the last start: "
+"""Rows kept of each model; nobody rolls back to an older one."""
 
 ADAPTER_COLUMNS = tuple(field.name for field in fields(AdapterRow))
 ACTIVATION_COLUMNS = tuple(field.name for field in fields(ActivationRow))
@@ -49,10 +46,6 @@ class Book:
         return self.adapters.get((model, activation.adapter))
 
 
-def is_proved(activation: ActivationRow) -> bool:
-    return not activation.reason.startswith((UNPROVED, UNPROVED_AGAIN))
-
-
 def read(connection: sqlite3.Connection) -> Book:
     """Both tables; a handful of rows."""
     adapters = connection.execute(f"SELECT {', '.join(ADAPTER_COLUMNS)} FROM adapters ORDER BY id")
@@ -62,7 +55,7 @@ def read(connection: sqlite3.Connection) -> Book:
     rows = [_adapter(row) for row in adapters]
     return Book(
         {(row.model, row.name): row for row in rows},
-        {row["model"]: ActivationRow(**dict(row)) for row in activations},
+        {row["model"]: _activation(row) for row in activations},
     )
 
 
@@ -77,55 +70,59 @@ def add(connection: sqlite3.Connection, row: AdapterRow) -> None:
 def judge(
     connection: sqlite3.Connection, model: str, name: str, gate: Mapping[str, Any], status: str
 ) -> None:
-    """Store the gate's report and what follows from it."""
+    """Store the gate's report and the status that follows from it."""
     update = "UPDATE adapters SET gate = ?, status = ? WHERE model = ? AND name = ?"
     connection.execute(update, (_text(gate), status, model, name))
 
 
 def remove(connection: sqlite3.Connection, model: str, name: str) -> None:
-    """And that it was active once: another one may get its name, and nobody goes back to that."""
+    """Delete the adapter and its activations: another one may get its name, and no rollback may
+    take that one for this one."""
     connection.execute("DELETE FROM adapters WHERE model = ? AND name = ?", (model, name))
     connection.execute("DELETE FROM activations WHERE model = ? AND adapter = ?", (model, name))
 
 
 def remove_model(connection: sqlite3.Connection, model: str) -> None:
-    """Every adapter of a model, and that one was ever active."""
+    """Delete every adapter of a model, and every activation."""
     for table in ("adapters", "activations"):
         connection.execute(f"DELETE FROM {table} WHERE model = ?", (model,))
 
 
 def activate(connection: sqlite3.Connection, row: ActivationRow) -> None:
-    insert = "INSERT INTO activations (at, model, adapter, reason) VALUES (?, ?, ?, ?)"
-    connection.execute(insert, (row.at, row.model, row.adapter, row.reason))
+    """From now on the model is answered with `row.adapter`."""
+    values = {**asdict(row), "id": None}
+    marks = ", ".join("?" * len(values))
+    insert = f"INSERT INTO activations ({', '.join(values)}) VALUES ({marks})"
+    connection.execute(insert, list(values.values()))
     newest = "SELECT id FROM activations WHERE model = ? ORDER BY id DESC LIMIT ?"
     prune = f"DELETE FROM activations WHERE model = ? AND id NOT IN ({newest})"
     connection.execute(prune, (row.model, row.model, KEEP_ACTIVATIONS))
 
 
 def prove(connection: sqlite3.Connection, model: str, adapter: str) -> None:
-    """The canary has answered: the newest activation counts from now on, if it is this one."""
+    """The canary has answered with `adapter`. Does nothing when another one is active by now."""
     newest = _newest(connection, model)
     if newest is not None and newest.adapter == adapter:
-        _set_reason(connection, newest, _plain(newest.reason))
+        connection.execute("UPDATE activations SET is_proved = 1 WHERE id = ?", (newest.id,))
 
 
 def mark_start(connection: sqlite3.Connection, model: str) -> bool:
-    """A daemon begins with an activation that is not proved. False: for the second time."""
+    """A daemon starts with an activation that is not proved. False: an earlier one did already."""
     newest = _newest(connection, model)
-    if newest is None or newest.reason.startswith(UNPROVED_AGAIN):
+    if newest is None or newest.is_retried:
         return False
-    _set_reason(connection, newest, UNPROVED_AGAIN + _plain(newest.reason))
+    connection.execute("UPDATE activations SET is_retried = 1 WHERE id = ?", (newest.id,))
     return True
 
 
 def previous(connection: sqlite3.Connection, model: str) -> ActivationRow | None:
-    """What was active before what is active now: the newest row with another adapter that is
-    proved, still there and was not rolled back. None: it was never otherwise."""
+    """The newest activation of another adapter, or of the base, than the active one. It is proved,
+    and its adapter is still there and was never rolled back. None: there is no such row."""
     rows = _history(connection, model)
     now = rows[0].adapter if rows else None
     usable = _usable(connection, model)
     for row in rows[1:]:
-        if row.adapter != now and is_proved(row) and (row.adapter in usable):
+        if row.adapter != now and row.is_proved and row.adapter in usable:
             return row
     return None
 
@@ -133,10 +130,11 @@ def previous(connection: sqlite3.Connection, model: str) -> ActivationRow | None
 def roll_back(
     connection: sqlite3.Connection, now: ActivationRow, is_bad: bool = True
 ) -> ActivationRow | None:
-    """Leave the adapter `now` names for what was active before it, else for the base.
+    """Go back from the adapter that `now` names to the one active before it, else to the base.
 
-    `now` holds when and why. None: another one is active meanwhile, nothing changes. `is_bad`: the
-    adapter left is marked, so that nothing returns to it by itself.
+    `now` holds when and why. The new activation; None when another adapter is active meanwhile, and
+    then nothing changes. `is_bad` marks the adapter that was left, so that no later rollback
+    returns to it.
     """
     newest = _newest(connection, now.model)
     if newest is None or newest.adapter != now.adapter:
@@ -156,7 +154,7 @@ def _history(connection: sqlite3.Connection, model: str) -> list[ActivationRow]:
     """Newest first."""
     columns = ", ".join(ACTIVATION_COLUMNS)
     query = f"SELECT {columns} FROM activations WHERE model = ? ORDER BY id DESC"
-    return [ActivationRow(**dict(row)) for row in connection.execute(query, (model,))]
+    return [_activation(row) for row in connection.execute(query, (model,))]
 
 
 def _newest(connection: sqlite3.Connection, model: str) -> ActivationRow | None:
@@ -168,19 +166,16 @@ def _usable(connection: sqlite3.Connection, model: str) -> set[str | None]:
     return {None, *(row["name"] for row in connection.execute(query, (model,)))}
 
 
-def _set_reason(connection: sqlite3.Connection, row: ActivationRow, reason: str) -> None:
-    connection.execute("UPDATE activations SET reason = ? WHERE id = ?", (reason, row.id))
-
-
-def _plain(reason: str) -> str:
-    return reason.removeprefix(UNPROVED).removeprefix(UNPROVED_AGAIN)
-
-
 def _adapter(row: sqlite3.Row) -> AdapterRow:
     values = dict(row)
     for name in ("gate", "settings"):
         values[name] = None if values[name] is None else json.loads(values[name])
     return AdapterRow(**values)
+
+
+def _activation(row: sqlite3.Row) -> ActivationRow:
+    flags = {name: bool(row[name]) for name in ("is_proved", "is_retried")}
+    return ActivationRow(**{**dict(row), **flags})
 
 
 def _text(document: Mapping[str, Any] | None) -> str | None:

@@ -25,6 +25,15 @@ CACHE_KIB = 512
 """SQLite's default of 2 MB a connection is a thirtieth of the front's whole memory budget."""
 WAL_LIMIT_BYTES = 4 * 1024 * 1024
 
+PROOF_FROM_REASON = """
+    UPDATE activations SET is_proved = 0, reason = substr(reason, length('unproved: ') + 1)
+        WHERE reason GLOB 'unproved: *';
+    UPDATE activations SET is_proved = 0, is_retried = 1,
+        reason = substr(reason, length('unproved since the last start: ') + 1)
+        WHERE reason GLOB 'unproved since the last start: *';
+"""
+"""Schemas up to 3 kept it in front of the reason that an activation was not proved."""
+
 MIGRATIONS = (
     """
     CREATE TABLE models (
@@ -89,6 +98,11 @@ MIGRATIONS = (
         user TEXT NOT NULL, source TEXT NOT NULL, rating INTEGER, messages TEXT NOT NULL,
         answer TEXT NOT NULL, correction TEXT, used_in TEXT
     );
+    """,
+    f"""
+    ALTER TABLE activations ADD COLUMN is_proved INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE activations ADD COLUMN is_retried INTEGER NOT NULL DEFAULT 0;
+    {PROOF_FROM_REASON}
     """,
 )
 """Append only: entry n takes user_version n to n + 1, and shipped entries never change."""
@@ -206,6 +220,7 @@ def _rescue(
                 old.rename(new)
         connection = _open(path, check=False)
         rows = {table: _salvage(moved, connection, table) for table in TABLES}
+        connection.executescript(PROOF_FROM_REASON)
     except (sqlite3.Error, OSError, _Corrupt) as error:
         raise _store_error(path, error) from error
     return connection, Rescue(moved, reason, rows)

@@ -159,6 +159,10 @@ class ActivationRow:
     model: str
     adapter: str | None
     reason: str
+    is_proved: bool = True
+    """The canary has answered with the adapter. The base needs no proof."""
+    is_retried: bool = False
+    """A daemon has started since, to let the canary ask once more; a second start rolls back."""
     id: int | None = None
 
 
