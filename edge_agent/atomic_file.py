@@ -1,9 +1,10 @@
 """Writes a file so that a reader, or the next boot, sees the old content or the new, never a part.
 
-Flows in: a path and bytes. Flows out: the file, durable when `write` returns. The recipe is temp
-file, fsync, rename, fsync of the directory: without the first fsync a power cut leaves a file of 0
-bytes, without the second the rename itself can be lost (both measured: dev/log). Not here:
-locking; two writers of one path each leave a whole file, and the last rename wins.
+Flows in: a path and bytes. Flows out: the file, durable when `write` returns. The recipe is: write
+a temporary file, fsync it, rename it over the old file, fsync the directory. Without the first
+fsync a power cut leaves a file of 0 bytes; without the second the rename itself can be lost (both
+measured: dev/log). Not here: locking. When two writers replace one path, each leaves a whole file
+and the last rename wins.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ TEMP_SUFFIX = ".tmp"
 
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace `path` with `data`, permissions `mode`. Raises OSError; the old file then remains."""
+    """Replace the file at `path` with `data` and give it the permissions `mode`.
+
+    Raises OSError; the old file then remains.
+
+        atomic_file.write(state.path / "token", token.encode())
+    """
     write_parts(path, [data], mode)
 
 
 def write_parts(path: Path, parts: Iterable[bytes], mode: int = 0o600) -> None:
-    """`write`, for what is too large to be held at once. Errors of `parts` leave the old file."""
+    """As `write`, for content that is too large to be held in memory at once.
+
+    An exception that iterating over `parts` raises leaves the old file in place and is passed on.
+    """
     temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP_SUFFIX}")
     try:
         _write_durably(temp, parts, mode)
@@ -33,7 +42,7 @@ def write_parts(path: Path, parts: Iterable[bytes], mode: int = 0o600) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable. Raises OSError."""
+    """Make the creation, renaming and removal of names in a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,43 +1,47 @@
 """Every exception this project raises for a user, in one tree.
 
-Leaf file: imports nothing of ours. Each error carries three parts (what failed with its value and
-path, why, what to do next), a stable `code` for programs and an HTTP `status` for the servers.
-Library code raises these and never prints; `cli/main.py` prints `error:` and `hint:` and exits.
+Ground file: it imports nothing of ours. Each error carries three parts (what failed with its value
+and path, why, what to do next), a stable `code` for programs and an HTTP `status` for the servers.
+Library code raises these and never prints; `cli/main.py` prints `error:` and `hint:` and exits. The
+second column is the HTTP status; UsageError also gives the exit code 2, all others give 1.
 
     EdgeAgentError
-    ├── UsageError            2 / 400   a flag, a setting or an address that cannot be
-    ├── DaemonNotRunning      -         no socket answers
-    ├── DaemonRunning         -         STATE/lock is held by somebody else
-    ├── ModelNotFound         404       no such name in the registry
-    ├── ModelFormatError      422       a GGUF file that must not reach llama.cpp
-    ├── ModelRefused          507       it would not fit: the three numbers and what would
-    ├── ModelCorrupt          422       SHA-256 differs from the registered one
-    ├── DownloadError         502       a pull that did not finish
-    ├── ConversionError       422       a checkpoint, adapter or type that cannot be converted
-    ├── LibraryMismatch       503       llama.cpp lacks a function, or cannot be loaded
-    ├── AdapterNotFound       404       no adapter of this name for this model
-    ├── AdapterRefused        422       an adapter that is broken, another's, or failed its gate
-    ├── DataRefused           422       training data that cannot or should not be learned from
-    ├── TrainingFailed        500       the trainer stopped; its last checkpoint is kept
-    ├── TrainingBusy          409       one run at a time
-    ├── FeedbackNotFound      404       no such feedback, or no remembered answer it could be about
-    ├── QuotaExceeded         429       a user's feedback waits to be learned in too great a number
-    ├── RequestError          400       a request that can never be answered
-    │   ├── SchemaError       400       a JSON schema outside the supported subset
-    │   └── ContextExceeded   400       more tokens than a slot holds
-    ├── TemplateError         422       a chat template that cannot be rendered safely
-    ├── Overloaded            429       queue full; carries retry_after_s
-    ├── WorkerFailed          503       the worker died under this request; another will answer
-    ├── ModelQuarantined      503       the crash budget is spent
-    ├── ShuttingDown          503       the daemon drains
-    └── StoreError            503       the database or the disk failed
+    ├── UsageError            400   a flag, a setting or an address that is not possible
+    ├── DaemonNotRunning      503   no daemon answers on any socket that was tried
+    ├── DaemonRunning         409   another process holds STATE/lock
+    ├── ModelNotFound         404   no model of this name is registered
+    ├── ModelFormatError      422   a GGUF file that must not reach llama.cpp
+    ├── ModelRefused          507   the model does not fit in memory; says what would fit
+    ├── ModelCorrupt          422   the file's SHA-256 differs from the registered one
+    ├── DownloadError         502   a pull that did not finish
+    ├── ConversionError       422   a checkpoint, adapter or type that cannot be converted
+    ├── LibraryMismatch       503   llama.cpp lacks a function, or cannot be loaded
+    ├── AdapterNotFound       404   no adapter of this name is registered for this model
+    ├── AdapterRefused        422   a broken adapter, another model's adapter, or a failed gate
+    ├── DataRefused           422   training data that cannot or should not be learned from
+    ├── TrainingFailed        500   the trainer stopped; its last checkpoint is kept
+    ├── TrainingBusy          409   another lesson is running; there is one at a time
+    ├── FeedbackNotFound      404   no such feedback, or no remembered answer to attach it to
+    ├── QuotaExceeded         429   a user has too much feedback that is not learned yet
+    ├── RequestError          400   a request that can never be answered
+    │   ├── SchemaError       400   a JSON schema outside the supported subset
+    │   └── ContextExceeded   400   more tokens than a slot holds
+    ├── TemplateError         422   a chat template that cannot be rendered safely
+    ├── Overloaded            429   the queue is full; carries retry_after_s
+    ├── WorkerFailed          503   the worker died during this request; a new one will start
+    ├── ModelQuarantined      503   the model has crashed the worker too often
+    ├── ShuttingDown          503   the daemon is stopping
+    └── StoreError            503   the database or the disk failed
 """
 
 from __future__ import annotations
 
 
 class EdgeAgentError(Exception):
-    """Base of all. `what`, `why` and `hint` are sentences without a final full stop."""
+    """Base of all. `what`, `why` and `hint` are sentences without a final full stop.
+
+    Example: `raise ModelNotFound("no model named 'x'", "", "run `edge-agent list`")`
+    """
 
     code = "internal_error"
     status = 500
@@ -53,21 +57,21 @@ class EdgeAgentError(Exception):
 
 
 class UsageError(EdgeAgentError):
-    """A flag, a setting or an address that cannot be (exit code 2)."""
+    """A flag, a setting or an address that is not possible (exit code 2)."""
 
     code = "usage_error"
     status = 400
 
 
 class DaemonNotRunning(EdgeAgentError):
-    """No daemon answers on any of the sockets looked at."""
+    """No daemon answers on any of the sockets that were tried."""
 
     code = "daemon_not_running"
     status = 503
 
 
 class DaemonRunning(EdgeAgentError):
-    """STATE/lock is held by another process."""
+    """Another process holds STATE/lock."""
 
     code = "daemon_running"
     status = 409
@@ -88,7 +92,7 @@ class ModelFormatError(EdgeAgentError):
 
 
 class ModelRefused(EdgeAgentError):
-    """Admission: the model, its KV cache and its compute buffer do not fit in memory."""
+    """The memory check says that weights, KV cache and compute buffer do not fit in memory."""
 
     code = "model_refused"
     status = 507
@@ -109,7 +113,7 @@ class DownloadError(EdgeAgentError):
 
 
 class ConversionError(EdgeAgentError):
-    """A checkpoint, an adapter or a wanted type that cannot be converted; nothing was written."""
+    """A checkpoint, adapter or requested type that cannot be converted; nothing was written."""
 
     code = "conversion_failed"
     status = 422
@@ -130,14 +134,15 @@ class AdapterNotFound(EdgeAgentError):
 
 
 class AdapterRefused(EdgeAgentError):
-    """An adapter file that is broken or another model's, or an adapter that failed its gate."""
+    """An adapter file that is broken or belongs to another model, or an adapter that failed its
+    gate."""
 
     code = "adapter_refused"
     status = 422
 
 
 class DataRefused(EdgeAgentError):
-    """Training data that cannot be read, or that the audit advises not to learn from."""
+    """Training data that cannot be read, or that the audit advises against learning from."""
 
     code = "data_refused"
     status = 422
@@ -151,21 +156,21 @@ class TrainingFailed(EdgeAgentError):
 
 
 class TrainingBusy(EdgeAgentError):
-    """Another run is under way: one at a time."""
+    """Another lesson is running; there is one at a time."""
 
     code = "training_busy"
     status = 409
 
 
 class FeedbackNotFound(EdgeAgentError):
-    """No feedback of this number, or no remembered answer that it could be about."""
+    """No feedback has this number, or no remembered answer exists to attach feedback to."""
 
     code = "feedback_not_found"
     status = 404
 
 
 class QuotaExceeded(EdgeAgentError):
-    """One user's feedback on one model that no adapter has learned yet is too much already."""
+    """One user's feedback on one model that no adapter has learned yet has reached its limit."""
 
     code = "feedback_quota"
     status = 429
@@ -209,7 +214,7 @@ class Overloaded(EdgeAgentError):
 
 
 class WorkerFailed(EdgeAgentError):
-    """The worker process died while this request was in it."""
+    """The worker process died while it was working on this request."""
 
     code = "worker_failed"
     status = 503
@@ -230,7 +235,7 @@ class ShuttingDown(EdgeAgentError):
 
 
 class StoreError(EdgeAgentError):
-    """SQLite or the disk under it failed; nothing that was acknowledged is lost."""
+    """SQLite or the disk under it failed. Nothing that was acknowledged before is lost."""
 
     code = "storage_failed"
     status = 503
@@ -241,6 +246,10 @@ def _subclasses(cls: type[EdgeAgentError]) -> list[type[EdgeAgentError]]:
 
 
 def error_from_code(code: str, what: str, why: str = "", hint: str = "") -> EdgeAgentError:
-    """The exception of the class whose `code` this is; EdgeAgentError for an unknown code."""
+    """The exception whose class has this `code`; EdgeAgentError for an unknown code.
+
+    How an error crosses a process border: the worker, the trainer and the daemon send the code and
+    the three parts, and the receiver raises the same class again.
+    """
     by_code = {cls.code: cls for cls in reversed(_subclasses(EdgeAgentError))}
     return by_code.get(code, EdgeAgentError)(what, why, hint)

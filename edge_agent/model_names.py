@@ -1,8 +1,8 @@
-"""What a model may be called, and what MODEL:TAG means.
+"""What a model may be called, and how MODEL:TAG splits.
 
-The ground of the house: it imports nothing of ours. Flows in: names as users and clients write
-them. Flows out: the plain name and the tag. Not here: which model or adapter a name means (the
-store and the adapter registry know).
+Ground file: it imports nothing of ours. Flows in: names as users and clients write them. Flows out:
+the plain name and the tag. Not here: which model or adapter a name stands for (store/database.py,
+models/adapter_registry.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BASE_TAG, LATEST_TAG = "base", "latest"
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """MODEL and what stands after its first colon.
+    """The model, and what stands after the first colon (None without a colon).
 
     >>> split_name("tiny:latest"), split_name("tiny")
     (('tiny', 'latest'), ('tiny', None))

@@ -1,9 +1,9 @@
-"""Opens files that strangers may have put there, and hashes files: once for the whole project.
+"""Opens files that strangers may have put there, and hashes files.
 
-The ground of the house: it imports only the errors. Why it exists: opening a named pipe waits for
-its writer, and a device or a directory has no content to read. Flows in: paths, or open streams.
-Flows out: a stream of a regular file, or a SHA-256 in hexadecimal digits. Not here: what a file
-holds, writing (atomic_file.py).
+Ground file: it imports only the errors. Why it exists: opening a named pipe waits for the pipe's
+writer, and a device or a directory has no content to read. Flows in: paths, or open streams. Flows
+out: a stream of a regular file, or a SHA-256 in hexadecimal digits. Not here: what a file contains,
+and writing (atomic_file.py).
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ BLOCK_BYTES = 1 << 20
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
-    """Open `path` for reading without waiting for the writer of a pipe.
+    """Open `path` for reading, without waiting for a writer when it is a named pipe.
 
-    Raises OSError, whose `strerror` says what stands there when it is no regular file, or, without
-    `follow_links`, when it is a symbolic link.
+    Raises OSError when `path` is not a regular file, or, without `follow_links`, when it is a
+    symbolic link; the error's `strerror` says what stands there instead.
+
+        with open_regular(path) as stream: head = stream.read(4)
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     try:
@@ -48,7 +50,7 @@ def sha256_of(
     out: BinaryIO | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
-    """SHA-256 of the content of `paths`, one after the other; copied into `out` on the way.
+    """SHA-256 of the content of `paths` joined in order, which is also copied into `out` if given.
 
     `progress` is told (bytes done, bytes in all) after each block. Raises OSError.
 
@@ -70,7 +72,10 @@ def sha256_of(
 
 
 def sha256_of_stream(stream: BinaryIO, out: BinaryIO | None = None) -> tuple[str, int]:
-    """SHA-256 and bytes of the rest of a stream; copied into `out` on the way. Raises OSError."""
+    """SHA-256 and size of the rest of a stream, which is also copied into `out` if given.
+
+    Raises OSError.
+    """
     digest, size = hashlib.sha256(), 0
     while block := stream.read(BLOCK_BYTES):
         digest.update(block)
@@ -81,8 +86,10 @@ def sha256_of_stream(stream: BinaryIO, out: BinaryIO | None = None) -> tuple[str
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raises ModelCorrupt when the model file's hash is another, ModelFormatError when the file
-    cannot be read."""
+    """Compare a registered model file with its hash.
+
+    Raises ModelCorrupt when the hash differs, ModelFormatError when the file cannot be read.
+    """
     try:
         found = sha256_of(path)
     except OSError as error:

@@ -1,8 +1,9 @@
 """Frames on the socket between front and child: 4 bytes of length (big-endian), then msgpack.
 
-Flows in: records.ToWorker / records.FromWorker, or the trainer's (adapt/messages.py). Flows out:
-bytes, and back. Nothing is unpickled; a frame longer than MAX_FRAME_BYTES or of the wrong shape
-raises WireError, after which the peer must close. Not here: sockets, threads, event loops.
+Flows in: records.ToWorker and records.FromWorker, or the trainer's messages (adapt/messages.py).
+Flows out: bytes, and records again at the other end. Nothing is unpickled. A frame that is longer
+than MAX_FRAME_BYTES or has the wrong shape raises WireError, after which the receiver must close
+the socket. Not here: sockets, threads, event loops.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ Record = TypeVar("Record")
 
 
 class WireError(Exception):
-    """The peer sent a frame that cannot be one of ours."""
+    """The peer sent a frame that no process of this project would send."""
 
 
 def encode(record: msgspec.Struct) -> bytes:
-    """One frame, header included."""
+    """One frame, header included. Raises WireError when it would exceed MAX_FRAME_BYTES."""
     body = _ENCODER.encode(record)
     if len(body) > MAX_FRAME_BYTES:
         raise WireError(f"frame of {len(body)} bytes exceeds {MAX_FRAME_BYTES}")
@@ -34,7 +35,7 @@ def encode(record: msgspec.Struct) -> bytes:
 
 
 class FrameDecoder(Generic[Record]):
-    """Turns a byte stream back into records, whatever the sizes it arrives in.
+    """Turns a byte stream back into records, whatever the sizes of the pieces it arrives in.
 
     >>> decoder = to_front()
     >>> from edge_agent.records import Pong
@@ -48,7 +49,7 @@ class FrameDecoder(Generic[Record]):
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Record]:
-        """Records completed by `data`. Raises WireError."""
+        """The records that `data` completes, in order. Raises WireError."""
         buffer = self._buffer
         buffer += data
         records: list[Record] = []
@@ -75,10 +76,10 @@ class FrameDecoder(Generic[Record]):
 
 
 def to_worker() -> FrameDecoder[ToWorker]:
-    """A decoder for what the worker receives."""
+    """A decoder for the records that the worker receives."""
     return FrameDecoder(msgspec.msgpack.Decoder(ToWorker))
 
 
 def to_front() -> FrameDecoder[FromWorker]:
-    """A decoder for what the front receives."""
+    """A decoder for the records that the front receives."""
     return FrameDecoder(msgspec.msgpack.Decoder(FromWorker))

@@ -1,10 +1,11 @@
 """How fast this machine reads memory, and how many bytes a decoded token reads: the roofline.
 
-Decoding one token reads every weight once, so tokens per second cannot exceed bandwidth over bytes
-per token (Williams et al., "Roofline", 2009). Flows in: threads, or a checked GGUF header. Flows
-out: bytes per second, bytes. The bandwidth is measured here and now, by summing a buffer far larger
-than the caches in as many threads as the engine uses; it is a processor's figure and says nothing
-about a GPU. Not here: what was reached (trials.py).
+Decoding one token reads every weight once, so tokens per second cannot exceed the memory bandwidth
+divided by the bytes per token (Williams et al., "Roofline", 2009). Flows in: a number of threads,
+or a checked GGUF header. Flows out: bytes per second, and bytes. The bandwidth is measured, by
+summing a buffer far larger than the caches in as many threads as the engine uses. It is the
+processor's bandwidth and says nothing about a GPU. Not here: the speed that was reached
+(trials.py).
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from edge_agent.records import EngineSettings
 BUFFER_BYTES = 256 * 1024 * 1024
 PASSES = 5
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
-"""Bytes per element; q8_0 stores 32 values in 34 bytes (ggml-common.h)."""
+"""KV cache type -> bytes per element; q8_0 stores 32 values in 34 bytes (ggml-common.h)."""
 
 
 def read_bandwidth(n_threads: int, buffer_bytes: int = BUFFER_BYTES) -> float:
-    """Bytes per second, best of a few passes. NumPy lets go of the GIL while it sums."""
+    """Bytes per second, the best of several passes. NumPy releases the GIL while it sums."""
     buffer = np.ones(buffer_bytes // 8, dtype=np.int64)
     parts = np.array_split(buffer, n_threads)
     return max(_pass(parts) for _ in range(PASSES + 1))
@@ -41,11 +42,12 @@ def _pass(parts: list[np.ndarray[tuple[int], np.dtype[np.int64]]]) -> float:
 
 
 def bytes_per_token(gguf: GgufFile, settings: EngineSettings, n_past: float) -> float:
-    """What decoding one token reads when `n_past` tokens are in the cache.
+    """Bytes that decoding one token reads when `n_past` tokens are in the KV cache.
 
-    All weights; without the embedding table when the model has an output matrix of its own, because
-    then one row of it is looked up. A tied table is the output matrix and read whole. Plus keys and
-    values of every layer, of a sliding-window layer at most its window.
+    That is: all weights, and the keys and values of every layer for `n_past` tokens (for a
+    sliding-window layer at most its window). The embedding table is left out when the model has an
+    output matrix of its own, because only one row of it is read; a tied table is also the output
+    matrix and read whole.
     """
     names = {tensor.name for tensor in gguf.tensors}
     weights = sum(

@@ -1,9 +1,9 @@
-"""The document of one benchmark test: llama-bench's JSON fields, and ours beside them.
+"""The document of one benchmark test: the fields of llama-bench's JSON, and ours beside them.
 
-Flows in: an Outcome and what is known of engine, model and board. Flows out: a dict that is valid
-JSON, one per test; what was not measured is null. The field names of llama.cpp's llama-bench keep
-their meaning (rates in tokens a second, times in nanoseconds, sample standard deviation), so its
-tools can read ours and our report can read its. Not here: printing (table.py).
+Flows in: an Outcome, and the facts about engine, model and board. Flows out: a dict that is valid
+JSON, one per test; a value that was not measured is null. Fields with the names of llama.cpp's
+llama-bench have its meaning (rates in tokens per second, times in nanoseconds, sample standard
+deviation), so its tools read our documents and our report reads its. Not here: printing (table.py).
 """
 
 from __future__ import annotations
@@ -42,13 +42,16 @@ class Subject:
     board_name: str
     bandwidth_bytes_per_s: float | None
     bytes_per_token: float | None
-    """At this test's depth; None where a roofline makes no sense."""
+    """At this test's depth; None where there is no roofline (a GPU, a remote engine)."""
 
 
 def document(
     subject: Subject, outcome: Outcome, *, repetitions: int, warmup: bool
 ) -> dict[str, Any]:
-    """The whole record of one test."""
+    """The document of one test.
+
+    Example: `document(subject, outcome, repetitions=5, warmup=True)["median_ts"]`
+    """
     rates = [_rate(group, outcome) for group in outcome.runs]
     times_ns = [round(1e9 * _duration_s(group, outcome)) for group in outcome.runs]
     record = {
@@ -142,7 +145,8 @@ def _ours(subject: Subject, outcome: Outcome, rates: list[float]) -> dict[str, A
 
 
 def _limit(subject: Subject, outcome: Outcome) -> float | None:
-    """Decode tokens a second if memory were all that counts; for lone raw decodes only."""
+    """Decode tokens per second if memory bandwidth were the only limit; None except for raw
+    decoding."""
     bandwidth, size = subject.bandwidth_bytes_per_s, subject.bytes_per_token
     if outcome.test.scenario != "decode" or not bandwidth or not size:
         return None
@@ -150,7 +154,10 @@ def _limit(subject: Subject, outcome: Outcome) -> float | None:
 
 
 def _duration_s(group: Sequence[RequestRun], outcome: Outcome) -> float:
-    """From the first start to the last end; the timed phase alone for a test of one phase."""
+    """Seconds of the phase that the test times, from the first start to the last end.
+
+    That is prefill or decode for a test of one phase, the whole requests otherwise.
+    """
     scenario = outcome.test.scenario
     if scenario == "prefill":
         return max(run.first_s for run in group) - min(run.start_s for run in group)
@@ -160,7 +167,7 @@ def _duration_s(group: Sequence[RequestRun], outcome: Outcome) -> float:
 
 
 def _rate(group: Sequence[RequestRun], outcome: Outcome) -> float:
-    """Tokens of the timed phase over its time. Chat: generated tokens, all requests together."""
+    """Tokens per second of the phase that the test times; a chat counts generated tokens only."""
     scenario = outcome.test.scenario
     prompt = sum(run.prompt_tokens for run in group) if scenario.startswith("prefill") else 0
     gen = sum(run.completion_tokens for run in group) if scenario != "prefill" else 0
@@ -187,7 +194,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
 
 
 def _clocks(outcome: Outcome) -> dict[str, float | None]:
-    """Highest clocks seen during the test."""
+    """The highest clocks seen during the test, in hertz."""
     pairs = {
         "cpu_hz": [one.cpu.clock_hz for one in outcome.seen],
         "gpu_hz": [one.gpu.clock_hz for one in outcome.seen],
@@ -201,7 +208,8 @@ def _clocks(outcome: Outcome) -> dict[str, float | None]:
 
 
 def _trace(outcome: Outcome) -> list[list[float | int | None]]:
-    """[seconds since the test began, watts, celsius, available bytes, tok/s of the repetition]."""
+    """At most MAX_TRACE points, each [seconds since the test began, watts, Celsius, available
+    bytes, tokens per second of the repetition that was running]."""
     if not outcome.seen:
         return []
     step = -(-len(outcome.seen) // MAX_TRACE)
@@ -232,7 +240,7 @@ def _energy_note(outcome: Outcome) -> list[str]:
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinity are no JSON; they cannot come from a measurement that was made."""
+    """NaN and infinity become null: JSON has neither, and no measurement can produce them."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in record.items()

@@ -1,9 +1,10 @@
 """The two engines that a benchmark can drive: a worker of its own, or the running daemon.
 
-Flows in: a test's requests. Flows out: `Run`, when each phase began and ended on this machine's
-monotonic clock, and counts. The worker is the daemon's own, started here and ended with its socket;
-it times raw decode calls without sampling. The daemon is asked over HTTP like any client, so its
-figures hold tokenizing, sampling and HTTP. Not here: repetitions, statistics, energy (trials.py).
+Flows in: the requests of a test. Flows out: RequestRun: token counts, and when each phase began and
+ended on this machine's monotonic clock. The worker is the program that the daemon uses, started
+here and ended by closing its socket; it times raw decode calls without sampling. The daemon is
+asked over HTTP like any client, so its times include tokenizing, sampling and HTTP. Not here:
+repetitions, statistics, energy (trials.py).
 """
 
 from __future__ import annotations
@@ -47,52 +48,57 @@ GREEDY = Sampling(temperature=0.0)
 
 @dataclass(frozen=True)
 class RequestRun:
-    """One request of one repetition. Times are monotonic seconds."""
+    """One request of one repetition. Times are seconds of the monotonic clock."""
 
     start_s: float
     first_s: float
-    """First token; end of prefill for a raw run."""
+    """When the first token arrived; for a raw run of the worker, the end of prefill."""
     end_s: float
     prompt_tokens: int
     completion_tokens: int
     spans: list[Span] = field(default_factory=list)
     first_is_token: bool = False
-    """A client sees the first token at `first_s`; a raw run has none of it decoded by then."""
+    """Whether a token had been decoded by `first_s`: a client's answer yes, a raw run no."""
 
     @property
     def ttft_s(self) -> float:
+        """Time to the first token."""
         return self.first_s - self.start_s
 
     @property
     def e2e_s(self) -> float:
+        """Time from sending the request to the end of the answer."""
         return self.end_s - self.start_s
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first."""
+        """Time per output token after the first; None for fewer than two tokens."""
         n = self.completion_tokens - 1
         return (self.end_s - self.first_s) / n if n > 0 else None
 
 
 class BenchEngine(Protocol):
-    """What trials.py needs. Every method raises the engine's typed errors."""
+    """The interface that trials.py uses. Every method raises the engine's typed errors."""
 
     name: str
     pid: int | None
 
     def raw(self, number: int, n_prompt: int, n_gen: int, n_depth: int) -> RequestRun: ...
     def chat(self, conversations: Sequence[list[Message]], n_predict: int) -> list[RequestRun]:
-        """All at once; exactly n_predict tokens each."""
+        """Answer all conversations at the same time, with exactly n_predict tokens each."""
         ...
 
 
 class WorkerEngine:
-    """A worker process that lives as long as the `with` block."""
+    """A worker process that lives as long as the `with` block.
+
+    Example: `with WorkerEngine(path, "tiny", EngineSettings()) as one: one.raw(0, 512, 0, 0)`
+    """
 
     name = "worker"
 
     def __init__(self, path: Path, model: str, settings: EngineSettings) -> None:
-        """Raises every load error."""
+        """Start a worker and load the model. Raises every error of loading."""
         self._socket, theirs = socket.socketpair()
         command = [sys.executable, "-m", "edge_agent.engine.worker", "--fd", str(theirs.fileno())]
         env = {**os.environ, "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -116,7 +122,7 @@ class WorkerEngine:
         self.close()
 
     def close(self) -> None:
-        """End of file on its socket ends the worker within a second."""
+        """Close the socket, which ends the worker within a second."""
         self._socket.close()
         try:
             self._process.wait(EXIT_S)
@@ -171,7 +177,8 @@ class WorkerEngine:
             raise self._lost() from error
 
     def _answer(self) -> FromWorker:
-        """The next frame. Raises what a Failed says, and WorkerFailed when the worker died."""
+        """The next frame. Raises the error that a Failed carries, and WorkerFailed when the worker
+        died."""
         while not self._frames:
             data = self._socket.recv(READ_BYTES)
             if not data:
@@ -196,7 +203,7 @@ class WorkerEngine:
 
 @dataclass
 class DaemonEngine:
-    """A running daemon, asked over its Unix socket. `number_of_slots` is its model's."""
+    """A running daemon, asked over its Unix socket."""
 
     client: Client
     model: str
@@ -204,7 +211,7 @@ class DaemonEngine:
     name: str = "daemon"
 
     def raw(self, number: int, n_prompt: int, n_gen: int, n_depth: int) -> RequestRun:
-        """A prompt of ids; depth and prompt are one prompt here, so depth must be 0."""
+        """Complete a prompt of token ids. `n_depth` must be 0: HTTP has no separate depth."""
         ids = [1 + (number * 7919 + i * 104729) % 1000 for i in range(max(1, n_prompt))]
         body = {"prompt": ids, "max_tokens": max(1, n_gen)}
         return self._ask("/v1/completions", body)
@@ -250,7 +257,7 @@ class DaemonEngine:
 
 
 def _spans(start_s: float, middle_s: float, end_s: float, prompt: int, gen: int) -> list[Span]:
-    """Prefill and decode of a lone run; a phase of no tokens has none."""
+    """Prefill and decode of a request that ran alone; a phase without tokens gives no span."""
     spans = [
         Span(start_s, middle_s, "prefill", 1.0, prompt),
         Span(middle_s, end_s, "decode", 1.0, gen),

@@ -1,7 +1,8 @@
 """Benchmark documents of other machines: our own JSON lines, or llama-bench's.
 
 Flows in: a .jsonl file. Flows out: documents with the fields that a report needs. A torn last line,
-which a power cut leaves, is left out; any other bad line is named. Not here: what a report says.
+which a power cut leaves, is skipped; any other bad line raises with its number. Not here: what a
+report says (report.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ class ImportFailed(EdgeAgentError):
 
 
 def read_documents(path: Path) -> list[dict[str, Any]]:
-    """Documents of a .jsonl file; a torn last line is left out. Raises ImportFailed."""
+    """Documents of a .jsonl file; a torn last line is skipped. Raises ImportFailed.
+
+    Example: `documents = read_documents(Path("nano.jsonl"))`
+    """
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -47,7 +51,7 @@ def _bad_line(path: Path, number_: int, why: str) -> ImportFailed:
 
 
 def adopted(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """A document with the fields a report needs; llama-bench rows get them from theirs."""
+    """The document with all fields a report needs; a llama-bench row gets those it lacks."""
     if document.get("v") == 1:
         return dict(document)
     prompt, gen = document.get("n_prompt") or 0, document.get("n_gen") or 0

@@ -1,7 +1,8 @@
 """The questions of the chat scenario: what a person would ask, in three languages and two lengths.
 
-Flows out: messages. Written for this project. The languages cost very different numbers of tokens
-for the same content, which is why each is measured. Not here: judging the answers.
+Flows in: a language and a number. Flows out: messages. The texts were written for this project. The
+languages need very different numbers of tokens for the same content, so each is measured. Not here:
+judging the answers.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _QUESTIONS = {
 
 
 def conversation(language: str, number: int) -> list[Message]:
-    """Question `number` (they repeat) as a chat of one turn."""
+    """Question `number` of a language as a chat of one turn; after the last question the first
+    follows."""
     questions = _QUESTIONS[language]
     return [Message("user", questions[number % len(questions)])]

@@ -1,9 +1,8 @@
-"""Figures that others published for small boards, to stand beside ours and never among them.
+"""Figures that others published for small boards, which a report shows beside ours.
 
-Flows out: rows with their source. None of them was measured by this project; a report prints them
-in a table of their own, labelled so. Sources are named as their authors name them; the collection
-and its doubts are in the project's notes (runtime anchors 2a and 2b, experiment S8). Not here: our
-own measurements.
+Flows out: rows with their source. This project measured none of them, so a report prints them in a
+table of their own that says so. Sources are named as their authors name them. Not here: our own
+measurements.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """One row. None: the source gives no such figure."""
+    """One row. A figure that the source does not give is None."""
 
     board: str
     model: str
@@ -41,7 +40,7 @@ ROWS = (
         "3-5",
         "5-7",
         None,
-        "this project's experiment S8: reported, not measured here; 64 tokens in 15-20 s",
+        "told by this project's owner, not measured by it; 64 tokens in 15-20 s",
     ),
     Published(
         NANO, "Gemma 3 1B Q4_K_M", "llama.cpp CUDA b5050", "23.3", "5.26", None, None, KREIER

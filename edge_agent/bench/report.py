@@ -1,10 +1,9 @@
-"""From benchmark documents to the sections of a report, however it is written down later.
+"""From benchmark documents to the sections of a report, independent of its file format.
 
 Flows in: documents of this machine and of others (ours, or plain llama-bench rows). Flows out: a
 Report of tables, charts and sentences. A figure that was not measured reads "not measured", never 0
 and never blank, and the reasons stand below the table. Figures published by others stay in a table
-of their own. Not here: HTML (report_pages.py), Markdown (report_markdown.py), drawing
-(svg_chart.py).
+of their own. Not here: HTML and Markdown (report_pages.py), drawing (svg_chart.py).
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Table:
+    """One table; `notes` are sentences below it."""
+
     caption: str
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -32,7 +33,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """Sentences, then tables, then pictures (SVG text; "" is left out)."""
+    """Sentences, then tables, then charts (SVG text; an empty chart is left out)."""
 
     title: str
     text: tuple[str, ...] = ()
@@ -42,6 +43,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
+    """All content of a report; `documents` are the raw figures that its last part lists."""
+
     title: str
     made_at: str
     facts: tuple[tuple[str, str], ...]
@@ -53,6 +56,11 @@ class Report:
 
 
 def figure(value: float | None, unit: str = "", digits: int | None = None) -> str:
+    """The value with its unit, or "not measured". Without `digits`: three significant digits.
+
+    >>> figure(12.345, "W"), figure(None)
+    ('12.3 W', 'not measured')
+    """
     if value is None:
         return NOT_MEASURED
     text = number(value) if digits is None else f"{value:.{digits}f}"
@@ -60,7 +68,7 @@ def figure(value: float | None, unit: str = "", digits: int | None = None) -> st
 
 
 def with_spread(document: Document) -> str:
-    """Median (lowest-highest, n runs) in tok/s."""
+    """Median (lowest-highest, n=runs) in tokens per second."""
     n = len(document.get("samples_ts") or [])
     low, high = document.get("min_ts"), document.get("max_ts")
     if document.get("median_ts") is None:
@@ -69,7 +77,7 @@ def with_spread(document: Document) -> str:
 
 
 def subject(document: Document) -> tuple[str, str, str, str]:
-    """What makes two documents comparable: board, model, engine, run."""
+    """(board, model, engine, run), which two repetitions of one test share."""
     names = ("board_name", "model", "engine", "run_id")
     board, model, engine, run = (str(document.get(name) or "unknown") for name in names)
     return board, model, engine, run
@@ -91,7 +99,10 @@ def _reasons(documents: Iterable[Document]) -> tuple[str, ...]:
 def build(
     documents: Sequence[Document], *, title: str, made_at: str, published: bool = True
 ) -> Report:
-    """The whole report. `documents` in any order."""
+    """The whole report. `documents` may be in any order.
+
+    Example: `build(documents, title="Two boards", made_at="2026-11-30")`
+    """
     ordered = sorted(documents, key=lambda one: (*subject(one), str(one.get("test_time"))))
     sections = [_raw(ordered), _chat(ordered), _over_time(ordered), _comparison(ordered)]
     if published:
@@ -102,7 +113,7 @@ def build(
 
 
 def _facts(documents: Sequence[Document]) -> tuple[tuple[str, str], ...]:
-    """The machines: once each."""
+    """One line of facts for each machine."""
     facts: dict[str, str] = {}
     for document in documents:
         board = document.get("board") or {}
@@ -173,6 +184,7 @@ def _percent(share: float | None) -> str:
 
 
 def heat(document: Document) -> str:
+    """Temperature at the start and the highest, in degrees Celsius."""
     start, high = (document.get(f"temperature_{when}_celsius") for when in ("start", "max"))
     return NOT_MEASURED if high is None else f"{figure(start)} to {figure(high)} °C"
 
@@ -252,7 +264,7 @@ def _chat_bar(document: Document) -> Bar:
 
 
 LINES = 6
-"""More lines in one picture cannot be told apart."""
+"""The most lines in one chart; more cannot be told apart."""
 SERIES = (
     ("Power", "W", 1),
     ("Hottest zone", "°C", 2),
@@ -262,7 +274,7 @@ SERIES = (
 
 
 def _over_time(documents: Sequence[Document]) -> Section:
-    """One picture a quantity; the longest tests, each a line from its own start."""
+    """One chart per quantity with the longest tests, each drawn from its own start."""
     traced = [one for one in documents if len(one.get("trace") or []) > 1]
     longest = sorted(traced, key=lambda one: -float(one["trace"][-1][0]))[:LINES]
     shown = [one for one in traced if one in longest]
@@ -291,7 +303,7 @@ def _part(point: Sequence[float | None], column: int, divisor: float) -> float |
 
 
 def _comparison(documents: Sequence[Document]) -> Section:
-    """The same test of the same model more than once: in other runs, on other boards."""
+    """Tests that the same model ran more than once: in other runs or on other boards."""
     groups: dict[tuple[str, str, Any], list[Document]] = {}
     for document in documents:
         key = (str(document.get("model")), label(document), document.get("n_gen"))

@@ -1,8 +1,9 @@
-"""A report as one HTML file: styles and pictures inside, no script, nothing fetched.
+"""A report as one HTML file, or as Markdown for an issue or a repository.
 
-Flows in: a Report and the style sheet. Flows out: text. Every word that came from a document is
-escaped, and a policy in the page forbids scripts and requests besides. Not here: what stands in it
-(report.py), the pictures (svg_chart.py).
+Flows in: a Report, and for HTML the style sheet. Flows out: text. The HTML holds its styles and
+charts, has no script and fetches nothing; every word that came from a document is escaped, and the
+page's content security policy forbids scripts and requests as well. Markdown leaves the charts out.
+Not here: what a report says (report.py), drawing (svg_chart.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 
 
 def html(report: Report, style: str) -> str:
-    """`style` is the text of report.css."""
+    """The page. `style` is the text of report.css."""
     title = escape(report.title)
     facts = "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in report.facts)
     body = "".join(_section(section) for section in report.sections)
@@ -42,7 +43,7 @@ def _section(section: Section) -> str:
 
 
 def _captioned(chart: str) -> str:
-    """The picture's own title as its visible caption."""
+    """The chart below a visible caption, which is the chart's own title."""
     caption = chart.partition("<title>")[2].partition("</title>")[0]
     return f"<figcaption>{caption}</figcaption>{chart}"
 
@@ -64,13 +65,14 @@ def _cell(text: str) -> str:
 
 
 def _raw(report: Report) -> str:
-    """Every document as it is, for whoever wants to compute something else."""
+    """Every document as it is, for a reader who wants to compute something else."""
     text = "\n".join(json.dumps(one, ensure_ascii=False) for one in report.documents)
     summary = f"<summary>All figures: {len(report.documents)} documents, one JSON a line</summary>"
     return f"<details>{summary}<pre>{escape(text)}</pre></details>"
 
 
 def markdown(report: Report) -> str:
+    """The same tables and sentences as Markdown, without charts."""
     parts = [f"# {_text(report.title)}", f"Made {report.made_at}."]
     parts += [f"- **{_text(name)}**: {_text(value)}" for name, value in report.facts]
     for section in report.sections:
@@ -79,7 +81,7 @@ def markdown(report: Report) -> str:
 
 
 def _joined(parts: list[str]) -> list[str]:
-    """List items stay together."""
+    """Put consecutive list items into one part, so that no blank line separates them."""
     out: list[str] = []
     for part in parts:
         if part.startswith("- ") and out and out[-1].startswith("- "):
@@ -103,7 +105,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _text(value: str) -> str:
-    """Names come from files of strangers: nothing in them may become markup."""
+    """Escape Markdown: names come from files of strangers and must not become markup."""
     clean = " ".join(value.split())
     for mark in ("\\", "`", "*", "_", "[", "]", "<", ">", "|"):
         clean = clean.replace(

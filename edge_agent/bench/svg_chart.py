@@ -1,8 +1,8 @@
-"""Two kinds of pictures as SVG text: bars with their spread, and lines over time.
+"""Two kinds of charts as SVG text: bars with their spread, and lines over time.
 
 Flows in: labels and numbers. Flows out: one <svg> element with a title and a description for screen
-readers; colours are CSS classes, so that paper and dark screens can differ. No library and no
-script: a report must open in ten years. Not here: what is drawn (report.py).
+readers. Colours are CSS classes, so that paper and dark screens can differ. There is no library and
+no script, because a report must still open in ten years. Not here: what is drawn (report.py).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ LINE_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 220, 62, 14, 12, 34
 LEGEND_HEIGHT = 18
 TICKS = 4
 SERIES = 6
-"""Colour classes s0 to s5; further series use them again."""
+"""Number of colour classes, s0 to s5; the seventh series uses s0 again."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """`low` and `high` are drawn as a whisker; `is_faint` for figures measured elsewhere."""
+    """`low` and `high` are drawn as a whisker; `series` chooses the colour."""
 
     label: str
     value: float
@@ -41,7 +41,10 @@ class Line:
 
 
 def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars from zero, the number beside each."""
+    """Horizontal bars from zero, with the value beside each.
+
+    Example: `bars("Decode", "tok/s", [Bar("tg128", 21.4, low=21.0, high=21.9)])`
+    """
     top = max([row.high or row.value for row in rows] + [row.value for row in rows], default=0.0)
     scale = (WIDTH - LABEL_WIDTH - VALUE_WIDTH) / (top or 1.0)
     parts = []
@@ -79,7 +82,10 @@ def _short(text: str) -> str:
 
 
 def lines(title: str, unit: str, x_unit: str, rows: Sequence[Line]) -> str:
-    """Lines over one x axis; the y axis begins at zero only when that wastes little."""
+    """Lines over one x axis. The y axis begins at zero unless that would waste most of the chart.
+
+    An empty string when no point has a value.
+    """
     known = [(x, y) for row in rows for x, y in row.points if y is not None]
     if not known:
         return ""
@@ -98,7 +104,7 @@ def lines(title: str, unit: str, x_unit: str, rows: Sequence[Line]) -> str:
 
 
 def _legend(rows: Sequence[Line]) -> list[str]:
-    """One row a line, below the axis."""
+    """One series a line, below the axis."""
     parts = []
     for index, row in enumerate(rows):
         y = LINE_HEIGHT + LEGEND_HEIGHT * index + 10
@@ -109,7 +115,7 @@ def _legend(rows: Sequence[Line]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Box:
-    """Data ranges, and where they lie in the picture."""
+    """Ranges of the data, and their mapping to coordinates of the SVG."""
 
     x_low: float
     x_high: float
@@ -162,7 +168,7 @@ def _path(row: Line, box: _Box) -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """A few round values inside [low, high].
+    """About TICKS round values inside [low, high].
 
     >>> ticks(0, 10)
     [0.0, 2.5, 5.0, 7.5, 10.0]

@@ -1,7 +1,7 @@
 """Benchmark documents for people and for other programs: a table, Markdown, CSV.
 
-Flows in: documents as document.py makes them. Flows out: text. What was not measured is a dash
-in the table and empty in CSV. Not here: the report with pictures (report.py).
+Flows in: documents as document.py makes them. Flows out: text. A figure that was not measured is a
+dash in the table and empty in CSV. Not here: the report with charts (report.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NONE = "-"
 
 
 def label(document: Mapping[str, Any]) -> str:
-    """The test's short name: pp512, tg128 @ d1024, chat hi x2."""
+    """The test's short name, as llama-bench writes it: pp512, tg128 @ d1024, chat hi x2."""
     if document.get("scenario") == "chat":
         return f"chat {document.get('language')} x{document.get('concurrency')}"
     prompt, gen, depth = (document.get(f"n_{name}") or 0 for name in ("prompt", "gen", "depth"))
@@ -26,7 +26,7 @@ def label(document: Mapping[str, Any]) -> str:
 
 
 def rows(documents: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """One row a document, under HEADERS."""
+    """One row per document, in the order of HEADERS."""
     return [_row(document) for document in documents]
 
 
@@ -53,7 +53,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def markdown(documents: Sequence[Mapping[str, Any]]) -> str:
-    """A table for an issue or a README."""
+    """A Markdown table for an issue or a README."""
     lines = ["| " + " | ".join(HEADERS).lower() + " |", "|" + "---|" * len(HEADERS)]
     for row in rows(documents):
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
@@ -61,7 +61,7 @@ def markdown(documents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_csv(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Every field of every document; lists and objects as JSON in their cell."""
+    """Every field of every document; a list or an object is JSON in its cell."""
     names = list(dict.fromkeys(name for document in documents for name in document))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

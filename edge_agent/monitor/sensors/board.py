@@ -1,8 +1,9 @@
-"""What machine this is, and in which mode: what must stand in every benchmark record.
+"""Which machine this is and in which mode, which every benchmark document must state.
 
-Flows in: a root. Flows out: Board. From the device tree's model, /etc/nv_tegra_release, nvpmodel's
-own status and configuration files, os-release, cpuinfo and cpufreq. No command is run: `nvpmodel
--q` needs root. Not here: what changes from second to second (the other sensors).
+Flows in: the root directory that stands for /. Flows out: Board, from the device tree's model,
+/etc/nv_tegra_release, nvpmodel's own status and configuration files, os-release, cpuinfo and
+cpufreq. No command is run, because `nvpmodel -q` needs root. Not here: values that change from
+second to second (the other sensors).
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from edge_agent.monitor.sensors.readings import Board, Looked
 
 _L4T = re.compile(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
 JETPACKS = {"32": "4", "35": "5", "36": "6"}
-"""L4T's major release -> JetPack (developer.nvidia.com/embedded/jetpack-archive)."""
+"""L4T's major release -> JetPack's (developer.nvidia.com/embedded/jetpack-archive)."""
 _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
 _STATUS = re.compile(r"pmode:(\d+)")
 _RELEASE = 65_536
+"""Bytes read at most of files that are longer than a sysfs value (nvpmodel.conf, cpuinfo)."""
 
 
 @dataclass
 class BoardSensor:
+    """Reads every file anew at each `read`; a change of the power mode is therefore seen."""
+
     root: Path
     looked: tuple[Looked, ...] = field(default=())
 
@@ -63,7 +67,10 @@ class BoardSensor:
         return (f"{match[1]}.{match[2]}", "") if match else (None, reason or "not an L4T release")
 
     def _power_mode(self) -> tuple[str | None, str]:
-        """nvpmodel keeps the active id in its status file and the names in its configuration."""
+        """The active mode as "ID NAME", or None and the reason.
+
+        nvpmodel keeps the active ID in its status file and the names in its configuration.
+        """
         status, reason = read_text(self.root / "var/lib/nvpmodel/status")
         match = _STATUS.search(status or "")
         if match is None:
@@ -96,10 +103,12 @@ ARM_PARTS = {"0xd07": "Cortex-A57", "0xd42": "Cortex-A78AE", "0x004": "Carmel"}
 
 
 def find(root: Path) -> BoardSensor:
+    """Look for the files that identify a Jetson below `root`; the PC's files need no search."""
     places = ("proc/device-tree/model", "etc/nv_tegra_release", "var/lib/nvpmodel/status")
     looked = tuple(Looked("board", str(root / at), read_text(root / at)[0]) for at in places)
     return BoardSensor(root, looked)
 
 
 def read(root: Path) -> Board:
+    """Find and read once."""
     return find(root).read()

@@ -1,8 +1,8 @@
-"""Processor: time not idle, clocks, and how often it was throttled.
+"""The processor: core-seconds not idle, clocks, and how often it was throttled.
 
-Flows in: a root. Flows out: Cpu. From proc(5) (/proc/stat, in clock ticks),
-Documentation/admin-guide/pm/cpufreq.rst (kHz) and arch/x86 thermal_throttle counters. Not here:
-a load, which needs two readings (monitor/board_sampler.py).
+Flows in: the root directory that stands for /. Flows out: Cpu, from proc(5) (/proc/stat, in clock
+ticks), Documentation/admin-guide/pm/cpufreq.rst (kHz) and the counters of x86's thermal_throttle
+driver. Not here: the load, which needs two readings (monitor/board_sampler.py).
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from edge_agent.monitor.sensors.readings import Cpu, Looked
 CPUS = "sys/devices/system/cpu"
 MAX_KHZ = 1e7
 IDLE_COLUMNS = (3, 4)
-"""idle and iowait of /proc/stat's first line; guest columns are already counted in user."""
+"""Columns `idle` and `iowait` of the first line of /proc/stat."""
 TIME_COLUMNS = 8
+"""The columns after these are guest time, which `user` and `nice` already contain."""
 
 
 @dataclass
 class CpuSensor:
-    """Only distinct clock domains are asked; a Nano's four cores share one."""
+    """Reads one file per clock domain, not per core: a Nano's four cores share one domain."""
 
     root: Path
     policies: tuple[Path, ...]
@@ -73,6 +74,7 @@ class CpuSensor:
 
 
 def find(root: Path) -> CpuSensor:
+    """Look for clock domains and throttle counters below `root`."""
     policies = tuple(listing(root / CPUS, "cpufreq/policy*"))
     counts = tuple(listing(root / CPUS, "cpu[0-9]*/thermal_throttle/core_throttle_count"))
     found = f"{len(policies)} clock domains" if policies else None
@@ -85,4 +87,5 @@ def find(root: Path) -> CpuSensor:
 
 
 def read(root: Path) -> Cpu:
+    """Find and read once."""
     return find(root).read()

@@ -1,7 +1,8 @@
 """The Jetson's GPU: load and clock, from its devfreq device.
 
-Flows in: a root. Flows out: Gpu. `load` is in thousandths (NVIDIA's nvgpu driver), clocks in hertz
-(Documentation/ABI/testing/sysfs-class-devfreq). Not here: discrete GPUs of a server.
+Flows in: the root directory that stands for /. Flows out: Gpu. The file `load` holds thousandths
+(NVIDIA's nvgpu driver), the clocks are in hertz (Documentation/ABI/testing/sysfs-class-devfreq).
+Not here: discrete GPUs.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from edge_agent.monitor.sensors.readings import Gpu, Looked
 
 DEVFREQ = "sys/class/devfreq"
 NAMES = ("gpu", "ga10b", "gv11b", "gp10b", "gm20b")
+"""Ends of the device's name: the chips of Orin, Xavier, TX2 and Nano, or just "gpu"."""
 MAX_HZ = 1e10
 
 
 @dataclass
 class GpuSensor:
+    """`device` is None when there is no GPU; `where` is the directory that was searched."""
+
     device: Path | None
     where: str
     looked: tuple[Looked, ...]
@@ -40,6 +44,7 @@ class GpuSensor:
 
 
 def find(root: Path) -> GpuSensor:
+    """Look for the GPU's devfreq device below `root`."""
     where = root / DEVFREQ
     devices = [path for path in listing(where, "*") if path.name.rpartition(".")[2] in NAMES]
     device = devices[0] if devices else None
@@ -48,4 +53,5 @@ def find(root: Path) -> GpuSensor:
 
 
 def read(root: Path) -> Gpu:
+    """Find and read once."""
     return find(root).read()

@@ -1,10 +1,10 @@
 """Watts from jetson-stats' service, for boards whose sensor files only root may read.
 
-jetson-stats is AGPL-3.0 and not a dependency: it is imported only when `--power-source jtop` asks
-for it and it is installed. Flows in: the running jtop service. Flows out: Power, from its
-milliwatts (`power`, never `avg`, which is no mean). The service refreshes about once a second, so
-short answers get no joules from it. Not here: the sensor files themselves (power.py), which need no
-service.
+jetson-stats is AGPL-3.0 and not a dependency: this module imports it only when the user asks for it
+with `--power-source jtop`. Flows in: the running jtop service. Flows out: Power, from the service's
+`power` fields in milliwatts (its `avg` fields are not used, because they are not means). The
+service refreshes about once a second, so short answers get no joules from it. Not here: the sensor
+files themselves, which need no service (power.py).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from edge_agent.monitor.sensors.readings import TOTAL_RAILS, Looked, Power
 
 WHAT, WHERE = "jtop service", "run/jtop.sock"
 INTERVAL_S = 0.1
-"""Asked of the service; it serves all clients at the interval of the first."""
+"""The interval asked for; the service uses the interval of its first client for all clients."""
 
 
 @dataclass
 class JtopSensor:
-    """`client` None: `reason` says why it could not be had."""
+    """`client` is None when there is no connection; `reason` then says why."""
 
     client: Any
     reason: str
@@ -42,7 +42,7 @@ class JtopSensor:
 
 
 def _power(found: Any) -> Power:
-    """jtop's {'rail': {name: {'power': mW}}, 'tot': {'name': ..., 'power': mW}}."""
+    """Convert jtop's {'rail': {name: {'power': mW}}, 'tot': {'name': ..., 'power': mW}}."""
     total = found.get("tot") or {}
     name = str(total.get("name"))
     watts = {str(rail): _watts(values) for rail, values in (found.get("rail") or {}).items()}
@@ -60,7 +60,8 @@ def _watts(values: Any) -> float | None:
 
 
 def find(root: Path) -> JtopSensor:
-    """Connect to the service. `root` is only where its socket is looked for."""
+    """Connect to the service. `root` only shows where its socket would be; the library finds it
+    itself."""
     where = str(root / WHERE)
     try:
         module = importlib.import_module("jtop")
@@ -77,4 +78,5 @@ def find(root: Path) -> JtopSensor:
 
 
 def read(root: Path) -> Power:
+    """Connect and read once."""
     return find(root).read()

@@ -1,8 +1,8 @@
 """Reads one small file of sysfs or procfs: a value, or None and the reason.
 
-Flows in: a path. Flows out: text or a number inside a plausible range. Nothing raises: a sensor
-that is absent, unreadable (EACCES), broken (EIO), empty or full of garbage is a fact to report. Not
-here: which files there are (the other sensors).
+Flows in: a path. Flows out: text, or a number inside a plausible range. Nothing raises: a sensor
+file that is absent, unreadable (EACCES), broken (EIO), empty or full of garbage is a fact that the
+caller reports. Not here: which files there are (the sensors beside this file).
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ _READ_BYTES = 4096
 
 
 def read_text(path: Path | str, limit: int = _READ_BYTES) -> tuple[str | None, str]:
-    """The file's text without surrounding white space and NULs, or None and why not."""
+    """The file's text without surrounding white space and NULs, or None and the reason.
+
+    >>> read_text("/proc/sys/kernel/ostype")
+    ('Linux', '')
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -30,7 +34,10 @@ def read_text(path: Path | str, limit: int = _READ_BYTES) -> tuple[str | None, s
 
 
 def read_number(path: Path | str, low: float, high: float) -> tuple[float | None, str]:
-    """A number in [low, high], or None and why not. Converters report 65535 when they are lost."""
+    """A number in [low, high], or None and the reason.
+
+    The range matters: a converter that has lost its measurement reports 65535 and no error.
+    """
     text, reason = read_text(path)
     if text is None:
         return None, reason
@@ -44,7 +51,7 @@ def read_number(path: Path | str, low: float, high: float) -> tuple[float | None
 
 
 def listing(directory: Path, pattern: str) -> list[Path]:
-    """Paths below `directory` that match, in a stable order; [] when it cannot be read."""
+    """Paths below `directory` that match, sorted; [] when the directory cannot be read."""
     try:
         return sorted(directory.glob(pattern))
     except OSError:

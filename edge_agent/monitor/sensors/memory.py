@@ -1,8 +1,8 @@
-"""Memory: what is left, swap, compressed swap, the pressure of waiting for it, and a process's own.
+"""Memory: available, swap, compressed swap, memory pressure, and one process's own pages.
 
-Flows in: a root. Flows out: Memory, in bytes. From proc(5), Documentation/accounting/psi.rst and
-Documentation/admin-guide/blockdev/zram.rst. Not here: what a model will need
-(engine/memory_check.py).
+Flows in: the root directory that stands for /. Flows out: Memory, in bytes, from proc(5),
+Documentation/accounting/psi.rst and Documentation/admin-guide/blockdev/zram.rst. Not here: how much
+a model will need (engine/memory_check.py).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from edge_agent.monitor.sensors.readings import Looked, Memory
 _PSI = re.compile(r"^(some|full) avg10=([0-9.]+)", re.MULTILINE)
 _FIELDS = {"MemTotal", "MemAvailable", "SwapTotal", "SwapFree"}
 MEM_USED_TOTAL = 2
-"""Column of mm_stat that counts what the compressed pages take, allocator's waste included."""
+"""Column of mm_stat (from 0): memory of the compressed pages, the allocator's waste included."""
 
 
 @dataclass
 class MemorySensor:
+    """`zram` are the mm_stat files of all zram devices."""
+
     root: Path
     zram: tuple[Path, ...]
     looked: tuple[Looked, ...]
@@ -68,6 +70,7 @@ class MemorySensor:
 
 
 def find(root: Path) -> MemorySensor:
+    """Look for memory files and zram devices below `root`."""
     zram = tuple(listing(root / "sys/block", "zram*/mm_stat"))
     places = (
         ("memory", root / "proc/meminfo"),
@@ -82,11 +85,13 @@ def find(root: Path) -> MemorySensor:
 
 
 def read(root: Path) -> Memory:
+    """Find and read once."""
     return find(root).read()
 
 
 def meminfo(root: Path) -> tuple[dict[str, int], str]:
-    """Fields of /proc/meminfo in bytes (the kernel's kB are 1024), and why there are none."""
+    """Fields of /proc/meminfo in bytes (the kernel's kB are 1024 bytes), and "" or why one is
+    missing."""
     text, reason = read_text(root / "proc/meminfo", 16_384)
     fields = {}
     for line in (text or "").splitlines():
@@ -100,9 +105,10 @@ def meminfo(root: Path) -> tuple[dict[str, int], str]:
 
 
 def rss_anon_bytes(root: Path, pid: int) -> int | None:
-    """RssAnon of a process: pages of its own, without those mapped from the model's file.
+    """RssAnon of a process: its own pages, without the pages that are mapped from the model's file.
 
-    Processes are real ones, so their /proc/PID is asked when `root` has none.
+    None when there is no such process. When `root` is a test's directory without this process, the
+    machine's own /proc is read.
     """
     for base in (root, Path("/")):
         text, _ = read_text(base / f"proc/{pid}/status")

@@ -1,8 +1,9 @@
-"""Watts by rail: chooses the source and reads the INA3221 of a Jetson, in both of its trees.
+"""Watts by rail: chooses the power source, and reads the INA3221 of a Jetson.
 
 JetPack 4 has NVIDIA's own driver, which shows an industrial-I/O device with power in milliwatts;
 JetPack 5 and 6 have the kernel's hwmon driver (Documentation/hwmon/ina3221.rst) with millivolts and
-milliamperes. Flows in: a root. Flows out: Power. Not here: RAPL (rapl.py), jtop (jtop.py).
+milliamperes. Flows in: the root directory that stands for /. Flows out: Power. Not here: RAPL
+(rapl.py), jtop (jtop.py).
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ Source = Literal["auto", "ina3221", "rapl", "jtop", "none"]
 JETPACK4 = "sys/bus/i2c/drivers/ina3221x"
 JETPACK5 = "sys/bus/i2c/drivers/ina3221"
 MAX_MW, MAX_MV, MAX_MA = 60_000.0, 32_767.0, 60_000.0
-"""Above what the converter can show (26 V bus range, Documentation/hwmon) or a module can take."""
+"""Above these a value is an error: the converter's bus range is 26 V (Documentation/hwmon), and no
+module takes 60 W from one rail."""
 CHANNELS = 3
 
 
 class PowerSensor(Protocol):
-    """What every source offers."""
+    """The interface of every power source."""
 
     looked: tuple[Looked, ...]
 
@@ -34,7 +36,7 @@ class PowerSensor(Protocol):
 
 @dataclass(frozen=True)
 class _Rail:
-    """One channel: a file of milliwatts, or files of millivolts and milliamperes."""
+    """One channel: a file of milliwatts, or a file of millivolts and one of milliamperes."""
 
     name: str
     milliwatts: str | None = None
@@ -54,7 +56,7 @@ class _Rail:
 
 @dataclass
 class Ina3221:
-    """The rails of every chip found."""
+    """The rails of every INA3221 chip that was found."""
 
     rails: tuple[_Rail, ...]
     looked: tuple[Looked, ...]
@@ -74,7 +76,7 @@ class Ina3221:
 
 @dataclass
 class NoPower:
-    """No source: says where it was looked for."""
+    """There is no power source; `looked` lists the places that were searched."""
 
     looked: tuple[Looked, ...] = field(default=())
     reason: str = "no power sensor"
@@ -84,7 +86,10 @@ class NoPower:
 
 
 def find(root: Path, source: Source = "auto") -> PowerSensor:
-    """The sensor to read: INA3221, else RAPL, unless one source was asked for."""
+    """The sensor to read: the source that was asked for; with "auto" the INA3221, else RAPL.
+
+    Example: `watts = power.find(Path("/")).read().watts`
+    """
     if source == "none":
         return NoPower(reason="power is switched off by --power-source none")
     if source == "jtop":
@@ -105,6 +110,7 @@ def find(root: Path, source: Source = "auto") -> PowerSensor:
 
 
 def read(root: Path, source: Source = "auto") -> Power:
+    """Find and read once."""
     return find(root, source).read()
 
 
@@ -133,7 +139,7 @@ def _iio_rails(root: Path) -> list[_Rail]:
 
 
 def _hwmon_rails(root: Path) -> list[_Rail]:
-    """Channels 1 to 3; in7 is the kernel's sum of the shunt voltages and no rail."""
+    """Channels 1 to 3; in7 is left out, because the kernel sums shunt voltages there."""
     rails = []
     for device in listing(root / JETPACK5, "*/hwmon/hwmon*"):
         for channel in range(1, CHANNELS + 1):

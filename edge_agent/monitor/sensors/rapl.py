@@ -1,10 +1,10 @@
-"""Joules of a PC's processor package, from Intel's and AMD's running average power limit counters.
+"""Joules of a PC's processor package, from the counters of Intel's and AMD's RAPL.
 
-Flows in: a root. Flows out: Power with counters: what each package has used since `find`, with the
-wrap-around of the kernel's counter resolved (Documentation/power/powercap/powercap.rst: energy_uj,
-max_energy_range_uj). A package is not the whole computer; the rail's name says package. Sub-zones
-(core, uncore, dram) are part of their package and are left out. Not here: watts
-(monitor/board_sampler.py).
+RAPL is "running average power limit". Flows in: the root directory that stands for /. Flows out:
+Power with the joules that each package has used since `find`, with the wrap-around of the kernel's
+counter resolved (Documentation/power/powercap/powercap.rst: energy_uj, max_energy_range_uj). A
+package is not the whole computer, and the rail's name says so. Sub-zones (core, uncore, dram) are
+left out, because their package contains them. Not here: watts (monitor/board_sampler.py).
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from edge_agent.monitor.sensors.readings import Looked, Power
 POWERCAP = "sys/class/powercap"
 MAX_UJ = 1e15
 WRAP_SHARE = 0.5
-"""A counter that went back has wrapped around only if it went on by less than half its range."""
+"""A counter that decreased counts as wrapped around when the step across its end is at most this
+share of its range; otherwise it was reset and the step is unknown."""
 NOT_ALLOWED = "root only since 2020 (CVE-2020-8694); sudo chmod a+r it, or run as root"
 
 
 @dataclass
 class _Domain:
-    """One package. `total_uj` has been counted since the first reading."""
+    """One package, or the platform. `total_uj` is counted from the first reading on."""
 
     name: str
     path: str
@@ -48,15 +49,19 @@ class _Domain:
 
 @dataclass
 class Rapl:
+    """All top-level domains."""
+
     domains: list[_Domain]
     looked: tuple[Looked, ...]
 
     @property
     def is_usable(self) -> bool:
+        """Whether there is a counter and every counter may be read."""
         return any(one.found and not one.reason for one in self.looked)
 
     def read(self) -> Power:
-        """The total is psys where the kernel has it (the platform), else a lone package."""
+        """Joules of each domain. The total is psys (the platform) where it exists, else the only
+        package."""
         joules: dict[str, float | None] = {}
         reasons: dict[str, str] = {}
         for domain in self.domains:
@@ -71,7 +76,7 @@ class Rapl:
 
 
 def find(root: Path) -> Rapl:
-    """Every top-level domain (intel-rapl:N; AMD's driver uses the same names)."""
+    """Every top-level domain below `root` (intel-rapl:N; AMD's driver uses the same names)."""
     domains = []
     for path in listing(root / POWERCAP, "intel-rapl:[0-9]*"):
         name, _ = read_text(path / "name")
@@ -82,6 +87,7 @@ def find(root: Path) -> Rapl:
 
 
 def read(root: Path) -> Power:
+    """Find and read once."""
     return find(root).read()
 
 

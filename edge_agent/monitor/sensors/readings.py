@@ -1,9 +1,9 @@
 """The vocabulary of the sensors: one frozen reading per subsystem.
 
-Leaf file: imports nothing of ours. A value that could not be read is None, and `reasons` says why
-under the value's own name ("watts.VDD_IN", "load", ...); nothing is ever 0 or -1 for "unknown", so
-that every mean stays honest. Units are suffixes. Not here: reading (the other files), history
-(monitor/board_sampler.py), joules (monitor/energy.py).
+It imports nothing of ours. A value that could not be read is None, and `reasons` says why under the
+value's own name ("watts.VDD_IN", "load", ...). Nothing is ever 0 or -1 for "unknown", because such
+a number would falsify every mean. Units are suffixes of the names. Not here: reading (the other
+files), history (monitor/board_sampler.py), joules of an answer (monitor/energy.py).
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ PowerSource = Literal["ina3221", "rapl", "jtop", "none"]
 Reasons = Mapping[str, str]
 
 TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0", "SYS_VIN_HV")
-"""Rails that feed a whole module. Without one there is no total: a sum would count some twice."""
+"""Rails that feed a whole module. A board without one has no total, because rails feed each other
+and a sum would count some of them twice."""
 
 
 @dataclass(frozen=True)
 class Looked:
-    """One place a sensor was looked for; what `doctor` lists."""
+    """One place where a sensor was looked for, as `doctor` lists it."""
 
     what: str
     """"power rails (INA3221, JetPack 4)" ..."""
     where: str
-    """The path or pattern, below the root it was looked for in."""
+    """The path or pattern, root included."""
     found: str | None
-    """What was there ("3 rails: POM_5V_IN, ..."), None when nothing was."""
+    """What is there ("3 rails: POM_5V_IN, ..."); None: nothing."""
     reason: str = ""
-    """Why it cannot be used although it is there (permission, driver, ...)."""
+    """Why the sensor cannot be used although it is there (permission, driver, ...)."""
 
 
 @dataclass(frozen=True)
 class Power:
     """Watts by rail; the total rail covers the whole board input and is never a sum of rails.
 
-    A counter (RAPL) has no watts of its own: `joules` are what it has counted since `find`, with
-    wrap-around resolved, and watts are left to whoever holds two readings.
+    A counter (RAPL) measures no watts: `joules` is the energy counted since `find`, with
+    wrap-around resolved, and the holder of two readings computes the watts.
     """
 
     source: PowerSource
@@ -55,7 +56,7 @@ class Thermal:
 
     zones_celsius: Mapping[str, float | None] = field(default_factory=dict)
     critical_celsius: Mapping[str, float] = field(default_factory=dict)
-    """Lowest hot/critical trip point of a zone, where the kernel tells one."""
+    """Lowest hot or critical trip point by zone, where the kernel states one."""
     reasons: Reasons = field(default_factory=dict)
 
     @property
@@ -73,7 +74,7 @@ class Memory:
     swap_total_bytes: int | None = None
     swap_used_bytes: int | None = None
     zram_used_bytes: int | None = None
-    """Memory the compressed pages take (mm_stat, mem_used_total), all zram devices together."""
+    """Memory of the compressed pages (mm_stat, mem_used_total), all zram devices together."""
     psi_some_percent: float | None = None
     """Share of the last 10 s in which some task waited for memory ('some avg10')."""
     psi_full_percent: float | None = None
@@ -82,25 +83,27 @@ class Memory:
 
 @dataclass(frozen=True)
 class Cpu:
-    """Counters over all cores, and clocks of the core that is fastest now."""
+    """Counters over all cores, and the clocks of the fastest clock domain."""
 
     busy_s: float | None = None
-    """Core-seconds not idle since boot; two readings give a load."""
+    """Core-seconds not idle since boot; two readings give the load."""
     total_s: float | None = None
     clock_hz: float | None = None
     max_clock_hz: float | None = None
-    """The frequency the governor may use now (scaling_max_freq): falls when it is throttled."""
+    """The highest clock the governor may use now (scaling_max_freq); throttling lowers it."""
     hardware_max_clock_hz: float | None = None
     throttle_count: int | None = None
-    """x86: core_throttle_count, all cores. None where the kernel has no such counter."""
+    """core_throttle_count of all cores (x86 only). None: the kernel has no such counter."""
     reasons: Reasons = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Gpu:
+    """The GPU that shares memory with the processor; all None where there is none."""
+
     name: str | None = None
     load: float | None = None
-    """0..1"""
+    """Share of time busy, 0 to 1."""
     clock_hz: float | None = None
     max_clock_hz: float | None = None
     reasons: Reasons = field(default_factory=dict)
@@ -108,17 +111,17 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Alarms:
-    """Causes that are active now, as "over_current:VDD_IN" or "thermal:cpufreq"."""
+    """Causes that slow the board now, as "over_current:VDD_IN" or "thermal:cpufreq"."""
 
     active: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Event counters the kernel keeps by cause (JetPack 5/6: oc*_event_cnt), since boot."""
+    """The kernel's event counters by cause, since boot (JetPack 5 and 6: oc*_event_cnt)."""
     reasons: Reasons = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Board:
-    """What does not change while a benchmark runs, but must stand in its record."""
+    """Facts that do not change while a benchmark runs, but must stand in its document."""
 
     model: str | None = None
     l4t: str | None = None
@@ -129,6 +132,6 @@ class Board:
     cpu: str | None = None
     cores: int | None = None
     power_mode: str | None = None
-    """nvpmodel's mode, "0 MAXN"; from files only, no command is run."""
+    """nvpmodel's mode, "0 MAXN", read from its files."""
     governor: str | None = None
     reasons: Reasons = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Whether the board runs on a battery: the kernel's power supply class.
 
-Flows in: a root. Flows out: True, False, or None where no supply says anything (most Jetsons have
-no such device: then nothing is known, and nothing is assumed). Source:
+Flows in: the root directory that stands for /. Flows out: True, False, or None when no supply says
+anything. Most Jetsons have no such device; then nothing is known and nothing is assumed. Source:
 Documentation/ABI/testing/sysfs-class-power (type, online, status).
 """
 
@@ -13,7 +13,10 @@ _SUPPLIES = "sys/class/power_supply"
 
 
 def on_battery(root: Path) -> bool | None:
-    """A mains or USB supply that is online: False. None is online, and a battery is there: True."""
+    """False when a mains, USB or wireless supply is online; None when there is no battery either.
+
+    Otherwise True when a battery discharges or a supply is offline.
+    """
     mains, batteries = [], []
     for supply in sorted((root / _SUPPLIES).glob("*")):
         kind = _text(supply / "type")

@@ -1,9 +1,9 @@
-"""Temperatures by zone, as the kernel's thermal framework gives them.
+"""Temperatures by zone, from the kernel's thermal framework.
 
-Flows in: a root. Flows out: Thermal, in degrees Celsius (the files hold thousandths of them;
-Documentation/driver-api/thermal/sysfs-api.rst). Zones that report a constant, as the Nano's
-PMIC-Die does with 100, are left out: they would be the hottest for ever. Not here: fans, throttling
-(alarms).
+Flows in: the root directory that stands for /. Flows out: Thermal, in degrees Celsius (the files
+hold thousandths; Documentation/driver-api/thermal/sysfs-api.rst). Zones that report a constant are
+left out, because they would always be the hottest: the Nano's PMIC-Die reports 100. Not here: fans,
+throttling (alarms.py).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from edge_agent.monitor.sensors.readings import Looked, Thermal
 ZONES = "sys/devices/virtual/thermal"
 CONSTANT_ZONES = ("PMIC-Die",)
 LOWEST_MC, HIGHEST_MC = -40_000.0, 150_000.0
-"""A sensor that is off shows -256000, 0x7fffffff or the like."""
+"""Thousandths of a degree. Outside lies what a sensor shows that is off: -256000, 0x7fffffff."""
 TRIP_TYPES = ("hot", "critical")
 
 
 @dataclass
 class ThermalSensor:
-    """Paths of `temp` by zone."""
+    """`zones` maps the name of a zone to its file `temp`."""
 
     zones: dict[str, str]
     critical_celsius: dict[str, float]
@@ -43,6 +43,7 @@ class ThermalSensor:
 
 
 def find(root: Path) -> ThermalSensor:
+    """Look for thermal zones below `root`."""
     zones: dict[str, str] = {}
     trips: dict[str, float] = {}
     for path in listing(root / ZONES, "thermal_zone*"):
@@ -60,11 +61,12 @@ def find(root: Path) -> ThermalSensor:
 
 
 def read(root: Path) -> Thermal:
+    """Find and read once."""
     return find(root).read()
 
 
 def _lowest_trip(zone: Path) -> float | None:
-    """Where the kernel itself acts: the lowest hot or critical trip point of a zone."""
+    """The lowest hot or critical trip point of a zone in Celsius: there the kernel itself acts."""
     found = []
     for path in listing(zone, "trip_point_*_type"):
         kind, _ = read_text(path)
