@@ -1,9 +1,9 @@
-"""The chat loop: reads entries, streams answers, and does the files a conversation asks for.
+"""The chat loop: reads entries, streams answers, and reads and writes saved conversations.
 
 Flows in: lines (prompt_toolkit on a terminal, plain lines from a pipe) and the daemon's pieces of
 text. Flows out: the answer on stdout, everything else on stderr. Ctrl-C during an answer closes its
-HTTP stream, which frees the slot, and keeps what had come; a daemon error ends the answer and not
-the chat. Not here: what a line means (conversation.py).
+HTTP stream, which frees the slot, and keeps the text that had arrived. An error of the daemon ends
+the answer and not the chat. Not here: what an entry means (conversation.py).
 """
 
 from __future__ import annotations
@@ -42,12 +42,16 @@ QUOTES = '"""'
 MAX_SAVED_BYTES = 16 * 1024 * 1024
 LEAVE_HINT = "(/bye or Ctrl-D leaves; /help lists the commands)"
 ReadLine = Callable[[str], str]
-"""Prompt in, line without its newline out. Raises EOFError at the end, KeyboardInterrupt."""
+"""Takes the prompt, returns a line without its newline. Raises EOFError at the end of input,
+KeyboardInterrupt on Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class ChatSession:
-    """One chat. `read_line` is where entries come from; `state_dir` holds saved conversations."""
+    """One chat. `read_line` supplies the entries; `state_dir` holds saved conversations.
+
+    Example: `ChatSession(client, terminal, state_dir, plain_lines(stdin), False).run(ChatState())`
+    """
 
     client: Client
     terminal: Terminal
@@ -56,7 +60,8 @@ class ChatSession:
     is_interactive: bool
 
     def run(self, state: ChatState) -> int:
-        """Until /bye or the end of input. Ctrl-C ends a chat whose entries come from a pipe."""
+        """Run until /bye or the end of input and return 0. Raises KeyboardInterrupt for input of a
+        pipe."""
         while True:
             try:
                 state, actions = handle(state, read_entry(self.read_line))
@@ -92,7 +97,7 @@ class ChatSession:
         return state
 
     def _ask(self, state: ChatState) -> ChatState:
-        """Streams one answer; what came before a stop or an error stays, marked as cut."""
+        """Stream one answer. Text from before a stop or an error is kept and marked as cut."""
         pieces: list[str] = []
         verbose = state.settings.verbose
         worker = ready_worker(self.client) if verbose else None
@@ -133,7 +138,7 @@ class ChatSession:
 
 
 def read_entry(read_line: ReadLine) -> str:
-    """One entry: a line, or the lines between two triple quotes. Raises what `read_line` does.
+    """One entry: a line, or the lines between two triple quotes. Raises what `read_line` raises.
 
     >>> lines = iter(['\"\"\"one', 'two\"\"\"'])
     >>> read_entry(lambda prompt: next(lines))
@@ -149,7 +154,7 @@ def read_entry(read_line: ReadLine) -> str:
 
 
 def plain_lines(stdin: TextIO) -> ReadLine:
-    """Lines of a pipe; no prompt is printed, so stdout holds answers only."""
+    """Lines of a pipe; no prompt is printed, so that stdout holds nothing but answers."""
 
     def read_line(_: str) -> str:
         line = stdin.readline()
@@ -161,9 +166,10 @@ def plain_lines(stdin: TextIO) -> ReadLine:
 
 
 def edited_lines(history_file: Path) -> ReadLine:
-    """A line editor with history, Alt-Enter for a new line. The history file is 0600.
+    """A line editor with history, and Alt-Enter for a new line. The history file has mode 0600.
 
-    A state directory of somebody else (the service's) gives a history for this chat only.
+    Where the history file cannot be written (the service's state directory), the history lasts for
+    this chat only.
     """
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -183,7 +189,7 @@ def edited_lines(history_file: Path) -> ReadLine:
 
 
 def make_private(path: Path) -> bool:
-    """Create `path` with mode 0600, or narrow it to that. False when it cannot be."""
+    """Create `path` with mode 0600, or narrow it to that mode. False when neither is possible."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
@@ -198,14 +204,17 @@ def make_private(path: Path) -> bool:
 
 
 def saved_path(target: str, state_dir: Path) -> Path:
-    """`monday` is STATE/chats/monday.json; anything with a slash or a suffix is a path."""
+    """The file of a saved conversation: `monday` is STATE/chats/monday.json.
+
+    A `target` with a slash, a ".json" or a "~" is a path.
+    """
     if "/" in target or target.endswith(".json") or target.startswith("~"):
         return Path(target).expanduser()
     return state_dir / "chats" / f"{target}.json"
 
 
 def save(state: ChatState, target: str, state_dir: Path) -> Path:
-    """Write the conversation, whole or not at all. Raises UsageError."""
+    """Write the conversation completely or not at all. Returns the path. Raises UsageError."""
     path = saved_path(target, state_dir)
     data = json.dumps(document(state), ensure_ascii=False, indent=2).encode("utf-8", "replace")
     try:
@@ -217,7 +226,7 @@ def save(state: ChatState, target: str, state_dir: Path) -> Path:
 
 
 def load(target: str, state_dir: Path) -> ChatState:
-    """A saved conversation. Raises UsageError."""
+    """Read a saved conversation. Raises UsageError."""
     path = saved_path(target, state_dir)
     try:
         with path.open("rb") as file:
@@ -232,6 +241,7 @@ def load(target: str, state_dir: Path) -> ChatState:
 
 
 def _with_chat_hint(error: EdgeAgentError, model: str | None) -> EdgeAgentError:
+    """Without a usable chat template, the hint names the command that completes text."""
     if not isinstance(error, TemplateError):
         return error
     name = model or "MODEL"

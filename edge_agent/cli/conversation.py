@@ -1,8 +1,8 @@
 """A conversation and its commands as plain values: no terminal, no daemon, no clock.
 
-Flows in: a ChatState and one line (or multi-line block) the user entered. Flows out: the next state
-and what the session must do: say something, ask for an answer, write or read a file, leave. Not
-here: reading lines, streaming, files (chat_screen.py).
+Flows in: a ChatState and one entry of the user (a line or a block of lines). Flows out: the next
+state, and what the session must do: print something, ask for an answer, write or read a file,
+leave. Not here: reading lines, streaming, files (chat_screen.py).
 
 >>> state, actions = handle(ChatState(), "/set temperature 0.7")
 >>> state.settings.temperature, actions
@@ -31,8 +31,8 @@ HELP = """\
 /show             model, system prompt and settings
 /clear            forget the conversation, keep settings and system prompt
 /regen            answer the last question again
-/good, /bad       say so of the last answer, for the next lesson
-/correct TEXT     say what it should have been
+/good, /bad       mark the last answer as right or wrong, for the next lesson
+/correct TEXT     give the right answer to the last question, for the next lesson
 /save NAME|PATH   write the conversation to a JSON file
 /load NAME|PATH   continue a saved conversation
 /help, /?         this text
@@ -44,21 +44,21 @@ Ctrl-C stops the answer. Alt-Enter starts a new line; so does \"\"\" until the c
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """What /set changes. None leaves it to the daemon."""
+    """The settings that /set changes. None leaves the choice to the daemon."""
 
     temperature: float = _DEFAULT.temperature
     top_p: float = _DEFAULT.top_p
     top_k: int | None = None
     min_p: float | None = None
     repeat_penalty: float = _DEFAULT.repeat_penalty
-    """1.0 is off. On tokenizers that split a script into few pieces a correct Hindi or Kannada
-    sentence repeats 90 % of its tokens, so 1.1 punishes nearly every right one."""
+    """1.0 is off, and the default: where a tokenizer knows few pieces of a script, 90 % of the
+    tokens of a correct Hindi or Kannada sentence are repeats, and 1.1 would punish them all."""
     seed: int | None = None
     max_tokens: int | None = None
     verbose: bool = False
 
     def request_fields(self) -> dict[str, Any]:
-        """Members of the request body; what is None is left out."""
+        """The settings as members of the request body; a setting that is None is left out."""
         given = asdict(self)
         del given["verbose"]
         return {name: value for name, value in given.items() if value is not None}
@@ -66,18 +66,18 @@ class ChatSettings:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. `cut`: the answer was stopped or broke off, and this is what had come."""
+    """One message. `cut`: the answer was stopped or broke off; `content` is what arrived."""
 
     role: str
     content: str
     cut: bool = False
     id: str = ""
-    """Of the daemon's response, if it told one."""
+    """The id of the daemon's response; "" when it sent none."""
 
 
 @dataclass(frozen=True)
 class ChatState:
-    """The whole conversation. `model` None is the daemon's default."""
+    """The whole conversation. `model` None means the daemon's default."""
 
     model: str | None = None
     system: str = ""
@@ -92,8 +92,11 @@ class ChatState:
         return {**model, "messages": [*head, *turns], **self.settings.request_fields()}
 
     def feedback(self, judgement: Judge) -> dict[str, Any]:
-        """Body of POST /v1/feedback on the last turn, an answer. The daemon remembers most answers
-        by their id; the rest is for those it does not."""
+        """Body of POST /v1/feedback on the last turn, which must be an answer.
+
+        The daemon remembers recent answers by their id. Messages and answer are sent as well, for
+        an answer that it no longer remembers.
+        """
         *before, answer = self.turns
         asked = replace(self, turns=tuple(before)).request()
         fields = {"id": answer.id or None, "model": self.model}
@@ -109,7 +112,7 @@ class Say:
 
 @dataclass(frozen=True)
 class Complain:
-    """The line could not be followed; nothing changed."""
+    """The entry cannot be followed; the state is unchanged."""
 
     what: str
     hint: str = ""
@@ -117,7 +120,7 @@ class Complain:
 
 @dataclass(frozen=True)
 class Ask:
-    """Send state.request() and give the answer to `answered`."""
+    """Send state.request() and pass the answer to `answered`."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,9 @@ Result = tuple[ChatState, tuple[Action, ...]]
 
 
 def handle(state: ChatState, line: str) -> Result:
-    """One line of input. Never raises: what cannot be done is a Complain.
+    """Take one entry. Never raises: an entry that cannot be followed gives a Complain.
 
-    A line starting with `/word` is a command; any other, also `/etc/fstab ...`, is a question.
+    An entry that starts with `/word` is a command. Any other is a question, also `/etc/fstab ...`.
     """
     text = line.strip()
     if not text:
@@ -166,7 +169,7 @@ def handle(state: ChatState, line: str) -> Result:
 
 
 def answered(state: ChatState, text: str, *, cut: bool = False, response_id: str = "") -> ChatState:
-    """The state with the answer added. An answer of nothing leaves the question for /regen."""
+    """The state with the answer added; an empty answer adds nothing, so /regen can ask again."""
     if not text:
         return state
     return replace(state, turns=(*state.turns, Turn("assistant", text, cut, response_id)))
@@ -178,7 +181,7 @@ def document(state: ChatState) -> dict[str, Any]:
 
 
 def from_document(value: Any) -> ChatState:
-    """The inverse of `document`. Raises UsageError naming what is wrong."""
+    """The inverse of `document`. Raises UsageError that names the damaged part."""
     if not isinstance(value, dict) or value.get("v") != SAVE_VERSION:
         raise UsageError("this is not a saved conversation", f'no "v": {SAVE_VERSION} in it')
     model, system = value.get("model"), value.get("system", "")
@@ -192,7 +195,7 @@ def from_document(value: Any) -> ChatState:
 
 
 def changed(settings: ChatSettings, key: str, text: str) -> ChatSettings:
-    """`settings` with one value replaced. Raises UsageError naming the key and its range."""
+    """`settings` with one value replaced. Raises UsageError that names setting and range."""
     if key not in _PARSERS:
         raise UsageError(f"unknown setting {key!r}", "", f"known: {', '.join(_PARSERS)}")
     parse, meaning, optional = _PARSERS[key]
@@ -207,7 +210,8 @@ def changed(settings: ChatSettings, key: str, text: str) -> ChatSettings:
 
 
 def _question(state: ChatState, text: str) -> Result:
-    """A question replaces one that never got an answer: templates want turns to alternate."""
+    """Add a question, in place of an earlier one that got no answer: templates want turns to
+    alternate."""
     turns = state.turns
     if turns and turns[-1].role == "user":
         turns = turns[:-1]
@@ -349,11 +353,11 @@ _PARSERS: Mapping[str, tuple[Callable[[str], Any], str, bool]] = {
     "max_tokens": (_whole(1, 131_072), "a whole number of tokens", True),
     "verbose": (_switch, "on or off", False),
 }
-"""Key -> parser, what it takes, and whether `default` (the daemon's choice) is a value."""
+"""Key -> parser, range in words, and whether `default` (the daemon's choice) is a value."""
 
 
 def _settings(value: Any) -> ChatSettings:
-    """Settings of a saved conversation, checked by the rules of /set."""
+    """Settings of a saved conversation, checked by the rules of /set. Raises UsageError."""
     known = {field.name for field in fields(ChatSettings)}
     if not isinstance(value, dict) or not value.keys() <= known:
         raise UsageError("the saved conversation is damaged", "`settings` holds unknown keys")
@@ -388,7 +392,7 @@ def _settings_text(settings: ChatSettings) -> str:
 
 
 def _unquoted(text: str) -> str:
-    """`/system \"\"\"...\"\"\"` may span lines."""
+    """`text` without triple quotes around it, which let it span several lines."""
     if len(text) >= 6 and text.startswith('"""') and text.endswith('"""'):
         return text[3:-3].strip("\n")
     return text

@@ -1,8 +1,8 @@
 """The `edge-agent` command: assembles the commands.
 
 Flows in: sys.argv, the process's streams and environment. Flows out: an exit code (program.py). Not
-here: the commands (commands/). Heavy libraries must not be imported at the top of anything this
-file imports: a test holds `--help` to that.
+here: the commands (commands/). No module that this file imports at its top may import a heavy
+library at its own top; tests/repo/test_imports.py checks that `--help` loads none.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Examples:
 
 
 def build_app() -> typer.Typer:
-    """The typer app with every command, in the order a newcomer needs them."""
+    """The typer app with every command, in the order in which a newcomer needs them."""
     app = typer.Typer(
         help="Serve a small language model on this machine and talk to it.",
         epilog=EPILOG,
@@ -102,7 +102,7 @@ def _root(
 
 
 def main_with(argv: Sequence[str], terminal: Terminal) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code: 0, 1 for a failure, 2 for wrong usage."""
     return run_program(build_app, "edge-agent", argv, terminal)
 
 

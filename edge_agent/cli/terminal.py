@@ -1,8 +1,8 @@
-"""What a command sees of the terminal: streams in, text, tables, notes and one JSON document out.
+"""A command's view of the terminal: input, text, tables, notes, progress and one JSON document.
 
 Flows in: the process's streams and environment, handed over once by main.py (tests hand over their
 own). Flows out: answers and documents on stdout; notes, progress and errors on stderr, so that a
-pipe only ever carries the answer. rich is imported only when stdout is a terminal. Not here: what
+pipe carries nothing but the answer. rich is imported only when stdout is a terminal. Not here: what
 is printed (commands/), reading lines in a chat (chat_screen.py).
 
 >>> printable("a\\x1b[31mb\\u0915\\u094d\\n")
@@ -27,14 +27,16 @@ from edge_agent.errors import EdgeAgentError
 
 
 class Progress(Protocol):
-    """Takes one line of a pull: what is being done, and how far it is in bytes, if known."""
+    """Receives the progress of a pull: a description, and bytes done and in all where they are
+    known."""
 
     def __call__(self, status: str, completed: int | None, total: int | None) -> None: ...
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """The streams and environment of one command. `state_dir` is the root's --state-dir."""
+    """The streams and environment of one command. `state_dir` is the value of the root's
+    --state-dir."""
 
     stdin: TextIO
     stdout: TextIO
@@ -47,34 +49,37 @@ class Terminal:
         return self.stdout.isatty()
 
     def write(self, text: str) -> None:
-        """A piece of an answer, shown at once. A terminal never sees control characters of it."""
+        """Show a piece of an answer at once, on a terminal without its control characters."""
         self.stdout.write(printable(text) if self.is_tty else text)
         self.stdout.flush()
 
     def line(self, text: str = "") -> None:
+        """As `write`, with a newline."""
         self.write(text + "\n")
 
     def note(self, text: str) -> None:
+        """A line on stderr."""
         self.stderr.write(printable(text) + "\n")
         self.stderr.flush()
 
     def document(self, value: Any) -> None:
-        """The one JSON document of --json."""
+        """The one JSON document that --json prints."""
         self.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
         self.stdout.flush()
 
     def faint(self, text: str) -> None:
-        """A note that stands back behind the answer: dim on a terminal."""
+        """A note that stands back behind the answer: dim when stderr is a terminal."""
         dim, plain = ("\x1b[2m", "\x1b[0m") if self.stderr.isatty() else ("", "")
         self.stderr.write(f"{dim}{printable(text)}{plain}\n")
         self.stderr.flush()
 
     def error(self, error: EdgeAgentError) -> None:
+        """`error:` and `hint:` on stderr."""
         for text in error_lines(error):
             self.note(text)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Columns aligned with spaces; rich's widths and a bold header on a terminal."""
+        """Columns aligned with spaces; on a terminal rich chooses the widths and a bold header."""
         clean = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
         if not self.is_tty:
             self.line("\n".join(aligned([headers, *clean])))
@@ -90,9 +95,9 @@ class Terminal:
 
     @contextmanager
     def progress(self, *, counts_bytes: bool = True) -> Iterator[Progress]:
-        """A bar with rate and remaining time when stderr is a terminal; nothing otherwise.
+        """A bar with the remaining time when stderr is a terminal; nothing otherwise.
 
-        What is counted is bytes, or plain steps.
+        It counts bytes and shows their rate, or plain steps without `counts_bytes`.
         """
         if not self.stderr.isatty():
             yield _no_progress
@@ -102,7 +107,7 @@ class Terminal:
 
 
 def process_terminal(environ: Mapping[str, str]) -> Terminal:
-    """The terminal of this process. A character the locale lacks is shown as `?`, not a crash."""
+    """The terminal of this process; a character that the locale lacks is printed as `?`."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -116,7 +121,7 @@ def process_terminal(environ: Mapping[str, str]) -> Terminal:
 
 
 def _or_devnull(stream: TextIO | None, mode: str) -> TextIO:
-    """Python has None for a stream its parent closed (`<&-`)."""
+    """The stream, or /dev/null when the parent closed it (`<&-`), for which Python has None."""
     return stream if stream is not None else cast(TextIO, open(os.devnull, mode))
 
 
@@ -132,12 +137,13 @@ def printable(text: str) -> str:
 
 
 def error_lines(error: EdgeAgentError) -> list[str]:
-    """`error: ...`, then `hint:  ...` when there is something to do next."""
+    """`error: ...`, then `hint:  ...` when the error says what to do next."""
     lines = [f"error: {error}"]
     return [*lines, f"hint:  {error.hint}"] if error.hint else lines
 
 
 def error_document(error: EdgeAgentError) -> dict[str, Any]:
+    """An error as --json prints it."""
     return {"error": {"code": error.code, "what": error.what, "why": error.why, "hint": error.hint}}
 
 
@@ -155,7 +161,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def size_text(size_bytes: float | None) -> str:
-    """Decimal units, three digits, as `ls --si` and Ollama print them."""
+    """Decimal units with three digits, as `ls --si` and Ollama print them; "-" for None."""
     if size_bytes is None:
         return "-"
     for unit in ("B", "kB", "MB"):
@@ -166,6 +172,7 @@ def size_text(size_bytes: float | None) -> str:
 
 
 def duration_text(duration_s: float) -> str:
+    """Seconds as people write them: "42.1 ms", "1.50 s", "1m15s", "2h03m"."""
     if duration_s < 1:
         return f"{duration_s * 1000:.1f} ms"
     if duration_s < 60:

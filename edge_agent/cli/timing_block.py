@@ -1,8 +1,8 @@
 """What --verbose prints after an answer: Ollama's counts, durations and rates; joules and heat.
 
-Flows in: the Ending of an answer and what the command measured itself. Flows out: lines of text.
-Ollama's `prompt eval count` is what was prefilled; tokens reused from an earlier turn stand in a
-line of their own, because they cost nothing. Not here: measuring (the worker does).
+Flows in: the Ending of an answer, and what the command measured itself. Flows out: lines of text.
+Ollama's `prompt eval count` counts the tokens that were prefilled. Tokens reused from an earlier
+turn have a line of their own, because they cost nothing. Not here: measuring (the worker does).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edge_agent.errors import EdgeAgentError
 
 
 def timing_block(ending: Ending, total_s: float, load_s: float | None) -> list[str]:
-    """Lines `name: value`. What the daemon did not tell is `unknown`, never 0.
+    """Lines `name: value`. A value that the daemon did not send is `unknown`, never 0.
 
     >>> timings = {"cache_n": 5, "prompt_n": 10, "prompt_ms": 50.0}
     >>> for line in timing_block(Ending("m", "stop", {}, timings), 0.5, None)[:4]:
@@ -50,7 +50,7 @@ def _phase(title: str, prefix: str, ending: Ending) -> Iterator[tuple[str, str]]
 
 
 def _cost(ending: Ending) -> Iterator[tuple[str, str]]:
-    """Joules and heat; what was not measured says why."""
+    """Joules and temperature; for a value that was not measured, the reason."""
     energy = ending.energy
     total_j = energy.get("total_j")
     if total_j is None:
@@ -70,14 +70,18 @@ def _cost(ending: Ending) -> Iterator[tuple[str, str]]:
 
 
 def ready_worker(client: Client) -> Any:
-    """The process id of a worker that has loaded its model; None when there is none."""
+    """The process id of the worker, if it has loaded its model; else None."""
     status = _status(client)
     is_ready = (status.get("engine") or {}).get("state") == "ready"
     return status.get("worker_pid") if is_ready else None
 
 
 def load_s_since(client: Client, worker_before: Any) -> float | None:
-    """The load this request waited for, seconds: 0 when the worker is the one it found ready."""
+    """Seconds that this request waited for the model to load.
+
+    0 when the worker is the one that was ready before (`worker_before`); None when nothing is
+    known.
+    """
     status = _status(client)
     worker = status.get("worker_pid")
     if worker is not None and worker == worker_before:
@@ -87,7 +91,7 @@ def load_s_since(client: Client, worker_before: Any) -> float | None:
 
 
 def _status(client: Client) -> dict[str, Any]:
-    """Timings are extra information: no answer is lost because they cannot be had."""
+    """GET /status, or {} when it fails: missing timings must not cost the answer."""
     try:
         return client.get("/status")
     except EdgeAgentError:

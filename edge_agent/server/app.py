@@ -1,7 +1,7 @@
-"""Assembles the HTTP front: routes, the checks before every handler, one place for every error.
+"""Assembles the HTTP front: routes, the checks before every handler, the handling of every error.
 
-Flows in: supervisor, store, settings and token. Flows out: an aiohttp Application, served both on
-the Unix socket and on 127.0.0.1, and the runner that gives it its connection limits. Not here:
+Flows in: supervisor, store, settings and token. Flows out: an aiohttp Application that is served
+both on the Unix socket and on 127.0.0.1, and the runner that limits its connections. Not here:
 sockets, signals, processes (daemon/front.py).
 
     connection -> framing, peer, drain (_guard) -> handler -> error in the caller's dialect (_outer)
@@ -72,7 +72,10 @@ def build_app(
     monitor: Monitor | None = None,
     limits: Limits = Limits(),  # noqa: B008  (frozen)
 ) -> web.Application:
-    """The application. Serve it through `build_runner`."""
+    """The application. Serve it through `build_runner`.
+
+    Example: `runner = build_runner(build_app(supervisor, store, settings, state.token()))`
+    """
     app = web.Application(middlewares=[_outer, _guard])
     app[SERVICE] = Service(supervisor, store, settings, token, time.time, limits, monitor)
     _connect(app, monitor)
@@ -88,7 +91,7 @@ def build_app(
 
 
 def _connect(app: web.Application, monitor: Monitor | None) -> None:
-    """Give /metrics and /telemetry the daemon's senses; without them they show what is counted."""
+    """Give /metrics and /telemetry the board's monitor; without one they show counters only."""
     service = app[SERVICE]
     supervisor, store = service.supervisor, service.store
     app[metrics.METRICS] = service.metrics
@@ -106,10 +109,11 @@ def _connect(app: web.Application, monitor: Monitor | None) -> None:
 
 
 def build_runner(app: web.Application) -> web.AppRunner:
-    """A runner with the limits a connection lives under. One runner can serve several sites.
+    """A runner that enforces the limits of a connection. One runner can serve several sites.
 
-    aiohttp closes a connection whose next request's headers are not complete within
-    keepalive_timeout, however it drips; a client that leaves cancels its handler.
+    aiohttp closes a connection when the headers of its next request are not complete within
+    keepalive_timeout, even if single bytes keep arriving. A client that disconnects cancels its
+    handler.
     """
     limits = app[SERVICE].limits
     return web.AppRunner(
@@ -127,7 +131,8 @@ def build_runner(app: web.Application) -> web.AppRunner:
 
 
 def _server_logger() -> logging.Logger:
-    """Broken HTTP is the client's affair: answered with 400, not logged with a traceback."""
+    """A logger without the tracebacks of broken HTTP, which is the client's error and answered with
+    400."""
     logger = logging.getLogger("edge_agent.server.http")
     if not logger.filters:
         logger.addFilter(_is_our_problem)
@@ -144,7 +149,8 @@ async def _openapi(request: web.Request) -> web.Response:
 
 
 async def _expect(request: web.Request) -> web.Response | None:
-    """Only 100-continue is known; body.py sends it, once the request is let through."""
+    """Let Expect: 100-continue pass, refuse any other with 417. body.py sends the 100 after the
+    checks."""
     if request.headers["Expect"].lower() == "100-continue":
         return None
     refusal = Refusal(417, "expectation_failed", "this Expect header is not known")
@@ -153,7 +159,8 @@ async def _expect(request: web.Request) -> web.Response | None:
 
 @web.middleware
 async def _outer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every way out: a typed error in the caller's dialect, under the drain deadline."""
+    """Around every request: an exception becomes an error in the caller's dialect; every answer is
+    sent under the drain deadline of a slow reader."""
     limits = request.app[SERVICE].limits
     try:
         response = await handler(request)
@@ -172,7 +179,7 @@ def _asked(request: web.Request) -> str:
 
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every way in, before the body is read."""
+    """The checks of every request, before its body is read."""
     service = request.app[SERVICE]
     check_framing(request, service.limits.header_bytes, service.limits.header_fields)
     check_peer(request, service.token, request.app[dashboard.SESSIONS])

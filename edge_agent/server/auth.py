@@ -1,10 +1,11 @@
-"""Who may ask: a bearer token on TCP, the kernel's word about the peer on the Unix socket.
+"""Who may send requests: holders of the bearer token on TCP, trusted users on the Unix socket.
 
 Flows in: the request line, the headers and the accepted socket. Flows out: nothing, or a typed
-refusal, before any body byte is read. On TCP a web page in a browser on this machine is the
-attacker: Host and Origin are compared with exact lists (DNS rebinding, cross-site posts), no CORS
-header is ever sent. The dashboard's cookie counts as the token for requests of our own page.
-Not here: file modes of the token and of the socket (daemon/front.py).
+refusal, before any byte of the body is read. On TCP the attacker is a web page in a browser on this
+machine: Host and Origin are compared with exact lists (against DNS rebinding and cross-site posts),
+and no CORS header is ever sent. The dashboard's cookie counts as the token for requests of our own
+page. On the Unix socket the kernel states the peer's user (SO_PEERCRED). Not here: file modes of
+the token (state_dir.py) and of the socket (daemon/listeners.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from edge_agent.server.error_body import Refusal
 from edge_agent.server.session import Sessions, cookie_name
 
 GROUP = "edge-agent"
-"""Members of this group may use the service's socket; it need not exist."""
+"""Members of this group may use the service's socket. The group need not exist."""
 
 DASHBOARD_FILES = (
     *("enter", "session", "style.css", "icon.svg"),
@@ -33,21 +34,25 @@ DASHBOARD_FILES = (
 PUBLIC_PATHS = frozenset(
     {"/", "/health", "/v1/health", *(f"/dashboard/{name}" for name in DASHBOARD_FILES)}
 )
-"""Liveness, readable without a token, as llama-server and Ollama do it; and the dashboard's files,
+"""Paths that need no token: liveness, as with llama-server and Ollama, and the dashboard's files,
 which hold no data."""
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
-"""The only hosts that reach this daemon honestly, with or without its own port."""
+"""The only values of Host, with or without the port, under which a genuine client can reach the
+daemon: it listens on loopback only."""
 
 CALLER = web.RequestKey("caller", str)
-"""Who asks, as `caller` says it; set once a request is let through (app.py)."""
+"""The sender as `caller` names it; set when a request has passed the checks (app.py)."""
 TOKEN_HOLDER = "http"
 
 _PEERCRED = struct.Struct("3i")
 
 
 def check_framing(request: BaseRequest, max_bytes: int, max_fields: int) -> None:
-    """Refuses headers too long in sum and request targets that are not a path (400, 431)."""
+    """Refuse too long headers (431), unknown HTTP versions and targets that are no path (400).
+
+    Raises Refusal.
+    """
     fields = request.raw_headers
     size = len(request.raw_path) + sum(len(name) + len(value) + 4 for name, value in fields)
     if size > max_bytes or len(fields) > max_fields:
@@ -70,7 +75,7 @@ def check_framing(request: BaseRequest, max_bytes: int, max_fields: int) -> None
 
 
 def check_peer(request: BaseRequest, token: str, sessions: Sessions) -> None:
-    """Refuses strangers: 401, 403 or 421. Raises Refusal."""
+    """Refuse whoever may not use the daemon. Raises Refusal with 400, 401, 403 or 421."""
     transport = request.transport
     peer = transport.get_extra_info("socket") if transport else None
     if peer is None:
@@ -85,7 +90,7 @@ def check_peer(request: BaseRequest, token: str, sessions: Sessions) -> None:
 
 
 def caller(request: BaseRequest, sessions: Sessions) -> str:
-    """Who sent a request that `check_peer` let through: uid:N, dashboard or http (the token)."""
+    """The sender of a request that passed `check_peer`: "uid:N", "dashboard" or "http" (token)."""
     transport = request.transport
     peer = transport.get_extra_info("socket") if transport else None
     if peer is not None and peer.family == socket.AF_UNIX:
@@ -96,7 +101,7 @@ def caller(request: BaseRequest, sessions: Sessions) -> str:
 
 
 def is_operator(name: str) -> bool:
-    """Whether `caller`'s word means somebody who could read the database anyway."""
+    """Whether this sender could read the database anyway; `name` is a result of `caller`."""
     return name in (TOKEN_HOLDER, "uid:0", f"uid:{os.geteuid()}")
 
 
@@ -123,10 +128,10 @@ def _check_host(request: BaseRequest, port: int) -> None:
 
 
 def _has_session(request: BaseRequest, port: int, sessions: Sessions) -> bool:
-    """A cookie counts when the browser says that a page of this very origin sends the request.
+    """Whether a request carries a valid cookie and comes from the dashboard's own origin.
 
-    SameSite=Strict keeps other sites' requests without it; Sec-Fetch-Site (Fetch Metadata, W3C)
-    also keeps out other ports of this host, which are the same site.
+    SameSite=Strict keeps the cookie out of other sites' requests. Other ports of this host are the
+    same site; the browser's Sec-Fetch-Site header (Fetch Metadata, W3C) tells them apart.
     """
     cookie = request.cookies.get(cookie_name(port), "")
     if not cookie or request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
@@ -149,7 +154,7 @@ def _check_token(request: BaseRequest, token: str) -> None:
 
 
 def _credentials(peer: socket.socket) -> tuple[int, int]:
-    """(uid, gid): SO_PEERCRED is the kernel's struct ucred {pid, uid, gid} of the peer."""
+    """(uid, gid) of the peer: SO_PEERCRED returns the kernel's struct ucred {pid, uid, gid}."""
     raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
     _, uid, gid = _PEERCRED.unpack(raw)
     return uid, gid
@@ -168,7 +173,7 @@ def _check_credentials(peer: socket.socket) -> None:
 
 
 def is_trusted(uid: int, gid: int, *, own_uid: int, group: str = GROUP) -> bool:
-    """Root, the daemon's own user, or a member (primary or supplementary) of `group`."""
+    """Whether this is root, the daemon's own user, or a member of `group` in any way."""
     if uid in (0, own_uid):
         return True
     group_id = _group_id(group)

@@ -1,8 +1,8 @@
-"""Reads a request body: bounded in type, size, time and shape, then strict JSON.
+"""Reads a request body, bounded in type, size, time and nesting, and parses it as strict JSON.
 
 Flows in: an aiohttp request and the limits. Flows out: a dict of plain JSON values, or a typed
 refusal. Python's own json accepts NaN, duplicate keys, lone surrogates and any depth (measured);
-none of them may travel on to a model or a database. Not here: what the fields mean (*_schema.py).
+none of them may reach a model or the database. Not here: what the fields mean (*_schema.py).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from edge_agent.server.error_body import FieldError, Refusal
 from edge_agent.server.limits import Limits
 
 MAX_INTEGER_DIGITS = 20
-"""Enough for any 64-bit number; Python's own limit is 4,300 digits."""
+"""Enough for any 64-bit integer; Python's own limit is 4,300 digits."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(request: BaseRequest, limit_bytes: int, deadline_s: float) -> bytes:
-    """The whole body. Raises Refusal 413, 415 or 408 and RequestError for broken chunking."""
+    """The whole body. Raises Refusal (408, 413, 415), and RequestError for broken chunking."""
     _check_type(request)
     if (request.content_length or 0) > limit_bytes:
         raise _too_large(limit_bytes, f"Content-Length says {request.content_length} bytes")
@@ -89,7 +89,11 @@ def _too_large(limit_bytes: int, why: str) -> Refusal:
 
 
 def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
-    """A JSON object as a dict. Raises RequestError for anything an exact parser would not take."""
+    """A JSON object as a dict. Raises RequestError for anything that a strict parser would refuse.
+
+    >>> parse_json(b'{"n": 1}', 64)
+    {'n': 1}
+    """
     value = _parse(body, max_depth)
     if not isinstance(value, dict):
         raise RequestError("the body is not a JSON object", f"it is a {type(value).__name__}")
@@ -97,7 +101,7 @@ def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
 
 
 def parse_json_list(body: bytes, max_depth: int) -> list[Any]:
-    """A JSON array, where an API wants one. Raises RequestError as parse_json does."""
+    """A JSON array, for an API that wants one. Raises RequestError as parse_json does."""
     value = _parse(body, max_depth)
     if not isinstance(value, list):
         raise RequestError("the body is not a JSON array", f"it is a {type(value).__name__}")
@@ -152,7 +156,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_tree(root: Any, max_depth: int) -> None:
-    """Depth, and strings that UTF-8 or C could not carry. Iterative: the tree is hostile."""
+    """Refuse too much depth, and strings that UTF-8 or C could not carry.
+
+    Iterative, because a recursive walk of a hostile tree would exhaust the stack.
+    """
     level: list[Any] = [root]
     for _ in range(max_depth):
         below: list[Any] = []
@@ -186,7 +193,7 @@ def _too_deep(max_depth: int) -> RequestError:
 
 
 def validate(model: type[Model], members: dict[str, Any]) -> Model:
-    """`members` as a checked request model. Raises FieldError naming the first wrong field."""
+    """`members` as a checked request model. Raises FieldError that names the first wrong field."""
     try:
         return model.model_validate(members)
     except ValidationError as invalid:
@@ -197,7 +204,7 @@ def validate(model: type[Model], members: dict[str, Any]) -> Model:
 
 
 def _field_path(location: tuple[int | str, ...], members: Any) -> str:
-    """`messages.0.role`: pydantic's location without the names of union branches in it."""
+    """`messages.0.role`: pydantic's location without the names of union branches."""
     path: list[str] = []
     for part in location:
         if isinstance(members, dict) and part in members:
@@ -213,6 +220,10 @@ def _field_path(location: tuple[int | str, ...], members: Any) -> str:
 async def read_request(
     request: BaseRequest, model: type[Model], limits: Limits, n_ctx: int | None
 ) -> Model:
-    """Body, JSON and fields in one step: what every POST handler begins with."""
+    """Read, parse and validate the body: the first step of every POST handler.
+
+    `n_ctx` is the loaded model's context, which bounds the size. Raises what read_body, parse_json
+    and validate raise.
+    """
     body = await read_body(request, limits.body_bytes(n_ctx), limits.body_s)
     return validate(model, parse_json(body, limits.json_depth))

@@ -1,9 +1,10 @@
 """The dashboard: a page on the loopback port for chatting and for watching the board.
 
-Flows in: browsers. Flows out: static files of page/ from memory under a strict policy, one-time
-links for whoever may ask for them, and the cookie that such a link sets. The page is an ordinary
-client of the API. GET / keeps answering Ollama's banner to everything that is no browser. Not here:
-what a session is (session.py), which requests a cookie lets in (auth.py).
+Flows in: requests of browsers. Flows out: the static files of page/, sent from memory under a
+strict content security policy; one-time links for callers with a token or the right user id; the
+cookie that such a link sets. The page is an ordinary client of the API. GET / answers Ollama's
+banner to every client that is no browser. Not here: sessions (session.py), which requests a cookie
+lets in (auth.py).
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ class DashboardLink(BaseModel):
 
 @cache
 def _file(name: str) -> tuple[bytes, str]:
-    """Content and ETag. Read once: an update of the package comes with a restart."""
+    """Content and ETag. Cached, because the files change only with the package, after a restart."""
     data = (PAGE / name).read_bytes()
     return data, f'"{hashlib.sha256(data).hexdigest()[:20]}"'
 
 
 def page_response(request: web.Request, name: str, status: int = 200) -> web.Response:
+    """A file of page/ with the security headers, or 304 when the browser has it."""
     data, etag = _file(name)
     headers = {**HEADERS, "ETag": etag}
     if status == 200 and request.headers.get("If-None-Match") == etag:
@@ -82,7 +84,8 @@ def page_response(request: web.Request, name: str, status: int = 200) -> web.Res
 
 
 async def root(request: web.Request) -> web.Response:
-    """The page for a browser with a session, how to get one for another browser, else a banner."""
+    """The page for a browser with a session, instructions for one without, Ollama's banner
+    otherwise."""
     if "text/html" not in request.headers.get("Accept", ""):
         return web.Response(text=GREETING)
     is_known = request.app[SESSIONS].is_valid(_cookie(request))
@@ -94,16 +97,21 @@ async def root(request: web.Request) -> web.Response:
 
 
 async def static(request: web.Request) -> web.Response:
+    """One of FILES."""
     return page_response(request, request.path.rpartition("/")[2])
 
 
 async def enter_page(request: web.Request) -> web.Response:
-    """The code is in the fragment, which browsers send to nobody; enter.js posts it."""
+    """The page that a one-time link leads to.
+
+    The code is in the link's fragment, which browsers never send to a server; enter.js posts it.
+    """
     return page_response(request, "enter.html")
 
 
 async def link(request: web.Request) -> web.Response:
-    """A new one-time link; the caller has shown a token or the right user id."""
+    """A new one-time link. The caller has already shown a token or the right user id. Raises
+    Refusal."""
     service = request.app[SERVICE]
     port = addresses(service)["port"]
     if port is None:
@@ -119,7 +127,7 @@ async def link(request: web.Request) -> web.Response:
 
 
 async def session(request: web.Request) -> web.Response:
-    """Exchange a code for a cookie."""
+    """Exchange a link's code for a cookie. Raises Refusal when the code is used up or expired."""
     service = request.app[SERVICE]
     body = await read_request(request, EnterRequest, service.limits, service.n_ctx())
     cookie = request.app[SESSIONS].enter(body.code)
@@ -144,7 +152,7 @@ def _cookie(request: web.Request) -> str:
 
 
 def _port(request: web.Request) -> int:
-    """The port this connection came in on; 0 on the Unix socket, where no cookie is asked for."""
+    """The port of this connection; 0 on the Unix socket, where no cookie is needed."""
     transport = request.transport
     name = transport.get_extra_info("sockname") if transport else None
     return name[1] if isinstance(name, tuple) else 0

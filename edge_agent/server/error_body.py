@@ -1,8 +1,10 @@
-"""One error, three dialects: the JSON that OpenAI's, Ollama's and llama-server's clients expect.
+"""Every error as HTTP: the JSON that OpenAI's, Ollama's and llama-server's clients expect.
 
-Flows in: any exception a handler let out. Flows out: (status, headers, body bytes), chosen by the
-request's path. The three parts of our errors become one message, and stand beside it for our own
-client. Not here: where an error inside a running stream is written (openai.py, ollama.py).
+Flows in: any exception that a handler raised. Flows out: status, headers and body, in the dialect
+of the request's path. The three parts of our errors become one message, and also stand beside it
+for our own client. Refusal and FieldError are the errors that exist only in HTTP (the sender, the
+framing, a wrong field); errors that the CLI can meet too are in errors.py. Not here: an error
+inside a running stream (openai.py, ollama.py write it).
 """
 
 from __future__ import annotations
@@ -24,20 +26,20 @@ LLAMA_SERVER_PATHS = frozenset(
     }
 )
 RETRY_AFTER_RESTART_S = 1
-"""A worker is replaced in about a second, a daemon restarts in a few."""
+"""Retry-After in seconds: replacing a worker takes about one, restarting the daemon a few."""
 
 _LOG = logging.getLogger(__name__)
 
 
 def dialect_of(path: str) -> Dialect:
-    """Whose error shape the client at `path` reads; OpenAI's is the one everybody knows."""
+    """The dialect that clients of `path` read; OpenAI's for paths of our own, as the best known."""
     if path.startswith("/api/") or path == "/":
         return "ollama"
     return "llama_server" if path in LLAMA_SERVER_PATHS else "openai"
 
 
 def message_of(error: EdgeAgentError) -> str:
-    """The three parts as sentences on one line: what failed: why. What to do next."""
+    """The three parts on one line: "what failed: why. What to do next"."""
     return f"{error}. {error.hint}" if error.hint else str(error)
 
 
@@ -64,7 +66,7 @@ def _type_of(status: int) -> str:
 
 
 def error_headers(error: EdgeAgentError) -> dict[str, str]:
-    """Retry-After (whole seconds) where trying again is the right thing, and a refusal's own."""
+    """Retry-After in whole seconds where a retry can succeed, or the headers of a refusal."""
     if isinstance(error, Overloaded):
         return {"Retry-After": str(error.retry_after_s)}
     if isinstance(error, ShuttingDown) or error.code == "worker_failed":
@@ -73,7 +75,7 @@ def error_headers(error: EdgeAgentError) -> dict[str, str]:
 
 
 def error_response(error: EdgeAgentError, path: str) -> web.Response:
-    """A whole HTTP answer. Refusals that leave a body unread close the connection."""
+    """A whole HTTP answer. 408 and 413 leave a body unread and close the connection."""
     response = web.Response(
         status=error.status,
         headers=error_headers(error),
@@ -86,7 +88,7 @@ def error_response(error: EdgeAgentError, path: str) -> web.Response:
 
 
 def typed(error: Exception, asked: str = "the request") -> EdgeAgentError:
-    """Any exception as one of ours; what nobody foresaw is logged. `asked` names what failed."""
+    """Any exception as one of ours; an unexpected one is logged. `asked` names the request."""
     if isinstance(error, EdgeAgentError):
         return error
     if isinstance(error, web.HTTPException):
@@ -114,7 +116,7 @@ def _from_aiohttp(error: web.HTTPException, asked: str) -> EdgeAgentError:
 
 
 class Refusal(EdgeAgentError):
-    """An HTTP request turned away before any model saw it."""
+    """An HTTP request that is refused before any model sees it."""
 
     def __init__(self, status: int, code: str, what: str, why: str = "", hint: str = "") -> None:
         super().__init__(what, why, hint)
@@ -129,7 +131,7 @@ class Refusal(EdgeAgentError):
 
 
 class FieldError(RequestError):
-    """A field of a request body that cannot be. `param` is its path, as in `messages.0.role`."""
+    """A field of a request body that is not valid. `param` is its path, as in `messages.0.role`."""
 
     def __init__(self, param: str, why: str, hint: str = "") -> None:
         super().__init__(f"field '{param}' is not valid" if param else "invalid body", why, hint)

@@ -1,9 +1,9 @@
 """GET /telemetry, GET and POST /benchmarks: the board's recent and stored past, for page and CLI.
 
-Flows in: a stretch of time, a number of documents, or the documents `edge-agent bench` made. Flows
-out: points, generations without their texts, benchmark documents as they were stored. An answer of
-many documents is sent in pages, so that it never stands in memory whole. Not here: what is measured
-(monitor/telemetry.py, bench/trials.py), how it is kept (store/store.py).
+Flows in: a stretch of time, a number of documents, or the documents that `edge-agent bench` made.
+Flows out: points, generations without their texts, benchmark documents as they were stored. Many
+documents are sent in pages, so that they are never in memory all at once. Not here: measuring
+(monitor/telemetry.py, bench/trials.py), storing (store/store.py).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ TELEMETRY = web.AppKey("telemetry", Telemetry)
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_DOCUMENTS = 256
-"""Of one POST; also bounded by MAX_BODY_BYTES."""
+"""Documents of one POST, which MAX_BODY_BYTES bounds as well."""
 MAX_ANSWERED = 10_000
 PAGE = 16
-"""Documents held in memory while they are sent, 64 KB each at most."""
+"""Documents in memory at a time while an answer is sent; one is at most 64 KB."""
 MAX_SECONDS = 366 * 86_400
 GENERATIONS = 20
 HISTORY_POINTS = 1000
-"""Points of a stretch longer than memory holds."""
+"""The most points of a stretch that is read from the database."""
 
 
 class PointBody(BaseModel):
@@ -58,7 +58,7 @@ class PointBody(BaseModel):
 
 
 class TelemetryAnswer(BaseModel):
-    """`generations` are the last 20 rows, newest first, without their texts."""
+    """`generations` are the last 20 answers, newest first, without their texts."""
 
     now: float
     points: list[PointBody]
@@ -66,7 +66,7 @@ class TelemetryAnswer(BaseModel):
 
 
 class BenchmarkDocument(BaseModel):
-    """One test of one run; its further members are kept as they are."""
+    """One test of one run; further members are stored unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -77,7 +77,7 @@ class BenchmarkDocument(BaseModel):
 
 
 class Benchmarks(BaseModel):
-    """Newest first in an answer."""
+    """Benchmark documents; in an answer the newest is first."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -85,11 +85,13 @@ class Benchmarks(BaseModel):
 
 
 class Stored(BaseModel):
+    """How many documents were stored."""
+
     stored: int
 
 
 async def telemetry(request: web.Request) -> web.Response:
-    """One point a second up to ten minutes; beyond, the stored history in at most 1,000 points."""
+    """One point a second up to ten minutes; beyond, stored history in at most 1,000 points."""
     service = request.app[SERVICE]
     seconds = _number(request, "seconds", 300.0, MAX_SECONDS)
     recent = request.app.get(TELEMETRY)
@@ -104,6 +106,7 @@ async def telemetry(request: web.Request) -> web.Response:
 
 
 async def benchmarks(request: web.Request) -> web.StreamResponse:
+    """Stream stored documents, newest first."""
     service = request.app[SERVICE]
     left = int(_number(request, "n", 100, MAX_ANSWERED))
     if request.method == "HEAD":
@@ -122,7 +125,7 @@ async def benchmarks(request: web.Request) -> web.StreamResponse:
 
 
 async def _older(request: web.Request, n: int, than: BenchmarkRow) -> list[BenchmarkRow]:
-    """The next page. A disk that fails now cannot be told in JSON: the connection is cut."""
+    """The next page. When the disk fails now, the status is already sent: the connection is cut."""
     try:
         return await asyncio.to_thread(request.app[SERVICE].store.benchmark_rows, n, than.id)
     except StoreError as error:
@@ -132,7 +135,7 @@ async def _older(request: web.Request, n: int, than: BenchmarkRow) -> list[Bench
 
 
 async def add_benchmarks(request: web.Request) -> web.Response:
-    """Durable when the answer arrives; all documents or none."""
+    """Store all documents or none; they are durable when the answer arrives."""
     service = request.app[SERVICE]
     limits = service.limits
     members = parse_json(await read_body(request, MAX_BODY_BYTES, limits.body_s), limits.json_depth)

@@ -1,10 +1,10 @@
-"""GET /metrics: what Prometheus scrapes, `edge_agent_*` in base units, energy and heat included.
+"""GET /metrics for Prometheus: `edge_agent_*` in base units, energy and temperature included.
 
-Flows in: one GenerationRow for every request (observe), the code of every refusal (rejected), the
-sampler's snapshots (watch), and at scrape time the state of engine and board (attach). Flows out:
+Flows in: a GenerationRow for every request (observe), the code of every refusal (rejected), the
+sampler's snapshots (watch), and at each scrape the state of engine and board (attach). Flows out:
 Prometheus text. A value that cannot be read is absent, never 0 or NaN. Labels are bounded: models
 are the registered ones, rails and zones those of the board, everything else a fixed list. FAMILIES
-is the one list of names: the dashboard (docs/make_grafana.py) is made from it. Not here: the
+is the only list of names; docs/make_grafana.py makes the Grafana dashboard from it. Not here:
 measuring, and prometheus_client's own HTTP server, which is never started.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PREFIX = "edge_agent_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Prometheus text exposition format; the newer formats say the same in other words."""
+"""Prometheus text exposition format, which every scraper reads; newer formats add nothing here."""
 
 Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[str, ...]
@@ -103,12 +103,12 @@ BUCKETS = {
         0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5,
     ),
 }  # fmt: skip
-"""Upper bounds in seconds: from a 135 M model on a PC to a 1 B model on a Nano's CPU."""
+"""Upper bounds in seconds, from a 135 M model on a PC to a 1 B model on a Nano's CPU."""
 
 
 @dataclass(frozen=True)
 class Live:
-    """Where a scrape reads the present from. The callables must be quick and must not raise."""
+    """Where a scrape reads the present state. The callables must be quick and must not raise."""
 
     status: Callable[[], EngineStatus]
     models: Callable[[], Iterable[str]]
@@ -118,10 +118,10 @@ class Live:
 
 
 class Metrics:
-    """One registry of its own per application. Thread-safe."""
+    """The metrics of one application, in a registry of their own. Thread-safe."""
 
     def __init__(self) -> None:
-        # Time stamps of when a counter was made are a second series for every one of ours.
+        # prometheus_client would add a second series, the time of creation, to each counter.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._counters = {
@@ -140,7 +140,7 @@ class Metrics:
         self._registry.register(self)
 
     def attach(self, live: Live) -> None:
-        """From now on scrapes show the present too. The last call counts."""
+        """From now on scrapes also show the present state. A later call replaces an earlier one."""
         self._live = live
 
     def observe(self, row: GenerationRow) -> None:
@@ -162,19 +162,19 @@ class Metrics:
             self._counters["energy_joules_total"].labels(rail, phase).inc(joules)
 
     def rejected(self, code: str) -> None:
-        """Count one request turned away; `code` is EdgeAgentError.code, a fixed list."""
+        """Count one refused request; `code` is EdgeAgentError.code, one of a fixed list."""
         self._counters["requests_rejected_total"].labels(code).inc()
 
     def watch(self, snapshot: Snapshot) -> None:
-        """For Sampler.subscribe: notes which alarms have begun since the snapshot before."""
+        """For BoardSampler.subscribe: count the alarms that have begun since the last snapshot."""
         self._alarms.see(snapshot.alarms.active)
 
     def text(self) -> bytes:
-        """The whole exposition."""
+        """The text of one scrape."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Exported]:
-        """The live values, asked for by the registry at each scrape."""
+        """The live values; the registry calls this at each scrape."""
         yield _family("build_info", [((__version__,), 1.0)])
         live = self._live
         if live is None:
@@ -192,11 +192,11 @@ class Metrics:
 
 
 LIVE_COUNTERS = {"worker_restarts_total", "throttle_events_total", "sampler_missed_ticks_total"}
-"""Counted elsewhere and only read at a scrape."""
+"""Counters that the supervisor, the kernel or the sampler keeps; a scrape only reads them."""
 
 
 class _Alarms:
-    """How often each alarm began, as far as one look a second can tell."""
+    """How often each alarm began, as seen by one snapshot a second."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -210,6 +210,7 @@ class _Alarms:
             self._active = now
 
     def counts(self, snapshot: Snapshot) -> Values:
+        """By cause: the kernel's own count where it keeps one, else ours."""
         with self._lock:
             seen: dict[str, float] = dict(self._begun)
         kept = {**seen, **snapshot.alarms.counts}
@@ -219,7 +220,8 @@ class _Alarms:
 
 
 def _joules(row: GenerationRow) -> Iterator[tuple[str, float]]:
-    """By phase; their sum is the row's total."""
+    """(phase, joules); the sum is the row's total. "unsplit" is energy that belongs to no one
+    phase."""
     phases = {"prefill": row.prefill_j, "decode": row.decode_j}
     known = {phase: joules for phase, joules in phases.items() if joules is not None}
     yield from ((phase, max(0.0, joules)) for phase, joules in known.items())
@@ -239,7 +241,7 @@ def _of_engine(status: EngineStatus, models: Iterable[str]) -> Iterator[Exported
 def _of_board(snapshot: Snapshot) -> Iterator[Exported]:
     power = dict(snapshot.power.watts)
     if snapshot.power.total_rail is not None:
-        # A counter has no watts of its own; the sampler makes them from two readings.
+        # A RAPL counter gives joules; the sampler computes watts from two readings.
         power[snapshot.power.total_rail] = snapshot.total_w
     yield _family("power_watts", _labelled(power))
     yield _family("temperature_celsius", _labelled(snapshot.thermal.zones_celsius))
@@ -257,7 +259,7 @@ def _labelled(values: Mapping[str, float | None] | Mapping[str, int | None]) -> 
 
 
 def _family(name: str, values: Values) -> Exported:
-    """The known and finite values of one metric; the rest is absent."""
+    """The known and finite values of one metric; the others are left out."""
     family = FAMILIES[name]
     kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
     metric = kind(PREFIX + name, family.help, labels=family.labels)

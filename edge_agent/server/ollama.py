@@ -1,8 +1,9 @@
-"""Ollama's API: tags, ps, show, delete, chat and generate (NDJSON), so that its clients work.
+"""Ollama's API: tags, ps, show, delete, chat and generate, so that Ollama's clients work.
 
-Flows in: HTTP requests that auth.py let through. Flows out: JSON bodies or one JSON document a
-line. Durations are nanoseconds, sizes bytes, times RFC 3339. Errors before the first token are HTTP
-statuses; after it one `{"error": ...}` line and the end. Not here: /api/pull (pull.py).
+Flows in: HTTP requests that passed auth.py. Flows out: JSON bodies, or one JSON document a line
+(NDJSON). Durations are in nanoseconds, sizes in bytes, times RFC 3339. An error before the first
+token is an HTTP status; after it, one line `{"error": ...}` ends the stream. Source: Ollama's
+docs/api.md. Not here: /api/pull (pull.py).
 """
 
 from __future__ import annotations
@@ -50,15 +51,16 @@ from edge_agent.server.service import SERVICE, Service
 from edge_agent.store.store import ModelRow
 
 GREETING = "Ollama is running"
-"""What GET / answers (dashboard.py); clients compare this text before they go on."""
+"""The answer of GET / (dashboard.py); Ollama's clients check for this text first."""
 
 
 async def version(request: web.Request) -> web.Response:
+    """GET /api/version."""
     return json_response({"version": __version__})
 
 
 async def tags(request: web.Request) -> web.Response:
-    """MODEL comes first, then MODEL:base and its adapters if it has any."""
+    """GET /api/tags: each MODEL, followed by MODEL:base and its adapters when it has any."""
     service = request.app[SERVICE]
     rows = service.store.models()
     found = [_tag(row, name) for row in rows for name in listed_names(row, service.registry)]
@@ -88,13 +90,18 @@ def _details(row: ModelRow) -> dict[str, Any]:
 
 
 def parameter_size(n_params: int) -> str:
-    """'268.10M' or '1.00B', as Ollama writes it."""
+    """The number of parameters as Ollama writes it.
+
+    >>> parameter_size(268_100_000), parameter_size(1_000_000_000)
+    ('268.10M', '1.00B')
+    """
     if n_params >= 1e9:
         return f"{n_params / 1e9:.2f}B"
     return f"{n_params / 1e6:.2f}M"
 
 
 async def ps(request: web.Request) -> web.Response:
+    """GET /api/ps: the loaded model, or an empty list."""
     service = request.app[SERVICE]
     status = service.supervisor.status()
     info = status.info
@@ -114,7 +121,8 @@ async def ps(request: web.Request) -> web.Response:
 
 
 async def show(request: web.Request) -> web.Response:
-    """One model; `edge_agent.adapter` is what MODEL, or the asked MODEL:NAME, is answered with."""
+    """POST /api/show: one model. `edge_agent.adapter` is the adapter that this name is answered
+    with."""
     service = request.app[SERVICE]
     body = await read_request(request, ShowRequest, service.limits, service.n_ctx())
     target = service.supervisor.target(registered_name(body.called()))
@@ -141,7 +149,7 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def delete(request: web.Request) -> web.Response:
-    """MODEL with its adapters, or one adapter of it."""
+    """DELETE /api/delete: MODEL with its adapters, or one adapter of it."""
     service = request.app[SERVICE]
     body = await read_request(request, DeleteRequest, service.limits, service.n_ctx())
     name, tag = split_name(registered_name(body.called()))
@@ -159,7 +167,8 @@ async def delete(request: web.Request) -> web.Response:
 
 
 def _remove(name: str, service: Service) -> None:
-    """Rows go first: a crash leaves a file nobody names, never a name without its file."""
+    """Remove rows before files: a crash leaves a file without a name, never a name without its
+    file."""
     row = service.store.remove_model(name)
     service.registry.remove_all(name)
     _remove_file(row, service)
@@ -171,7 +180,7 @@ def _is_loaded(service: Service, name: str) -> bool:
 
 
 def _remove_file(row: ModelRow, service: Service) -> None:
-    """Only files of STATE/models that no other row names; links and directories stay."""
+    """Delete the model's file if it lies in STATE/models and no other row names it."""
     models = service.settings.state_dir / "models"
     path = service.settings.state_dir / row.path
     shared = any(other.path == row.path for other in service.store.models())
@@ -180,6 +189,7 @@ def _remove_file(row: ModelRow, service: Service) -> None:
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
+    """POST /api/chat."""
     service = request.app[SERVICE]
     body = await read_request(request, OllamaChatRequest, service.limits, service.n_ctx())
     turns = [turn.message() for turn in body.messages or []]
@@ -191,6 +201,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
 
 
 async def generate_text(request: web.Request) -> web.StreamResponse:
+    """POST /api/generate."""
     service = request.app[SERVICE]
     body = await read_request(request, OllamaGenerateRequest, service.limits, service.n_ctx())
 
@@ -201,7 +212,7 @@ async def generate_text(request: web.Request) -> web.StreamResponse:
 
 
 def _prompt(body: OllamaGenerateRequest, info: ModelInfo) -> dict[str, Any]:
-    """One user turn, or plain text where raw was asked or the model has no chat template."""
+    """One user turn; plain text when raw was requested or the model has no chat template."""
     text = body.prompt or ""
     if body.raw or info.chat_template == "none":
         return {"text": text}
@@ -217,7 +228,11 @@ async def _answer(
     prompt: Callable[[ModelInfo], dict[str, Any]] | None,
     place: Callable[[str], dict[str, Any]],
 ) -> web.StreamResponse:
-    """Loads first, for `load_duration` and the template's name; then generates."""
+    """Load the model first, for `load_duration` and the template's name; then generate.
+
+    `prompt` None only loads the model, or unloads it with keep_alive 0. `place` puts a piece of
+    text where the API has it.
+    """
     service = request.app[SERVICE]
     started = time.monotonic()
     name = requested_model(body.model)
@@ -246,6 +261,7 @@ async def _answer(
 def _record(
     body: OllamaGeneration, schema: dict[str, Any] | None, prompt: dict[str, Any]
 ) -> Generate:
+    """The request for the engine."""
     options = body.sampling_options()
     return Generate(
         id=0,
@@ -260,6 +276,7 @@ def _record(
 
 
 async def _stream(request: web.Request, call: Call, lines: Lines) -> web.StreamResponse:
+    """Send the answer line by line; an error after the first line becomes the last line."""
     service = request.app[SERVICE]
     stream = Stream(request, NDJSON, service.limits)
     opened = False

@@ -1,9 +1,10 @@
 """Ollama's request and response bodies, as far as this daemon serves them.
 
-Flows in: parsed JSON. Flows out: frozen pydantic models and the records the engine takes. Options
-that belong to loading (num_gpu, num_thread, ...) are ignored: this daemon's settings decide them.
-`num_ctx` is checked and ignored: a slot's context is fixed when the model loads, and a prompt that
-does not fit is refused, never cut. Not here: sending (ollama.py).
+Flows in: parsed JSON. Flows out: frozen pydantic models, and the records that the engine takes.
+Options of loading (num_gpu, num_thread, ...) are ignored, because this daemon's settings decide
+them. `num_ctx` is checked and ignored: a slot's context is fixed when the model loads, and a prompt
+that does not fit is refused, never cut. Source: Ollama's docs/api.md. Not here: sending
+(ollama.py).
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ FOREVER_S = -1.0
 
 
 def keep_alive_s(value: float | int | str | None) -> float | None:
-    """Seconds: 0 unloads after the answer, negative never. None: the daemon's own setting.
+    """Seconds that the model stays loaded after the answer; None leaves it to the daemon's setting.
 
-    Numbers are seconds, strings are Go's durations ("5m", "1h30m", "-1s"). Raises ValueError.
+    0 unloads at once, a negative value never. Numbers are seconds, strings are durations of Go
+    ("5m", "1h30m", "-1s"). Raises ValueError.
+
+    >>> keep_alive_s("1h30m"), keep_alive_s(-5)
+    (5400.0, -1.0)
     """
     if value is None:
         return None
@@ -43,7 +48,8 @@ def keep_alive_s(value: float | int | str | None) -> float | None:
 
 
 def _go_duration_s(text: str) -> float:
-    """https://pkg.go.dev/time#ParseDuration, and a bare number as Ollama takes it."""
+    """Seconds of a Go duration (https://pkg.go.dev/time#ParseDuration) or, as in Ollama, a bare
+    number."""
     if re.fullmatch(r"[+-]?\d{1,12}", text):
         return float(text)
     whole = _DURATION.fullmatch(text)
@@ -63,6 +69,7 @@ class OllamaOptions(SamplingFields):
     stop: StopString | StopList | None = None
 
     def token_limit(self) -> int:
+        """The most tokens to generate."""
         return self.num_predict if self.num_predict and self.num_predict > 0 else MAX_TOKENS
 
 
@@ -79,6 +86,7 @@ class Named(Body):
         return self
 
     def called(self) -> str:
+        """The model's name, from either field."""
         return str(self.model or self.name)
 
 
@@ -91,7 +99,7 @@ class DeleteRequest(Named):
 
 
 class PullRequest(Body):
-    """POST /api/pull. `model` is a source, `name` what to register it as."""
+    """POST /api/pull. `model` is a source, `name` the name to register it under."""
 
     model: str = Field(
         min_length=1,
@@ -104,7 +112,7 @@ class PullRequest(Body):
 
 
 class OllamaGeneration(Body):
-    """What /api/chat and /api/generate share."""
+    """The fields that /api/chat and /api/generate share."""
 
     model: str = Field(min_length=1)
     stream: bool | None = Field(None, description="Default true.")
@@ -134,7 +142,8 @@ class OllamaGeneration(Body):
         return keep_alive_s(self.keep_alive)
 
     def schema_(self) -> dict[str, Any] | None:
-        """None for free text, {} for any JSON object. Raises SchemaError."""
+        """The JSON schema of the answer: None for free text, {} for any JSON object. Raises
+        SchemaError."""
         if not self.format and self.format != {}:
             return None
         return {} if self.format == "json" else checked(dict(self.format), "format")
@@ -147,6 +156,8 @@ class OllamaGeneration(Body):
 
 
 class OllamaMessage(Body):
+    """One turn of a conversation; text only."""
+
     role: Literal["system", "user", "assistant"]
     content: str
     images: list[Any] | None = None
@@ -164,7 +175,7 @@ class OllamaMessage(Body):
 
 
 class OllamaChatRequest(OllamaGeneration):
-    """POST /api/chat. No messages: load the model, or unload it with keep_alive 0."""
+    """POST /api/chat. Without messages: load the model, or unload it with keep_alive 0."""
 
     messages: list[OllamaMessage] | None = Field(None, max_length=MAX_MESSAGES)
     tools: list[Any] | None = None
@@ -177,7 +188,7 @@ class OllamaChatRequest(OllamaGeneration):
 
 
 class OllamaGenerateRequest(OllamaGeneration):
-    """POST /api/generate. No prompt: load the model, or unload it with keep_alive 0."""
+    """POST /api/generate. Without a prompt: load the model, or unload it with keep_alive 0."""
 
     prompt: str | None = None
     system: str | None = None
@@ -261,7 +272,7 @@ class ShowAnswer(BaseModel):
 
 
 class PullProgress(BaseModel):
-    """One line of a pull; bytes."""
+    """One line of a pull; `completed` and `total` are bytes."""
 
     status: str
     completed: int | None = None
@@ -269,7 +280,7 @@ class PullProgress(BaseModel):
 
 
 class _Answer(BaseModel):
-    """Durations in nanoseconds, only in the last line."""
+    """The last line has all fields, others only the first three. Durations are nanoseconds."""
 
     model: str
     created_at: str

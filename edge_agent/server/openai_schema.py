@@ -1,9 +1,10 @@
 """OpenAI's request and response bodies, as far as this daemon serves them.
 
-Flows in: parsed JSON. Flows out: frozen pydantic models and the records the engine takes. What a
-local daemon cannot do (tools, several choices, audio) is refused by name, so that nobody waits for
-an effect that never comes; members it does not know are ignored, as OpenAI does. Response models
-describe what openai.py sends, for /openapi.json and the tests. Not here: sending (openai.py).
+Flows in: parsed JSON. Flows out: frozen pydantic models, and the records that the engine takes. A
+feature that this daemon lacks (tools, several choices, audio) is refused by its name, so that
+nobody waits for an effect; unknown members are ignored, as OpenAI does. The response models
+describe what openai.py sends, for /openapi.json and the tests. Source: OpenAI's API reference. Not
+here: sending (openai.py).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class ChatMessage(Body):
     tool_calls: None = None
 
     def message(self) -> Message:
-        """The engine's record; parts are joined without a separator."""
+        """The engine's record; several text parts are joined without a separator."""
         parts = self.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         return Message(role="system" if self.role == "developer" else self.role, content=text)
@@ -66,7 +67,8 @@ class NamedSchema(Body):
 
 
 class ResponseFormat(Body):
-    """`schema` beside json_object is llama-server's older form."""
+    """The form of the answer. `schema` beside json_object is llama-server's older way to give a
+    schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
@@ -84,7 +86,7 @@ class ResponseFormat(Body):
 
 
 def checked(schema: dict[str, Any], param: str) -> dict[str, Any]:
-    """`schema` if it is inside our subset. Raises SchemaError naming the field."""
+    """`schema`, if it is inside the supported subset. Raises SchemaError that names the field."""
     try:
         check_schema(schema)
     except SchemaError as error:
@@ -100,7 +102,7 @@ class LoraScale(Body):
 
 
 def check_one_adapter(loras: Sequence[LoraScale]) -> None:
-    """Raises a validation error naming `lora`."""
+    """Raises a validation error for `lora` when more than one scale is not 0."""
     if sum(one.scale != 0 for one in loras) > 1:
         raise refused(
             "lora",
@@ -110,7 +112,7 @@ def check_one_adapter(loras: Sequence[LoraScale]) -> None:
 
 
 class GenerationFields(SamplingFields):
-    """What chat and completion requests share."""
+    """The fields that chat and completion requests share."""
 
     model: str | None = Field(None, min_length=1, description="Absent or 'default': the default.")
     stream: bool | None = None
@@ -209,7 +211,7 @@ class CompletionRequest(GenerationFields):
         return self.max_tokens or DEFAULT_MAX_TOKENS
 
     def text_or_tokens(self) -> tuple[str | None, list[int] | None]:
-        """The prompt as the engine wants it; exactly one of the two is not None."""
+        """The prompt as the engine takes it: (text, None) or (None, token ids)."""
         if isinstance(self.prompt, str):
             return self.prompt, None
         ids = [token for token in self.prompt if isinstance(token, int)]
@@ -238,7 +240,7 @@ class Usage(BaseModel):
 
 
 class TimingsBody(BaseModel):
-    """llama-server's `timings`; _ms milliseconds, _per_second tokens a second."""
+    """llama-server's `timings`: _ms in milliseconds, _per_second in tokens per second."""
 
     cache_n: int
     prompt_n: int
@@ -252,7 +254,7 @@ class TimingsBody(BaseModel):
 
 
 class EnergyBody(BaseModel):
-    """Joules of one answer; null and `reason` where nothing was measured (records.Energy)."""
+    """Joules of one answer; null, with a `reason`, where nothing was measured (records.Energy)."""
 
     prefill_j: float | None
     decode_j: float | None
@@ -348,7 +350,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """Whole answer, and (with finish_reason null until the end) one event of a stream."""
+    """A whole answer, or one event of a stream (then finish_reason is null until the end)."""
 
     id: str
     object: Literal["text_completion"]

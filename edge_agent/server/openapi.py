@@ -1,7 +1,8 @@
 """GET /openapi.json: the OpenAPI 3.1 document, generated from the routes and their models.
 
-Flows in: the ROUTES tuples. Flows out: one JSON document, built once at start. Nothing in it is
-written by hand twice: a field's type, range and text come from the pydantic model that checks it.
+Flows in: the ROUTES tuples. Flows out: one JSON document, built once at the start. Nothing is
+written twice: type, range and description of a field come from the pydantic model that checks it.
+Not here: serving it (app.py).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ BODY_ONLY = {"408", "413", "415", "422", "429", "507"}
 
 
 def document(routes: Sequence[Route]) -> bytes:
-    """The whole document, encoded."""
+    """The whole document, encoded as JSON."""
     schemas, references = _schemas(routes)
     paths: dict[str, Any] = {}
     for route in routes:

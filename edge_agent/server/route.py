@@ -1,6 +1,7 @@
-"""One row of the API: what app.py registers and what /openapi.json describes, from one place.
+"""One row of the API, from which app.py registers the path and openapi.py describes it.
 
-Flows in: the ROUTES tuples of the API modules. Flows out: read by app.py and openapi.py.
+Flows in: method, path, handler and models, as the API modules list them in ROUTES. Flows out: a
+Route. Not here: the handlers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Route:
-    """`answer` None: an empty or plain-text 200. `streams`: content type and model of one piece."""
+    """One method of one path.
+
+    `answer` None: the answer is an empty or plain-text 200. `streams`: content type, and model of
+    one piece. `query`: names of query parameters.
+    """
 
     method: str
     path: str

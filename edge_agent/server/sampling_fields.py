@@ -1,7 +1,8 @@
-"""The sampling parameters that OpenAI's and Ollama's requests share, checked once.
+"""The sampling parameters that OpenAI's and Ollama's requests share, and their checks.
 
-Flows in: JSON members. Flows out: records.Sampling, with our defaults where the client is silent.
-Ranges are OpenAI's where OpenAI has the field, llama.cpp's otherwise.
+Flows in: JSON members. Flows out: records.Sampling, with our defaults for members that are absent.
+Ranges are OpenAI's for the fields that OpenAI has, llama.cpp's for the others. Not here: sampling
+(llama/sampling.py).
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from edge_agent.records import Sampling
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
 MAX_TOKENS = 131_072
-"""The longest context of the supported families; a slot's own context ends a generation earlier."""
+"""The longest context of the supported families; a slot's context usually ends an answer first."""
 MAX_PENALTY_WINDOW = 8192
-"""llama.cpp allocates a ring buffer of this many ids, so it must be bounded."""
+"""The largest window of the penalties: llama.cpp allocates a ring buffer of that many token ids."""
 MAX_SEED = 2**64 - 1
 _SEEDS = 2**32 - 1
-"""llama.cpp's seeds are 32 bits and the largest one means `random`."""
+"""Number of usable seeds: llama.cpp's have 32 bits, and the largest value means "random"."""
 
 Number = TypeVar("Number", int, float)
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -56,7 +57,7 @@ class SamplingFields(Body):
     def sampling(
         self, logit_bias: dict[int, float] | None = None, repetition_penalty: float | None = None
     ) -> Sampling:
-        """The worker's record."""
+        """The worker's record. `repetition_penalty` applies when there is no repeat_penalty."""
         default = Sampling()
         penalty = self.repeat_penalty if self.repeat_penalty is not None else repetition_penalty
         return Sampling(
@@ -74,7 +75,7 @@ class SamplingFields(Body):
 
 
 def refused(param: str, why: str, hint: str) -> PydanticCustomError:
-    """What a validator raises for a field that is well-formed but not served."""
+    """The error that a validator raises for a field that is well-formed but not served."""
     return PydanticCustomError("not_served", "{why}", {"param": param, "why": why, "hint": hint})
 
 
@@ -87,7 +88,7 @@ def _or(given: Number | None, default: Number) -> Number:
 
 
 def stop_list(stop: str | list[str] | None) -> list[str]:
-    """`stop` as both APIs allow it: one string, a list or nothing."""
+    """The stop strings; both APIs allow one string, a list or nothing."""
     if stop is None:
         return []
     return [stop] if isinstance(stop, str) else stop
