@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -20,7 +21,8 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeSupervisor
-from http_front import Front, eventually, serving
+from http_front import Front, serving
+from waiting import DEADLINE_S, until
 
 from edge_agent.cli.chat_screen import (
     ChatSession,
@@ -245,9 +247,9 @@ class Screen:
     def type(self, keys: str) -> None:
         os.write(self.descriptor, keys.encode())
 
-    def wait_for(self, text: str, within_s: float = 20.0) -> str:
+    def wait_for(self, text: str) -> str:
         """Everything up to and including `text`, which is then forgotten."""
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + DEADLINE_S
         while text not in self.shown:
             left_s = deadline - time.monotonic()
             assert left_s > 0 and self._read(left_s), f"never shown: {text!r} in {self.shown!r}"
@@ -291,17 +293,17 @@ def on_a_terminal(state_dir: Path, *arguments: str) -> Iterator[tuple[Screen, in
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_chat_on_a_terminal_streams_stops_asks_again_and_leaves(tmp_path: Path) -> None:
-    supervisor = FakeSupervisor(["slow "] * 500, pause_s=0.02)
+    supervisor = FakeSupervisor(["slow "] * 9, n_let_pass=3)
     with serving(tmp_path, supervisor) as front, on_a_terminal(tmp_path, "tiny") as (screen, pid):
         screen.wait_for(">>>")
         screen.type("first question\r")
         screen.wait_for("slow slow ")
         screen.type("\x03")
         screen.wait_for("(stopped)")
-        assert eventually(lambda: supervisor.cancelled == 1), "the slot was not freed"
+        until(lambda: supervisor.cancelled == 1)
 
         screen.wait_for(">>>")
-        supervisor.pieces, supervisor.pause_s = ["bad\x1b[2Jescape"], 0.0
+        supervisor.pieces, supervisor.n_let_pass = ["bad\x1b[2Jescape"], math.inf
         screen.type("second\r")
         screen.wait_for("bad[2Jescape")
         contents = [turn.content for turn in supervisor.requests[-1].messages or []]
@@ -332,5 +334,5 @@ def test_ctrl_c_leaves_a_chat_that_reads_a_pipe(tmp_path: Path) -> None:
             process.stdin.flush()
             assert process.stdout.readline() == "Hello wörld\n"
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, err) == (130, "")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from fake_engine import FakeSupervisor
-from http_front import eventually, serving
+from http_front import serving
+from waiting import DEADLINE_S, until
 
 from edge_agent.client.connection import Client, Ending, error_from_body, find_daemon, socket_paths
 from edge_agent.errors import (
@@ -45,9 +46,9 @@ def peer(tmp_path: Path, reply: bytes) -> Iterator[Client]:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield Client(path, timeout_s=5)
+        yield Client(path, timeout_s=DEADLINE_S)
     finally:
-        thread.join(5)
+        thread.join(DEADLINE_S)
         listener.close()
 
 
@@ -74,11 +75,11 @@ def test_plain_completions_arrive_the_same_way(tmp_path: Path) -> None:
 
 
 def test_closing_the_stream_cancels_the_answer(tmp_path: Path) -> None:
-    with serving(tmp_path, FakeSupervisor(["x"] * 1000, pause_s=0.01)) as front:
+    with serving(tmp_path, FakeSupervisor(["x"] * 9, n_let_pass=1)) as front:
         stream = Client(front.socket_path).answer(CHAT, QUESTION)
         assert next(stream) == "x"
         stream.close()
-        assert eventually(lambda: front.supervisor.cancelled == 1)
+        until(lambda: front.supervisor.cancelled == 1)
 
 
 def test_a_refusal_comes_back_as_its_own_exception(tmp_path: Path) -> None:

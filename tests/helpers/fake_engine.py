@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
+
+from waiting import POLL_S
 
 from edge_agent.errors import EdgeAgentError, ModelNotFound
 from edge_agent.model_names import split_name
@@ -92,8 +95,8 @@ class FakeSupervisor:
     error: EdgeAgentError | None = None
     """Raised after `fail_after` chunks."""
     fail_after: int = 0
-    pause_s: float = 0.0
-    """Before every chunk."""
+    n_let_pass: float = math.inf
+    """Chunks of an answer that come at once; the rest waits until a test raises it."""
     finish_reason: str = "stop"
     loaded: bool = True
     status_now: EngineStatus | None = None
@@ -146,9 +149,9 @@ class FakeSupervisor:
         self.running += 1
         finished = False
         try:
-            for event in self._events(request):
-                if self.pause_s:
-                    await asyncio.sleep(self.pause_s)
+            for n_passed, event in enumerate(self._events(request)):
+                while n_passed >= self.n_let_pass:
+                    await asyncio.sleep(POLL_S)
                 if isinstance(event, EdgeAgentError):
                     finished = True
                     raise event

@@ -7,8 +7,7 @@ import http.client
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, cast
 
 from aiohttp import web
 from fake_engine import FakeSupervisor, model_row
+from waiting import DEADLINE_S
 
 from edge_agent.config import Settings
 from edge_agent.models.adapter_registry import AdapterRegistry
@@ -75,7 +75,7 @@ class Front:
         if token:
             sent["Authorization"] = f"Bearer {token}"
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
         try:
             connection.request(method, path, data, {**sent, **(headers or {})})
             response = connection.getresponse()
@@ -90,7 +90,7 @@ class Front:
         return self.call("GET", path, **options)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
 
     def send(self, raw: bytes) -> socket.socket:
         peer = self.connect()
@@ -150,23 +150,13 @@ def serving(
         target=front.loop.run_until_complete, args=(_serve(front, ready, stop),), daemon=True
     )
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(DEADLINE_S)
     try:
         yield front
     finally:
         front.loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
+        thread.join(DEADLINE_S)
         if monitor is not None:
             monitor.close()
         front.loop.close()
         store.close()
-
-
-def eventually(condition: Callable[[], object], within_s: float = 5.0) -> bool:
-    """Polls until `condition` holds."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.005)
-    return bool(condition())

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeSupervisor
-from http_front import Front, eventually, serving
+from http_front import Front, serving
+from waiting import DEADLINE_S, until
 
 from edge_agent.errors import WorkerFailed
 from edge_agent.records import AdapterRef
@@ -49,7 +50,7 @@ def activate(front: Front, name: str = "a", **fields: Any) -> Any:
 
 
 def rows(front: Front) -> list[GenerationRow]:
-    assert eventually(lambda: front.store.recent_generations(1))
+    until(lambda: front.store.recent_generations(1))
     return front.store.recent_generations(9)
 
 
@@ -61,7 +62,7 @@ def id_of(front: Front, name: str) -> int:
 
 def on_the_socket(front: Front, method: str, path: str, body: Any) -> tuple[int, Any]:
     """One request through the Unix socket."""
-    connection = http.client.HTTPConnection("localhost", timeout=20)
+    connection = http.client.HTTPConnection("localhost", timeout=DEADLINE_S)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.sock.connect(str(front.socket_path))
     try:
@@ -122,7 +123,7 @@ def test_the_answer_and_its_row_say_which_adapter_it_was(front: Front, path: str
     for name in ("tiny", "tiny:latest", "tiny:base", "tiny:b"):
         body = {"messages": TURNS, "model": name, "stream": False}
         assert front.post(path, body).json()["model"] == name.removesuffix(":latest")
-    assert eventually(lambda: len(front.store.recent_generations(9)) == 4)
+    until(lambda: len(front.store.recent_generations(9)) == 4)
     found = [(row.model, row.adapter) for row in reversed(rows(front))]
     assert found == [("tiny", "a"), ("tiny", "a"), ("tiny", None), ("tiny", "b")]
 
@@ -236,7 +237,7 @@ def test_a_request_chooses_an_adapter_and_a_scale_or_the_base(front: Front) -> N
     path = str(front.settings.state_dir / row.path)
     scaled = AdapterRef(path, row.sha256, 0.5)
     assert chosen == [scaled, OFF, OFF, None, AdapterRef(path, row.sha256, 2.0)]
-    assert eventually(lambda: len(front.store.recent_generations(9)) == 5)
+    until(lambda: len(front.store.recent_generations(9)) == 5)
     assert [row.adapter for row in rows(front)][:5] == ["a", "b", None, None, "a"]
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeSupervisor
-from http_front import Answer, Front, eventually, serving
+from http_front import Answer, Front, serving
+from waiting import until
 
 from edge_agent.adapt.feedback import MAX_IMPORT_ROWS, MAX_ROW_BYTES
 from edge_agent.client.connection import Client
@@ -104,7 +105,7 @@ def test_an_answer_the_client_stopped_is_remembered(front: Front) -> None:
     body = {"messages": [{"role": "user", "content": "run"}], "stream": True}
     with front.send(front.raw_post("/v1/chat/completions", body)) as peer:
         assert peer.recv(4096)
-    assert eventually(lambda: correct(front, "walk").status == 200)
+    until(lambda: correct(front, "walk").status == 200)
     (row,) = listed(front)["feedback"]
     assert row["answer"].startswith("go go") and row["messages"][0]["content"] == "run"
 

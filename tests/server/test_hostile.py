@@ -1,4 +1,4 @@
-"""Every hostile request of the table ends in the 4xx it is tabled with, quickly."""
+"""Every hostile request of the table ends in the 4xx it is tabled with, and never by a deadline."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from http_front import TOKEN, Front, serving
 
 from edge_agent.server.limits import Limits
 
-SLOWEST_S = 3.0
+LIMITS = Limits(linger_s=0.3, header_s=3600.0, body_s=3600.0)
 
 
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    with serving(tmp_path_factory.mktemp("hostile"), limits=Limits(linger_s=0.3)) as front:
+    with serving(tmp_path_factory.mktemp("hostile"), limits=LIMITS) as front:
         yield front
 
 
@@ -34,7 +34,7 @@ def test_hostile_requests_end_as_tabled(front: Front, kind: str) -> None:
     for case in CASES:
         if case.kind == kind:
             outcome = run_case("127.0.0.1", front.port, TOKEN, case)
-            if not outcome.is_right(case) or outcome.seconds > SLOWEST_S:
+            if not outcome.is_right(case):
                 wrong.append((case.name, sorted(case.allowed), outcome))
     assert wrong == []
     assert front.supervisor.requests == []

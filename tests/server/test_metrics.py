@@ -19,6 +19,7 @@ from fake_engine import model_info
 from fake_sampler import NOTHING, FakeSampler, FakeSnapshot
 from http_front import serving
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import until
 
 from edge_agent.monitor.board_sampler import BoardSampler
 from edge_agent.monitor.sensors.readings import Alarms, Cpu, Power
@@ -289,7 +290,7 @@ def test_a_real_sampler_has_what_is_read_here(tmp_path: Path) -> None:
     sampler.subscribe(metrics.watch)
     sampler.start()
     try:
-        assert http_front.eventually(lambda: sampler.snapshot() is not None)
+        until(sampler.snapshot)
     finally:
         sampler.close()
     samples = parsed(metrics.text())

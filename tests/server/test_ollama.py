@@ -10,7 +10,8 @@ from typing import Any
 import ollama
 import pytest
 from fake_engine import FakeSupervisor, model_info, model_row
-from http_front import TOKEN, Front, eventually, serving
+from http_front import TOKEN, Front, serving
+from waiting import until
 
 from edge_agent.errors import WorkerFailed
 from edge_agent.server.ollama_lines import rfc3339
@@ -198,7 +199,7 @@ def test_delete_leaves_shared_and_foreign_files(front: Front, tmp_path: Path) ->
 
 
 PULL_CHILD = """
-import json, sys
+import json, signal, sys
 source, _, state_dir = sys.argv[1:4]
 say = lambda **line: print(json.dumps(line), flush=True)
 if source == "gone":
@@ -208,7 +209,7 @@ if source == "crash":
     sys.exit(3)
 say(status="pulling", completed=5, total=10)
 if source == "endless":
-    sys.stdin.close(); import time; open(state_dir + "/child", "w").close(); time.sleep(60)
+    sys.stdin.close(); open(state_dir + "/child", "w").close(); signal.pause()
 if source == "late":
     say(status="error", code="download_error", what="lost", why="reset", hint="again")
     sys.exit(1)
@@ -252,10 +253,10 @@ def test_pull_that_fails_at_once_has_a_status_and_later_a_line(puller: Front) ->
 
 def test_pull_ends_with_its_client_and_one_runs_at_a_time(puller: Front, tmp_path: Path) -> None:
     peer = puller.send(puller.raw_post("/api/pull", {"model": "endless"}))
-    assert eventually((tmp_path / "child").exists)
+    until((tmp_path / "child").exists)
     assert puller.post("/api/pull", {"model": "hf:o/r"}).status == 429
     peer.close()
-    assert eventually(lambda: puller.post("/api/pull", {"model": "hf:o/r"}).status == 200)
+    until(lambda: puller.post("/api/pull", {"model": "hf:o/r"}).status == 200)
 
 
 @pytest.mark.parametrize("source", ["--state-dir=/etc", "-x", "", " x", 5, None])
