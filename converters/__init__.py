@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints to GGUF and back, without torch. Comes with a later issue."""
+"""Hugging Face checkpoints to GGUF and back, without torch."""

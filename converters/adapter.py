@@ -1,10 +1,10 @@
 """A LoRA adapter, from a PEFT directory or a GGUF file, in GGUF's terms.
 
 Why it exists: PEFT can give every module its own rank and scaling (rank_pattern, alpha_pattern,
-rsLoRA: alpha / sqrt(r)), a GGUF adapter has one alpha and llama.cpp computes alpha / rank per
-tensor. Here every module's scaling is known, whichever way it was written. What a GGUF adapter
-cannot express is refused with the reason. Flows in: a path, and the base it belongs to. Flows out:
-an `Adapter`. Not here: writing one (lora_to_gguf.py), adding it to weights (merge.py).
+rsLoRA: alpha / sqrt(r)), but a GGUF adapter has one alpha, and llama.cpp computes alpha / rank per
+tensor. Here the scaling of every module is known, whichever way it was written. An adapter that
+GGUF cannot express is refused with the reason. Flows in: a path, and the tensors of the base. Flows
+out: an Adapter. Not here: writing one (lora_to_gguf.py), adding it to weights (merge.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MODULE = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.
 
 @dataclass(frozen=True)
 class Pair:
-    """The two matrices of one weight: W + scale * b @ a. `a` (r, inputs), `b` (outputs, r).
+    """W + scale * b @ a for one weight: float32 `a` (r, inputs) and `b` (outputs, r).
 
     The rows of `b` are in the order of the GGUF tensor.
     """
@@ -42,17 +42,21 @@ class Pair:
 
     @property
     def rank(self) -> int:
+        """r."""
         return int(self.a.shape[0])
 
 
 Adapter = Mapping[str, Pair]
-"""By the GGUF name of the weight, `blk.0.attn_q.weight`."""
+"""GGUF name of the weight (`blk.0.attn_q.weight`) -> its two matrices."""
 
 
 def read_adapter(path: Path, placements: Mapping[str, TensorPlacement]) -> Adapter:
-    """A PEFT directory or a GGUF adapter for a base with these tensors, by GGUF name.
+    """The adapter in `path`, a PEFT directory or a GGUF file, for a base with these `placements`.
 
-    Raises ConversionError: not an adapter, one that cannot be expressed, or another model's.
+    Raises ConversionError when `path` is no adapter, when GGUF cannot express it, or when it
+    belongs to another model.
+
+    Example: `read_adapter(Path("my-adapter"), open_base(Path("gemma-q8_0.gguf")).placements)`
     """
     adapter = _read_peft(path, placements) if path.is_dir() else _read_gguf(path)
     if not adapter:
@@ -73,6 +77,7 @@ def read_adapter(path: Path, placements: Mapping[str, TensorPlacement]) -> Adapt
 
 
 def refusal(path: Path, why: str, hint: str = "") -> ConversionError:
+    """The error for an adapter that cannot be used."""
     return ConversionError(
         f"cannot use the adapter {path}", why, hint or "train a plain LoRA adapter with PEFT"
     )
@@ -102,7 +107,7 @@ def _read_peft(directory: Path, placements: Mapping[str, TensorPlacement]) -> Ad
 
 
 def _refuse_unsupported(directory: Path, settings: Mapping[str, Any]) -> None:
-    """What changes the weights in a way that W + scale * B A does not."""
+    """Raise ConversionError for settings whose change of the weights is not W + scale * B A."""
     kind = settings.get("peft_type")
     problems = {
         f"it is {kind}, not LORA": kind != "LORA",
@@ -125,6 +130,7 @@ def _refuse_unsupported(directory: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _module(directory: Path, name: str) -> tuple[str, str]:
+    """(module name, "A" or "B") of a matrix. Raises ConversionError."""
     match = _MODULE.fullmatch(name)
     if match is None:
         raise refusal(
@@ -149,7 +155,7 @@ def _scaling(directory: Path, settings: Mapping[str, Any], module: str, rank: in
     """alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732), with the module's own alpha."""
     alpha = settings.get("lora_alpha")
     for pattern, own in (settings.get("alpha_pattern") or {}).items():
-        # PEFT's own rule: the pattern ends the module's name.
+        # PEFT's rule: a pattern must match the end of the module's name, from a dot on.
         if re.match(rf"(.*\.)?({pattern})$", module):
             alpha = own
             break
@@ -166,6 +172,7 @@ def _array(tensor: StoredTensor, mapped: Any) -> F32:
 
 
 def _ordered(b: F32, place: TensorPlacement) -> F32:
+    """The rows of `b` in the order of the GGUF tensor."""
     if not place.n_heads or b.shape[0] != place.shape[0]:
         return b
     return np.ascontiguousarray(b[rotary_order(len(b), place.n_heads, to_gguf=True)])
@@ -182,6 +189,6 @@ def _read_gguf(path: Path) -> Adapter:
         a, b = arrays.get(f"{name}.lora_a"), arrays.get(f"{name}.lora_b")
         if a is None or b is None:
             raise refusal(path, f"{name} has only one of lora_a and lora_b")
-        # llama.cpp takes an alpha of 0 as "no scaling" (llama-adapter.h).
+        # For llama.cpp an alpha of 0 means a scale of 1 (llama-adapter.h).
         found[name] = Pair(a, b, alpha / len(a) if alpha else 1.0)
     return found

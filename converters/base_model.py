@@ -1,7 +1,7 @@
-"""The base of an adapter: a checkpoint directory or a GGUF file, seen the same way.
+"""The base of an adapter: a checkpoint directory or a GGUF file, behind one interface.
 
-Flows in: a path. Flows out: its family, where its tensors belong, its weights as rows and the
-hashes an adapter is tied to. Not here: adapters (adapter.py).
+Flows in: a path. Flows out: the family, the placement of each tensor, the weights as rows, and the
+hashes that tie an adapter to this base. Not here: adapters (adapter.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from edge_agent.regular_file import sha256_of
 
 @dataclass(frozen=True)
 class BaseModel:
-    """`placements` by GGUF name. `quantization`: F32 ... Q4_K_M of a file, None of a directory."""
+    """`placements` is keyed by GGUF name. `quantization` is F32 ... Q4_K_M for a file, None for a
+    directory."""
 
     path: Path
     family: Family
@@ -38,10 +39,12 @@ class BaseModel:
 
     @property
     def is_quantized(self) -> bool:
+        """Whether the weights have lost precision against a float original."""
         return self.quantization not in (None, "F32", "F16", "BF16")
 
     def hashes(self) -> Metadata:
-        """What ties an adapter to this very model (SHA-256, hexadecimal)."""
+        """Keys that tie an adapter to this very model: SHA-256 of weights, tokenizer and template,
+        in hex."""
         files = [self.path]
         if self.path.is_dir():
             stored = open_checkpoint(self.path).tensors.values()
@@ -55,7 +58,7 @@ class BaseModel:
 
 
 def open_base(path: Path) -> BaseModel:
-    """Raises ConversionError, ModelFormatError."""
+    """Open a directory or a GGUF file. Raises ConversionError, ModelFormatError."""
     if path.is_dir():
         checkpoint = open_checkpoint(path)
         family = family_of_config(path, checkpoint.config)
@@ -72,12 +75,14 @@ def open_base(path: Path) -> BaseModel:
 
 
 def tokenizer_sha256(metadata: Metadata) -> str:
-    """Of everything that decides about token ids, the same for a directory and its GGUF file."""
+    """Hash of everything that decides about token ids; equal for a directory and the GGUF made of
+    it."""
     keys = ("model", "pre", "tokens", "token_type", "scores", "merges")
     values: list[Any] = [metadata.get_value(f"tokenizer.ggml.{key}") for key in keys]
     return hashlib.sha256(msgspec.json.encode(values)).hexdigest()
 
 
 def template_sha256(metadata: Metadata) -> str | None:
+    """Hash of the chat template; None when there is none."""
     template = metadata.get_value("tokenizer.chat_template")
     return None if template is None else hashlib.sha256(template.encode()).hexdigest()

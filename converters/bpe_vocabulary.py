@@ -1,10 +1,10 @@
 """Byte-level BPE vocabularies: Qwen's, SmolLM2's, Llama 3's, from tokenizer.json.
 
-Flows in: a checkpoint. Flows out: a `Vocabulary` with merges and the name of the pre-tokenizer,
-which tells llama.cpp how text is cut before merging. That name is found by behaviour: the file's
-own pre-tokenizer cuts a probe text, and the pieces' hash must be that of a known one
-(pre_tokenizer.py). An unknown one is refused: a wrong guess would tokenize silently otherwise.
-Not here: SentencePiece (spm_vocabulary.py).
+Flows in: a checkpoint. Flows out: a Vocabulary with merges and the name of the pre-tokenizer, from
+which llama.cpp knows how to cut text before merging. The name is found by behaviour: the file's own
+pre-tokenizer cuts a probe text, and the pieces must hash to those of a known pre-tokenizer
+(pre_tokenizer.py). An unknown one is refused, because a wrong name would tokenize wrongly without
+any error. Not here: SentencePiece (spm_vocabulary.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from converters.vocabulary import (
 
 
 def read_bpe(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
-    """From tokenizer.json. Raises ConversionError."""
+    """The vocabulary in tokenizer.json, padded to `n_vocab` tokens. Raises ConversionError."""
     path = checkpoint.directory / "tokenizer.json"
     document = read_document(path)
     pre = name_of(document.normalizer, document.pre_tokenizer)
@@ -42,6 +42,7 @@ def read_bpe(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
 
 
 def _tokens(path: Path, document: TokenizerDocument, n_vocab: int) -> tuple[list[str], list[int]]:
+    """Texts and GGUF types by token id; ids without a token are [PAD<id>], unused."""
     tokens = [f"[PAD{number}]" for number in range(n_vocab)]
     types = [UNUSED] * n_vocab
     ids = [*document.model.vocab.values(), *(token.id for token in document.added_tokens)]
@@ -62,5 +63,6 @@ def _tokens(path: Path, document: TokenizerDocument, n_vocab: int) -> tuple[list
 
 
 def _visible(part: str) -> str:
-    """GGUF separates the two halves of a merge by a space, so a space inside one is spelled Ġ."""
+    """One half of a merge with its spaces spelled Ġ, because GGUF puts a space between the two
+    halves."""
     return part.replace(" ", "\u0120")

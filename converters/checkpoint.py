@@ -1,9 +1,10 @@
 """A Hugging Face model directory, opened without trusting it.
 
 Why it exists: a checkpoint may bring code (auto_map, *.py), pickles that run code when they are
-loaded, and names that lead out of the directory. Here only JSON and safetensors are read, and a
-directory that holds anything else that would run is refused as a whole. Flows in: a path. Flows
-out: a `Checkpoint`. No network. Not here: what the tensors mean (families/), the tokenizer.
+loaded, and names that lead out of the directory. Only JSON and safetensors files are read, and a
+directory that contains anything else that could run is refused as a whole. Flows in: a path. Flows
+out: a Checkpoint. There is no network access. Not here: what the tensors mean (families/), the
+tokenizer (vocabulary.py).
 """
 
 from __future__ import annotations
@@ -21,23 +22,25 @@ MAX_JSON_BYTES = 100_000_000
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 LEFTOVERS = {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt"}
-"""What transformers' Trainer leaves beside the weights: pickles, but nobody opens them here."""
+"""Pickles that transformers' Trainer leaves beside the weights; allowed, because nothing opens
+them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`config` has the text part of a multimodal model at its top level."""
+    """`config` has the settings of a multimodal model's text part at its top level."""
 
     directory: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON object of the directory, {} when there is no such file."""
+        """A JSON object of the directory; {} when there is no such file. Raises ConversionError."""
         path = self.directory / name
         return read_json(path) if path.is_file() else {}
 
     def text(self, name: str) -> str | None:
+        """A text file of the directory; None when there is no such file."""
         path = self.directory / name
         if not path.is_file():
             return None
@@ -45,7 +48,10 @@ class Checkpoint:
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """Check a model directory and index its tensors. Raises ConversionError."""
+    """Check a model directory and index its tensors. Raises ConversionError.
+
+    Example: `open_checkpoint(Path("gemma-3-270m-it")).tensors["model.norm.weight"].shape`
+    """
     if not directory.is_dir():
         raise refusal(directory, "it is not a directory", "give the directory of config.json")
     refuse_code(directory)
@@ -54,7 +60,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json with `text_config` moved up. Raises ConversionError."""
+    """config.json with the members of `text_config` moved to the top. Raises ConversionError."""
     path = directory / "config.json"
     if not path.is_file():
         raise refusal(directory, "it has no config.json", "give the directory of config.json")
@@ -68,7 +74,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of at most 100 MB. Raises ConversionError."""
+    """A JSON object of at most MAX_JSON_BYTES. Raises ConversionError."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise refusal(path, f"it has over {MAX_JSON_BYTES} bytes")
@@ -83,6 +89,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def refusal(path: Path, why: str, hint: str = "") -> ConversionError:
+    """The error for a checkpoint that cannot be converted."""
     return ConversionError(
         f"cannot convert {path}",
         why,
@@ -91,7 +98,7 @@ def refusal(path: Path, why: str, hint: str = "") -> ConversionError:
 
 
 def refuse_code(directory: Path) -> None:
-    """Raises ConversionError when the directory holds what could run, or leads out of itself."""
+    """Raise ConversionError when the directory contains code or a link that leads out of it."""
     for path in _walk(directory):
         where = path.relative_to(directory)
         if not _stays_inside(path, directory):
@@ -108,7 +115,7 @@ def refuse_code(directory: Path) -> None:
 
 
 def _walk(directory: Path) -> Iterator[Path]:
-    """Files and links below `directory`, links not followed, hidden directories left out."""
+    """Files and links below `directory`, hidden directories left out, links not followed."""
     for path in sorted(directory.iterdir()):
         if path.is_dir() and not path.is_symlink():
             if not path.name.startswith("."):
@@ -118,7 +125,8 @@ def _walk(directory: Path) -> Iterator[Path]:
 
 
 def _stays_inside(path: Path, directory: Path) -> bool:
-    """Links may lead to the same directory, or from a Hub cache's snapshot to its own blobs."""
+    """Whether a link leads to its own directory, or from a Hub cache's snapshot to the cache's
+    blobs."""
     if not path.is_symlink():
         return True
     target, root = path.resolve(), directory.resolve()
@@ -128,7 +136,7 @@ def _stays_inside(path: Path, directory: Path) -> bool:
 
 
 def _index(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint, from one file or from the shards an index names."""
+    """Every tensor of the checkpoint, from one file or from the shards that the index names."""
     if (directory / SINGLE).is_file():
         return read_header(directory / SINGLE)
     if not (directory / INDEX).is_file():

@@ -1,7 +1,7 @@
-"""Libraries that only some conversions need, imported when they do.
+"""Libraries that only some conversions need, imported when they are needed.
 
 Flows in: a module's name. Flows out: the module, or an error that names the extra to install. Not
-here: what the extras hold (pyproject.toml).
+here: libraries that every installation has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _EXTRAS = dict.fromkeys(("gguf", "sentencepiece", "tokenizers"), "convert")
 
 
 def load_extra(name: str, what: str) -> Any:
-    """The module `name`, needed for `what`. Raises EdgeAgentError."""
+    """The module `name`, which `what` needs. Raises EdgeAgentError when it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

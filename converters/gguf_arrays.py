@@ -1,7 +1,7 @@
-"""Small GGUF files that hold arrays and no model: adapters and importance matrices.
+"""Small GGUF files that contain arrays and no model: adapters and importance matrices.
 
-Flows in: a path, and how to refuse it. Flows out: its metadata and every tensor as float32. Whole
-models are read row by row instead (rows.py).
+Flows in: a path, and the function that makes the error. Flows out: metadata, and every tensor as
+float32. Not here: whole models, which are read row by row (rows.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Refuse = Callable[[Path, str], ConversionError]
 
 
 def read_arrays(path: Path, refuse: Refuse) -> tuple[Metadata, dict[str, F32]]:
-    """Metadata and arrays (n_rows, n_columns). Raises what `refuse` makes of the reason.
+    """Metadata and arrays (n_rows, n_columns) of a file.
 
-    Raises ConversionError too, naming the tensor, when one is not finite.
+    Raises the error that `refuse` makes of (path, reason), and ConversionError that names the
+    tensor when one is not finite.
     """
     try:
         with path.open("rb") as stream:

@@ -1,10 +1,10 @@
 """GGUF's metadata and tensor table, read completely and written.
 
 Why it exists: edge_agent/gguf/model_file.py checks untrusted files and keeps only what a device
-needs; converting needs every key with its exact type, the tokens included. gguf-py packs a
-vocabulary element by element, here an array is packed at once. Flows in: a file
-that read_gguf has accepted, or a `Metadata`. Flows out: a `Metadata`, or the bytes of a head.
-Layout: ggml/docs/gguf.md, version 3. Not here: tensor data (gguf_output.py).
+needs, while converting needs every key with its exact type, the tokens included. gguf-py packs a
+vocabulary element by element; here an array is packed at once. Flows in: a file that read_gguf has
+accepted, or a Metadata. Flows out: a Metadata, or the bytes before the tensor data. Layout:
+ggml/docs/gguf.md, version 3. Not here: tensor data (gguf_output.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.ggml import TYPE_IDS
 
 ALIGNMENT = 32
-"""general.alignment when a file does not say."""
+"""Bytes; the value that gguf.md gives general.alignment when a file lacks it."""
 
 _NUMBERS = {name: number for number, name in TYPE_NAMES.items()}
 _FORMATS = {
@@ -31,7 +31,8 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Value:
-    """One value with its GGUF type: u32, f32, string, ... For an array, `type` of its elements."""
+    """One value with its GGUF type (u32, f32, string, ...); for an array, `type` is its elements'
+    type."""
 
     type: str
     value: Any
@@ -39,25 +40,28 @@ class Value:
 
 
 class Metadata(dict[str, Value]):
-    """Keys in file order, with a setter per type. A value of None is left out."""
+    """Keys in file order, with typed setters. Setting None does nothing."""
 
     def put(self, type_name: str, key: str, value: Any) -> None:
+        """Set `key`, unless the value is None."""
         if value is not None:
             self[key] = Value(type_name, value)
 
     def put_array(self, type_name: str, key: str, values: Sequence[Any] | None) -> None:
-        """An empty array is left out: llama.cpp's own writer refuses it."""
+        """Set `key`, unless the array is empty or None: llama.cpp's own writer refuses empty
+        arrays."""
         if values:
             self[key] = Value(type_name, values, is_array=True)
 
     def get_value(self, key: str, default: Any = None) -> Any:
+        """The plain value of a key."""
         found = self.get(key)
         return default if found is None else found.value
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a file to be written. `shape` is outermost first, as NumPy has it."""
+    """One tensor of a file to be written. `shape` is outermost first, as in NumPy."""
 
     name: str
     type: str
@@ -73,7 +77,7 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def read_pairs(stream: BinaryIO) -> Metadata:
-    """The key-value section of a checked file, from its first byte."""
+    """The key-value section of a checked file. Reads from the start of the file."""
     stream.seek(4 + 4 + 8)
     (n_keys,) = struct.unpack("<Q", stream.read(8))
     metadata = Metadata()
@@ -111,7 +115,7 @@ def _read_strings(stream: BinaryIO, count: int) -> Iterator[bytes]:
 
 
 def pack_head(metadata: Metadata, tensors: Sequence[TensorSpec]) -> tuple[bytes, dict[str, int]]:
-    """The bytes before the data, padded, and each tensor's offset in the file."""
+    """The padded bytes before the tensor data, and the offset of each tensor in the file."""
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
         parts += [_string(key), _pack(value)]
@@ -128,7 +132,11 @@ def pack_head(metadata: Metadata, tensors: Sequence[TensorSpec]) -> tuple[bytes,
 
 
 def padded(n_bytes: int) -> int:
-    """`n_bytes` rounded up to the alignment of GGUF data."""
+    """`n_bytes` rounded up to the alignment of GGUF data.
+
+    >>> padded(33)
+    64
+    """
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 

@@ -1,8 +1,8 @@
-"""A GGUF model file, from metadata and rows: types planned by llama.cpp, bytes written in slabs.
+"""Writes a GGUF model file: llama.cpp plans the types, then the data is written in slabs.
 
-The last step of every conversion (hf, quantize, merge). Flows in: `Metadata`, rows by tensor name,
-what types are wanted. Flows out: the file, whole or not at all, and a `Written` summary. Not here:
-where metadata and rows come from.
+The last step of every conversion (hf, quantize, merge). Flows in: Metadata, rows by tensor name,
+the requested types. Flows out: the complete file or none, and a Written summary. Not here: where
+metadata and rows come from.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUANTIZATION_VERSION = 2
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """One tensor to write. `shape` is outermost first; `rows` hold the same elements."""
+    """One tensor to write. `shape` is outermost first; `rows` contain the same elements."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,6 +40,7 @@ class SourceTensor:
         return self.rows.n_rows * self.rows.n_columns
 
     def spec(self, type_name: str) -> TensorSpec:
+        """The tensor as it will be in the file with this type."""
         n_bytes = self.rows.n_rows * ggml.row_bytes(type_name, self.rows.n_columns)
         return TensorSpec(self.name, type_name, self.shape, n_bytes)
 
@@ -64,9 +65,11 @@ def write_model(
     request: TypeRequest,
     how: How,
 ) -> Written:
-    """Write `tensors` to `path` with the types llama.cpp's quantizer would choose.
+    """Write `tensors` to `path` with the types that llama.cpp's quantizer would choose.
 
-    Raises ConversionError; `path` then is as it was.
+    Raises ConversionError; `path` is then unchanged.
+
+    Example: `write_model(path, *hf_to_gguf.load(directory), TypeRequest("Q8_0"), How())`
     """
     metadata = Metadata(metadata)
     metadata.put("u32", "general.quantization_version", QUANTIZATION_VERSION)
@@ -89,7 +92,8 @@ def write_model(
 def planned_types(
     metadata: Metadata, tensors: Sequence[SourceTensor], request: TypeRequest
 ) -> dict[str, str]:
-    """Type of each tensor, in the order llama.cpp would write them. Raises ConversionError."""
+    """Type of each tensor, in the order in which llama.cpp would write them. Raises
+    ConversionError."""
     with tempfile.TemporaryDirectory(prefix="edge-convert-") as scratch:
         header = Path(scratch) / "header.gguf"
         write_hollow(header, network_keys(metadata), [tensor.spec("F32") for tensor in tensors])
@@ -100,7 +104,10 @@ def planned_types(
 
 
 def _check_readable(metadata: Metadata, specs: Sequence[TensorSpec]) -> None:
-    """What the daemon would refuse is not written: two equal tokens, for one, end llama.cpp."""
+    """Raise ConversionError, before writing, for a file that the daemon would refuse.
+
+    For example, two equal tokens end llama.cpp.
+    """
     with tempfile.TemporaryDirectory(prefix="edge-convert-") as scratch:
         header = Path(scratch) / "header.gguf"
         write_hollow(header, metadata, specs)
@@ -121,7 +128,7 @@ def write_hollow(path: Path, metadata: Metadata, specs: Sequence[TensorSpec]) ->
 
 
 def network_keys(metadata: Metadata) -> Metadata:
-    """The keys without the tokenizer, which the plan does not look at."""
+    """The keys without the tokenizer, which does not influence the types."""
     return Metadata({k: v for k, v in metadata.items() if not k.startswith("tokenizer.")})
 
 

@@ -1,9 +1,9 @@
 """A GGUF file becomes a Hugging Face directory: weights, config, tokenizer, model card.
 
 Why it exists: the embedded models exist only as GGUF, and a fine-tune starts from a directory. The
-weights are the file's dequantized values, exactly; config.json and the card say so, because what
-was lost in quantizing does not come back. Flows in: a GGUF file. Flows out: a directory, whole or
-not at all. Not here: training, the way back (hf_to_gguf.py).
+weights are exactly the file's dequantized values; config.json and the card say so, because
+precision that quantizing lost does not come back. Flows in: a GGUF file. Flows out: a complete
+directory or none. Not here: training, the other direction (hf_to_gguf.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclass(frozen=True)
 class GgufModel:
-    """An opened GGUF model with everything that its tensors mean."""
+    """An opened GGUF model, and the meaning of its tensors."""
 
     gguf: GgufFile
     metadata: Metadata
@@ -47,7 +47,8 @@ class GgufModel:
     placements: tuple[TensorPlacement, ...]
 
     def rows(self) -> dict[str, Rows]:
-        """The weights under their checkpoint names, as a checkpoint stores them."""
+        """The weights under their checkpoint names, ordered and shifted as a checkpoint stores
+        them."""
         mapped = map_file(self.gguf.path)
         tensors = {tensor.name: tensor for tensor in self.gguf.tensors}
         return {
@@ -62,7 +63,8 @@ class GgufModel:
 
 
 def open_model(path: Path) -> GgufModel:
-    """Raises ModelFormatError, and ConversionError when the tensors are not a known family's."""
+    """Open a GGUF file. Raises ModelFormatError, ConversionError when its tensors fit no known
+    family."""
     gguf = read_gguf(path)
     metadata = read_metadata(path)
     family = family_of_architecture(path, gguf.architecture)
@@ -79,9 +81,11 @@ def open_model(path: Path) -> GgufModel:
 
 
 def convert(path: Path, directory: Path, dtype: str = "f32", how: How | None = None) -> int:
-    """Write `directory` (which must not exist) and return the bytes of its weights.
+    """Write `directory`, which must not exist, and return the bytes of its weights.
 
     Raises ConversionError, ModelFormatError; the directory then does not exist.
+
+    Example: `convert(Path("gemma-q4_k_m.gguf"), Path("gemma-hf"), "bf16")`
     """
     model = open_model(path)
     weights = Weights(model.rows(), model.placements, dtype)
@@ -90,7 +94,7 @@ def convert(path: Path, directory: Path, dtype: str = "f32", how: How | None = N
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a directory to be written, by their names in a checkpoint."""
+    """The tensors of a directory to be written, by their checkpoint names."""
 
     rows: Mapping[str, Rows]
     placements: Sequence[TensorPlacement]
@@ -98,7 +102,10 @@ class Weights:
 
 
 def write_directory(directory: Path, weights: Weights, documents: dict[str, Any], how: How) -> int:
-    """Weights and documents in a directory that appears whole or not at all."""
+    """Write weights and documents to a directory that appears complete or not at all.
+
+    Returns the bytes of the weights. Raises ConversionError.
+    """
     if directory.exists():
         raise ConversionError(
             f"cannot write {directory}", "it exists", "remove it or give another directory with -o"
@@ -122,7 +129,7 @@ def _encoded(document: Any) -> bytes:
         return document
     if isinstance(document, str):
         return document.encode()
-    # A vocabulary may hold half characters from its file's bytes; JSON cannot.
+    # msgspec replaces half characters, which a vocabulary may contain and JSON may not.
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 
@@ -182,7 +189,7 @@ def documents(model: GgufModel, dtype: str) -> dict[str, Any]:
 
 
 def special_ids(metadata: Metadata) -> dict[str, int]:
-    """bos_token_id, eos_token_id and pad_token_id, those the file has."""
+    """bos_token_id, eos_token_id and pad_token_id, as far as the file has them."""
     words = {"bos": "bos", "eos": "eos", "pad": "padding"}
     found = {r: metadata.get_value(f"tokenizer.ggml.{w}_token_id") for r, w in words.items()}
     return {f"{role}_token_id": number for role, number in found.items() if number is not None}

@@ -1,8 +1,8 @@
 """A Hugging Face checkpoint becomes one GGUF file.
 
-Flows in: a model directory, the wanted types. Flows out: the file and a summary. No torch, no code
-from the checkpoint, no intermediate file; memory does not grow with the model. Not here: checking
-the result (verify.py), adapters (lora_to_gguf.py).
+Flows in: a model directory. Flows out: metadata and tensors for gguf_output.py. There is no torch,
+no code from the checkpoint and no intermediate file, and memory does not grow with the model. Not
+here: checking the result (verify.py), adapters (lora_to_gguf.py).
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ from converters.vocabulary import Vocabulary
 NOT_TEXT = ("vision_tower.", "vision_model.", "multi_modal_projector.", "visual.", "audio_tower.")
 """Parts of multimodal checkpoints that a text model leaves out."""
 COMPUTED = (".rotary_emb.inv_freq", ".attention.bias", ".masked_bias")
+"""Buffers that old checkpoints store although code computes them."""
 
 
 def load(directory: Path) -> tuple[Metadata, list[SourceTensor]]:
-    """The metadata and tensors of a checkpoint in GGUF's terms. Raises ConversionError."""
+    """The metadata and tensors of a checkpoint in GGUF's terms. Raises ConversionError.
+
+    Example: `metadata, tensors = load(Path("gemma-3-270m-it"))`
+    """
     checkpoint = open_checkpoint(directory)
     family = family_of_config(directory, checkpoint.config)
     tensors = source_tensors(checkpoint, family)
@@ -42,7 +46,7 @@ def load(directory: Path) -> tuple[Metadata, list[SourceTensor]]:
 
 
 def n_vocab(checkpoint: Checkpoint) -> int:
-    """vocab_size, else the rows of the embedding. Raises ConversionError."""
+    """vocab_size of config.json, else the rows of the embedding. Raises ConversionError."""
     embedding = text_tensors(checkpoint).get("model.embed_tokens.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise refusal(checkpoint.directory, "it has no matrix model.embed_tokens.weight")
@@ -57,7 +61,7 @@ def n_vocab(checkpoint: Checkpoint) -> int:
 
 
 def source_tensors(checkpoint: Checkpoint, family: Family) -> list[SourceTensor]:
-    """Every tensor of the model under its GGUF name, checked against config.json."""
+    """Every tensor of the model under its GGUF name, its shape checked. Raises ConversionError."""
     stored = text_tensors(checkpoint)
     files = {tensor.path: map_file(tensor.path) for tensor in stored.values()}
     found, used = [], {"lm_head.weight"} if family.is_tied(checkpoint.config) else set()
@@ -75,7 +79,7 @@ def source_tensors(checkpoint: Checkpoint, family: Family) -> list[SourceTensor]
 
 
 def placed(rows: PackedRows, place: TensorPlacement) -> PackedRows:
-    """The rows as GGUF wants them: shifted, reordered, without rows beyond the vocabulary."""
+    """The rows as GGUF stores them: shifted, reordered, without rows beyond the vocabulary."""
     rows = reordered(rows, place.n_heads, place.shift, to_gguf=True)
     if len(place.shape) == 2 and rows.n_rows > place.shape[0]:
         return PackedRows(rows.name, rows.type, rows.data[: place.shape[0]], rows.n_columns)
@@ -83,7 +87,7 @@ def placed(rows: PackedRows, place: TensorPlacement) -> PackedRows:
 
 
 def text_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """The tensors of the text model by plain names, whatever a multimodal one calls them."""
+    """The text model's tensors, without the prefixes that a multimodal model gives them."""
     found = {}
     for name, tensor in checkpoint.tensors.items():
         plain = name.replace("language_model.model.", "model.")
@@ -104,7 +108,7 @@ def tokenizer_keys(checkpoint: Checkpoint, family: Family, size: int) -> Metadat
         keys.put("bool", "tokenizer.ggml.add_space_prefix", False)
     elif family.tokenizer == "either":
         keys.put("bool", "tokenizer.ggml.add_space_prefix", settings.get("add_prefix_space"))
-        if size == 49152:  # SmolLM and Granite: llama.cpp's converter tells them by this number
+        if size == 49152:  # llama.cpp's converter recognizes SmolLM and Granite by this number
             keys.put("bool", "tokenizer.ggml.add_bos_token", False)
     return keys
 
@@ -154,7 +158,7 @@ def _refuse_unknown(checkpoint: Checkpoint, names: set[str]) -> None:
 
 
 def _computed(checkpoint: Checkpoint, family: Family) -> list[SourceTensor]:
-    """Tensors that a GGUF file holds and a checkpoint leaves to code."""
+    """Tensors that a GGUF file contains and that a checkpoint leaves to code."""
     if family.architecture != "llama":
         return []
     sizes = family.sizes(checkpoint.config, n_vocab(checkpoint))

@@ -1,9 +1,10 @@
-"""An importance matrix: which columns of each weight the model really uses.
+"""Computes an importance matrix: how much the model uses each column of each weight.
 
-Flows in: a model file and text or chats. Flows out: an `Imatrix`, the same sums llama-imatrix makes
-of the same tokens: for each weight of a block the squared activations of every column, summed over
-tokens, in chunks of n_ctx whose first token is BOS where the model wants it. Chats are rendered
-with the model's own template, their control tokens as ids. Not here: the file (imatrix_file.py).
+Flows in: a model file, and text or chats. Flows out: an Imatrix with the same sums that
+llama-imatrix computes of the same tokens: for each weight of a block the squared activations of
+every column, summed over the tokens, in chunks of n_ctx whose first token is BOS where the model
+wants one. Chats are rendered with the model's own template, with their control tokens as ids. Not
+here: the file (imatrix_file.py).
 """
 
 from __future__ import annotations
@@ -29,18 +30,20 @@ from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.records import EngineSettings, Generate, Message, Sampling
 
 N_CTX = 512
+"""Tokens of a chunk, llama-imatrix's default."""
 N_BATCH = 128
-"""Tokens of one call: the logits of 512 of Gemma's would take 537 MB that nobody reads."""
+"""Tokens of one call. The logits of 512 of Gemma's tokens would take 537 MB, unused."""
 
 
 class _Sums:
-    """Adds up what the observer sees."""
+    """Sums of squared activations and token counts, by weight name."""
 
     def __init__(self) -> None:
         self.sums: dict[str, NDArray[np.float64]] = {}
         self.counts: dict[str, float] = {}
 
     def receive(self, name: str, rows: NDArray[np.float32]) -> None:
+        """Add activations (n_tokens, n_columns) that enter the weight `name`."""
         squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
         if name in self.sums:
             self.sums[name] += squares
@@ -50,9 +53,9 @@ class _Sums:
 
 
 def compute(path: Path, data: Path, how: How, n_chunks: int | None = None) -> Imatrix:
-    """Run the model over `data` (text, or JSON lines with messages or text).
+    """Run the model over `data`, a text file or JSON lines with messages or text.
 
-    Raises ConversionError when there is too little of it, ModelFormatError, ModelRefused.
+    Raises ConversionError when `data` is shorter than one chunk, ModelFormatError, ModelRefused.
     """
     settings = EngineSettings(
         n_threads=choose_threads(how.threads), n_batch=N_BATCH, n_gpu_layers=0
@@ -91,7 +94,7 @@ def _run(context: Context, model: Model, chunk: Sequence[int]) -> None:
     for start in range(0, len(tokens), N_BATCH):
         context.clear_batch()
         for position in range(start, min(start + N_BATCH, len(tokens))):
-            # Without outputs llama.cpp would skip the last layer's rows.
+            # llama.cpp computes the last layer only for tokens whose output is wanted.
             context.add(tokens[position], position, 0, output=True)
         context.decode()
         context.synchronize()
@@ -117,7 +120,7 @@ def _imatrix(sums: _Sums, data: Path, n_chunks: int) -> Imatrix:
 def read_tokens(data: Path, model: Model, architecture: str) -> list[int]:
     """Token ids of a text file, or of JSON lines {"messages": [...]} and {"text": "..."}.
 
-    Raises ConversionError naming the line that is neither.
+    Raises ConversionError that names the first line of neither form.
     """
     try:
         text = data.read_text("utf-8")

@@ -1,8 +1,8 @@
-"""Importance matrices as files: what `llama-imatrix` writes and `llama-quantize` reads.
+"""Importance matrices as files: the format that llama-imatrix writes and llama-quantize reads.
 
-Flows in: mean squared activations per column of each weight, or a file. Flows out: the other one.
-Layout: GGUF with general.type "imatrix", for each weight the tensors `<name>.in_sum2` (sums over
-the tokens) and `<name>.counts` (llama.cpp, tools/imatrix). Not here: computing one (imatrix.py).
+Flows in: an Imatrix, or a file. Flows out: the other of the two. Layout: GGUF with general.type
+"imatrix", and for each weight the tensors `<name>.in_sum2` (sums of squared activations over the
+tokens) and `<name>.counts` (llama.cpp, tools/imatrix). Not here: computing one (imatrix.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 
 @dataclass(frozen=True)
 class Imatrix:
-    """`sums` and `counts` by weight name; the importance of a column is sum / count."""
+    """`sums` and `counts` are keyed by weight name; the importance of a column is sum / count."""
 
     sums: Mapping[str, F32]
     counts: Mapping[str, float]
@@ -33,14 +33,15 @@ class Imatrix:
     chunk_size: int
 
     def importance(self) -> dict[str, F32]:
-        """What ggml's quantizer takes, float32 per column; 1 where no token came by."""
+        """The form that ggml's quantizer takes: float32 (n_columns,); 1 for a weight that saw no
+        token."""
         return {
             name: sums / np.float32(self.counts[name]) if self.counts[name] else np.ones_like(sums)
             for name, sums in self.sums.items()
         }
 
     def keys(self, path: Path) -> Metadata:
-        """What llama-quantize notes in the quantized file about it."""
+        """The keys that llama-quantize puts in the quantized file about the matrix in `path`."""
         keys = Metadata()
         keys.put("string", "quantize.imatrix.file", str(path)[:127])
         dataset = self.datasets[0][:127] if self.datasets else None
@@ -51,7 +52,7 @@ class Imatrix:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Raises ConversionError when the file is none, or holds NaN."""
+    """Read a file. Raises ConversionError when it is no importance matrix, or contains NaN."""
     metadata, arrays = read_arrays(path, _refusal)
     if metadata.get_value("general.type") != "imatrix":
         raise _refusal(path, f"general.type is {metadata.get_value('general.type')!r}")
@@ -69,7 +70,7 @@ def read_imatrix(path: Path) -> Imatrix:
 
 
 def write_imatrix(path: Path, imatrix: Imatrix) -> None:
-    """Whole or not at all. Raises ConversionError."""
+    """Write a complete file or none. Raises ConversionError."""
     metadata = Metadata()
     metadata.put("string", "general.type", "imatrix")
     metadata.put_array("string", "imatrix.datasets", list(imatrix.datasets))

@@ -1,9 +1,9 @@
-"""Logits of a text from either side: llama.cpp with a GGUF file, torch with a directory.
+"""Logits of a text from either format: llama.cpp for a GGUF file, torch for a directory.
 
 Flows in: a model and tokens. Flows out: float32 logits of every position. `exact` means float32
-everywhere (weights, KV cache, no flash attention), so that only the weights differ; otherwise the
-file runs as the daemon would run it. torch is imported only for directories, and no code of a
-checkpoint runs. Not here: comparing (divergence.py).
+everywhere (KV cache, no flash attention), so that two models differ by their weights only;
+otherwise the file runs as the daemon would run it. torch is imported only for directories, and no
+code of a checkpoint runs. Not here: comparing (divergence.py).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from edge_agent.llama.model import Model
 from edge_agent.records import EngineSettings
 
 WINDOW = 256
-"""Most tokens evaluated at once; Gemma's logits of so many are 268 MB."""
+"""The most tokens of one evaluation; their logits take 268 MB for Gemma."""
 
 
 class LogitSource(Protocol):
-    """A model that is asked for logits and closed."""
+    """The interface of a model that computes logits."""
 
     def logits(self, tokens: Sequence[int]) -> F32:
-        """(n_tokens, n_vocab) of at most WINDOW tokens, valid until the next call."""
+        """Logits (n_tokens, n_vocab) of at most WINDOW tokens, valid until the next call."""
 
     def close(self) -> None: ...
 
 
 class LlamaLogits:
-    """A GGUF file in llama.cpp. Raises ModelFormatError, ModelRefused."""
+    """A GGUF file in llama.cpp."""
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class LlamaLogits:
         threads: int | None = None,
         adapters: Sequence[Path] = (),
     ) -> None:
+        """Load the file and its `adapters`. Raises ModelFormatError, ModelRefused."""
         settings = EngineSettings(
             n_threads=choose_threads(threads),
             n_batch=WINDOW,
@@ -77,10 +78,10 @@ class LlamaLogits:
 
 
 class TorchLogits:
-    """A Hugging Face directory in transformers, float32. The directory must have been checked."""
+    """A Hugging Face directory in transformers, float32. The caller has checked the directory."""
 
     def __init__(self, directory: Path, threads: int | None = None) -> None:
-        """Raises EdgeAgentError when torch or transformers are not installed."""
+        """Load the directory. Raises EdgeAgentError when torch or transformers is missing."""
         torch = load_extra("torch", f"evaluating the directory {directory.name}")
         transformers = load_extra("transformers", f"evaluating the directory {directory.name}")
         torch.set_num_threads(choose_threads(threads))

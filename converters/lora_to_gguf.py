@@ -1,9 +1,9 @@
 """A PEFT adapter becomes a GGUF adapter that llama.cpp loads beside its base.
 
-Flows in: a PEFT directory and its base. Flows out: one GGUF file in float32: adapter.lora.alpha,
-`<weight>.lora_a` and `.lora_b` (llama.cpp, llama-adapter.cpp), and our own keys that tie it to the
-base, its tokenizer and its template. Scalings that differ between modules are folded into `b`. Not
-here: merging (merge.py).
+Flows in: a PEFT directory and its base. Flows out: one GGUF file in float32 with
+adapter.lora.alpha, `<weight>.lora_a` and `<weight>.lora_b` (llama.cpp, llama-adapter.cpp), and our
+own keys that tie it to the base, its tokenizer and its template. Scalings that differ between
+modules are multiplied into `b`. Not here: merging (merge.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from converters.rows import F32
 
 
 def convert(directory: Path, base: Path, path: Path) -> int:
-    """Write the adapter and return how many weights it changes. Raises ConversionError."""
+    """Write the adapter and return how many weights it changes. Raises ConversionError.
+
+    Example: `convert(Path("my-adapter"), Path("gemma-q8_0.gguf"), Path("my-adapter.gguf"))`
+    """
     model = open_base(base)
     adapter = read_adapter(directory, model.placements)
     write_adapter(path, adapter, metadata_of(adapter, model, directory.resolve().name))
@@ -28,7 +31,7 @@ def convert(directory: Path, base: Path, path: Path) -> int:
 
 
 def metadata_of(adapter: Adapter, base: BaseModel, name: str) -> Metadata:
-    """The adapter's keys. The alpha is one with which the first weight's scaling is exact."""
+    """The adapter's keys. The alpha is the one that keeps the first weight's scaling exact."""
     keys = Metadata()
     keys.put("string", "general.architecture", base.family.architecture)
     keys.put("string", "general.type", "adapter")
@@ -39,7 +42,7 @@ def metadata_of(adapter: Adapter, base: BaseModel, name: str) -> Metadata:
 
 
 def write_adapter(path: Path, adapter: Adapter, metadata: Metadata) -> None:
-    """Whole or not at all. Raises ConversionError."""
+    """Write a complete file or none. Raises ConversionError."""
     alpha, arrays = _alpha(adapter), {}
     for name, pair in adapter.items():
         factor = pair.scale * pair.rank / alpha

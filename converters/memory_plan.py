@@ -1,8 +1,8 @@
-"""What a model will take on a board, before it is written: the `auto` type and `inspect`'s table.
+"""How much memory a model will take on a board: for `--type auto`, before writing, and `inspect`.
 
-Flows in: metadata and tensors that exist only as a plan, or a file. Flows out: a MemoryPlan by the
-daemon's own admission, so that what is promised here is what `edge-agent serve` will say. Not here:
-admission itself (edge_agent/engine/memory_check.py).
+Flows in: metadata and tensors that exist only as a plan, or a file. Flows out: a MemoryPlan from
+the daemon's own memory check, so that this promise is what `edge-agent serve` will say. Not here:
+the check itself (edge_agent/engine/memory_check.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from edge_agent.llama.type_plan import TypeRequest
 from edge_agent.records import EngineSettings, MemoryPlan
 
 AUTO = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
-"""Largest first. Not F32: F16 costs a KL divergence below 1e-4 and half the memory."""
+"""Types that auto tries, largest first. F32 is left out, because F16 has half its size and a KL
+divergence below 1e-4."""
 
 
 def choose_type(
@@ -33,7 +34,7 @@ def choose_type(
     memory_bytes: int,
     n_ctx: int,
 ) -> tuple[TypeRequest, MemoryPlan]:
-    """The first of AUTO whose weights, KV cache and buffers fit. Raises ConversionError."""
+    """The first type of AUTO whose weights, KV cache and buffers fit. Raises ConversionError."""
     reason = ""
     for name in AUTO:
         wanted = replace(request, file_type=name)
@@ -49,7 +50,8 @@ def choose_type(
 
 
 def plan_file(path: Path, memory_bytes: int, n_ctx: int) -> MemoryPlan:
-    """The plan of `edge-agent serve` for this file. Raises ModelRefused when it does not fit."""
+    """The memory plan of `edge-agent serve` for this file. Raises ModelRefused when it does not
+    fit."""
     settings = EngineSettings(n_ctx=n_ctx, memory_budget_bytes=memory_bytes)
     with DryRun(path, settings, start_backend()) as dry_run:
         memory = MemoryInfo(memory_bytes, memory_bytes)

@@ -1,8 +1,9 @@
-"""An adapter is added to its base: one model again, as a GGUF file or a directory.
+"""Adds an adapter to its base: one model again, as a GGUF file or a directory.
 
 Flows in: a base (directory or GGUF file) and an adapter. Flows out: the tensors of the merged model
-as rows, summed in float32 while they are written: rounding the sum to bfloat16 first would cost a
-KL divergence of 2.7e-4. Not here: the quantizer and the writers.
+as rows, each summed in float32 while it is written. Rounding the sum to bfloat16 first would cost a
+KL divergence of 2.7e-4. Not here: the quantizer (quantizer.py), the writers (gguf_output.py,
+gguf_to_hf.py).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ COPIED = (
 
 @dataclass(frozen=True)
 class Merged:
-    """A base and the adapter that fits it."""
+    """A base, and an adapter that fits it."""
 
     base: BaseModel
     adapter: Adapter
@@ -47,7 +48,7 @@ class Merged:
         ]
 
     def metadata(self) -> Metadata:
-        """The base's keys, and what was merged into it."""
+        """The base's keys, and keys that say what was merged into it."""
         keys = Metadata(self.base.metadata)
         keys.put("string", "edge_agent.merged.adapter", self.adapter_path.name)
         if self.base.is_quantized:
@@ -56,7 +57,10 @@ class Merged:
 
 
 def open_merged(base: Path, adapter: Path) -> Merged:
-    """Raises ConversionError when the adapter is not one for this base."""
+    """Open both. Raises ConversionError when the adapter is not for this base.
+
+    Example: `open_merged(Path("gemma"), Path("my-adapter")).tensors()`
+    """
     model = open_base(base)
     return Merged(model, read_adapter(adapter, model.placements), adapter)
 
@@ -85,7 +89,8 @@ def _sum(rows: Rows, pair: Pair | None) -> Rows:
 def _as_stored(rows: PackedRows, place: TensorPlacement) -> PackedRows:
     """Rows of a base in the order and with the shift of a checkpoint.
 
-    A checkpoint's own rows carry the change that GGUF wants: without it they are as stored.
+    Rows that come from a checkpoint carry a reordering or shift for GGUF; dropping it restores
+    them. Rows that come from a GGUF file need the inverse.
     """
     if rows.order is not None or rows.shift:
         return PackedRows(rows.name, rows.type, rows.data, rows.n_columns)
@@ -93,7 +98,7 @@ def _as_stored(rows: PackedRows, place: TensorPlacement) -> PackedRows:
 
 
 def as_trained(pair: Pair, place: TensorPlacement) -> Pair:
-    """The same with the rows of `b` in the order of a checkpoint."""
+    """The same pair with the rows of `b` in the order of a checkpoint."""
     if not place.n_heads:
         return pair
     b: F32 = pair.b[rotary_order(len(pair.b), place.n_heads, to_gguf=False)]
@@ -101,7 +106,7 @@ def as_trained(pair: Pair, place: TensorPlacement) -> Pair:
 
 
 def _documents(merged: Merged, dtype: str) -> dict[str, Any]:
-    """config, tokenizer and card: copied from a directory, made from a GGUF file's metadata."""
+    """config, tokenizer and card: copied from a directory, or made from a GGUF file's metadata."""
     base, torch_dtype = merged.base, gguf_to_hf.TORCH_DTYPES[dtype]
     if not base.path.is_dir():
         documents = gguf_to_hf.documents(gguf_to_hf.open_model(base.path), dtype)

@@ -1,7 +1,7 @@
 """The general.* keys of a GGUF file: name, licence, tags, recommended sampling.
 
 Flows in: a checkpoint. Flows out: metadata keys. gguf-py reads the model card and guesses a name
-from the directory; its keys are taken as they are, because people search for them. Not here: keys
+from the directory; its keys are used unchanged, because people search for them. Not here: keys
 about the network (families/) or the tokenizer (vocabulary.py).
 """
 
@@ -16,7 +16,7 @@ from edge_agent.gguf.header import TYPE_NAMES
 
 
 def general_keys(checkpoint: Checkpoint, architecture: str, n_params: int) -> Metadata:
-    """general.architecture first, as llama.cpp expects. Raises EdgeAgentError without gguf-py."""
+    """The keys, general.architecture first, as llama.cpp expects."""
     gguf = load_extra("gguf", "reading the model card")
     logging.getLogger("metadata").setLevel(logging.ERROR)  # it warns of every missing card
     card = gguf.Metadata.load(None, checkpoint.directory, None, n_params)
@@ -30,7 +30,7 @@ def general_keys(checkpoint: Checkpoint, architecture: str, n_params: int) -> Me
         is_array = found.type == gguf.GGUFValueType.ARRAY
         element = gguf.GGUFValueType.get_type(found.value[0]) if is_array else found.type
         keys[key] = Value(TYPE_NAMES[int(element)], found.value, is_array)
-    # gguf-py 0.19 does not know transformers' name of it yet.
+    # gguf-py 0.19 does not read repetition_penalty, transformers' name of this key.
     penalty = checkpoint.json("generation_config.json").get("repetition_penalty")
     keys.put("f32", "general.sampling.penalty_repeat", penalty)
     return keys

@@ -1,8 +1,8 @@
-"""A file that is written in any order and appears whole or not at all.
+"""A file that is written in any order and appears complete or not at all.
 
-Flows in: bytes and where they belong, from several threads. Flows out: the file under its own
-name, durable, once the block ends without an error; nothing otherwise, not even a part. The recipe
-is edge_agent/atomic_file.py's, for files too large to be held in memory.
+Flows in: bytes and their offsets, from several threads. Flows out: the durable file under its final
+name when the block ends without an error, otherwise nothing. It follows the recipe of
+edge_agent/atomic_file.py, for files too large to be held in memory. Not here: the format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edge_agent.errors import ConversionError
 class OutputFile:
     """`with OutputFile(path) as output: output.write_at(0, data)`.
 
-    Raises ConversionError when the file cannot be made or the disk is full; `path` then still has
+    Raises ConversionError when the file cannot be created or the disk is full; `path` then keeps
     its former content.
     """
 
@@ -37,14 +37,14 @@ class OutputFile:
         return self
 
     def reserve(self, n_bytes: int) -> None:
-        """Claim the space now: a full disk shows before an hour of work, not after it."""
+        """Reserve the space, so that a full disk is reported before the work and not after it."""
         try:
             os.posix_fallocate(self._descriptor, 0, n_bytes)
         except OSError as error:
             raise self._failure(error) from None
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        """All of `data` at `offset`. Safe from several threads for places that do not overlap."""
+        """Write all of `data` at `offset`. Threads may write at once where nothing overlaps."""
         view = memoryview(data)
         try:
             while view:
@@ -74,7 +74,7 @@ class OutputFile:
         sync_directory(self.path.parent)
 
     def _remove_leftovers(self) -> None:
-        """Parts that killed processes left for this very name."""
+        """Remove temporary files that killed processes left for this name."""
         for part in self.path.parent.glob(f".{self.path.name}.*{TEMP_SUFFIX}"):
             pid = part.name.removesuffix(TEMP_SUFFIX).rpartition(".")[2]
             if pid.isdecimal() and not Path(f"/proc/{pid}").exists():

@@ -1,9 +1,9 @@
-"""How byte-level BPE tokenizers cut text before merging, by the names llama.cpp knows.
+"""How byte-level BPE tokenizers cut text before merging, by the names that llama.cpp knows.
 
-Why it exists: tokenizer.json describes the cutting, a GGUF file only names it
-(tokenizer.ggml.pre). Flows in: a description. Flows out: the name, or the other way round. Two
-descriptions are the same when they cut the probe text into the same pieces; comparing their JSON
-would fail with every new field of the `tokenizers` library. Not here: merging.
+Why it exists: tokenizer.json describes the cutting, a GGUF file only names it (tokenizer.ggml.pre).
+Flows in: a description. Flows out: the name; KNOWN gives the opposite direction. Two descriptions
+are the same when they cut the probe text into the same pieces; comparing their JSON would fail with
+every new field of the `tokenizers` library. Not here: merging.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PROBE = (
     "It's 3 o'clock, they'LL pay 1234567 rupees!  Two spaces,\ttabs\t\t\n\n  indented\r\n"
     "भारत की राजधानी ಕರ್ನಾಟಕ 中文字 e\u0301\u00e9 Ⅷ ² café naïve\u00a0x 👍🏽 x=[1,2];//\n   \n end "
 )
-"""Contractions, digits, runs of white space, Indic marks, symbols: where the cutters differ."""
+"""Contractions, digits, runs of white space, Indic marks, symbols: here pre-tokenizers differ."""
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """The two parts of tokenizer.json that decide about cutting."""
+    """The two parts of tokenizer.json that decide how text is cut."""
 
     normalizer: dict[str, Any] | None
     pre_tokenizer: dict[str, Any]
@@ -56,15 +56,15 @@ KNOWN = {
     ),
     "gpt-2": PreTokenizer(None, {**_BYTE_LEVEL, "use_regex": True}),
 }
-"""By llama.cpp's name (llama-vocab.cpp). Qwen 2, 2.5 and 3 share one."""
+"""llama.cpp's name (llama-vocab.cpp) -> description. Qwen 2, 2.5 and 3 share one."""
 
 
 def name_of(normalizer: Any, pre_tokenizer: Any) -> str | None:
-    """The known name for what a tokenizer.json describes, or None."""
+    """The known name of the pre-tokenizer that a tokenizer.json describes, or None."""
     load_extra("tokenizers", "a byte-level BPE tokenizer")
     try:
         fingerprint = _fingerprint(json.dumps([normalizer, pre_tokenizer]))
-    except Exception:  # the library raises plain Exception for what it cannot read
+    except Exception:  # the library raises plain Exception for a description it cannot read
         return None
     for name, known in KNOWN.items():
         if _fingerprint(json.dumps([known.normalizer, known.pre_tokenizer])) == fingerprint:
@@ -74,7 +74,7 @@ def name_of(normalizer: Any, pre_tokenizer: Any) -> str | None:
 
 @cache
 def _fingerprint(description: str) -> str:
-    """SHA-256 of the pieces that the described pre-tokenizer cuts the probe into."""
+    """SHA-256 of the pieces into which the described pre-tokenizer cuts the probe."""
     from tokenizers import Tokenizer
 
     normalizer, pre_tokenizer = json.loads(description)

@@ -1,6 +1,6 @@
 """A GGUF file becomes another GGUF file with other tensor types.
 
-Flows in: a model file, the wanted types. Flows out: the file and a summary. Every key is kept;
+Flows in: a model file. Flows out: metadata and tensors for gguf_output.py. Every key is kept;
 weights go through float32 straight into the quantizer. Not here: checkpoints (hf_to_gguf.py).
 """
 

@@ -1,9 +1,10 @@
 """Rows of float32 become packed tensors in a file, a slab at a time, on all cores.
 
-Why it exists: ggml's quantizer is one-threaded per call and wants float32; a slab that fits the
-processor's cache is read, unpacked, packed and written by one thread before the next is touched, so
-memory stays small whatever the model's size, and no intermediate file is written. Flows in: jobs.
-Flows out: bytes in an OutputFile and progress. Not here: which type (type_plan.py).
+Why it exists: ggml's quantizer uses one thread per call and takes float32. One thread reads,
+unpacks, packs and writes a slab that fits the processor's cache before it takes the next one, so
+memory stays small for a model of any size and there is no intermediate file. Flows in: jobs. Flows
+out: bytes in an OutputFile, and progress. Not here: which type a tensor gets
+(edge_agent/llama/type_plan.py).
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from converters.rows import F32, FLOAT_TYPES, PackedRows, Rows
 from edge_agent.llama import ggml
 
 SLAB_ELEMENTS = 1 << 18
-"""1 MiB of float32, half of a small core's share of cache."""
+"""Elements of a slab: 1 MiB of float32, half of a small core's share of the cache."""
 
 Progress = Callable[[str, int | None, int | None], None]
-"""status, completed, total: Terminal.progress()'s own form."""
+"""Called with (status, completed, total), like the function that Terminal.progress() yields."""
 
 
 def _silent(status: str, completed: int | None, total: int | None) -> None:
@@ -34,7 +35,7 @@ def _silent(status: str, completed: int | None, total: int | None) -> None:
 
 @dataclass(frozen=True)
 class How:
-    """What a user decides about the writing itself. `threads` None: all cores."""
+    """The user's choices about the writing itself. `threads` None: all cores."""
 
     threads: int | None = None
     progress: Progress = _silent
@@ -43,7 +44,7 @@ class How:
 
 @dataclass(frozen=True)
 class TensorJob:
-    """One tensor: where its rows come from, the type it gets and where it starts in the file."""
+    """One tensor: the source of its rows, its type in the file and its offset there."""
 
     rows: Rows
     type: str
@@ -56,7 +57,7 @@ class TensorJob:
 
 
 class Quantizer:
-    """Runs jobs with several threads, each with its own buffers."""
+    """Runs jobs in several threads, each with its own buffers."""
 
     def __init__(self, output: OutputFile, how: How) -> None:
         self._output = output
@@ -65,7 +66,7 @@ class Quantizer:
         self._local = threading.local()
 
     def run(self, jobs: Sequence[TensorJob]) -> None:
-        """Write every job. Raises ConversionError of the first slab that fails."""
+        """Write every job. Raises the ConversionError of the first slab that fails."""
         total = sum(job.n_bytes for job in jobs)
         done = 0
 
@@ -103,7 +104,7 @@ class Quantizer:
         return count * row
 
     def _buffers(self, n_values: int, n_bytes: int) -> tuple[F32, NDArray[np.uint8]]:
-        """This thread's own, grown when a tensor has wider rows than any before."""
+        """This thread's own buffers, enlarged for a tensor with wider rows than any before."""
         values = getattr(self._local, "values", None)
         if values is None or values.size < n_values:
             self._local.values = values = np.empty(max(n_values, SLAB_ELEMENTS), np.float32)
@@ -112,7 +113,10 @@ class Quantizer:
 
 
 def _verbatim(job: TensorJob, first: int, count: int) -> NDArray[np.uint8] | None:
-    """The bytes of rows that already have the wanted quantized type: packing again would blur."""
+    """The bytes of rows that already have the requested quantized type, else None.
+
+    They are copied, because unpacking and packing again would change values.
+    """
     rows = job.rows
     if not isinstance(rows, PackedRows) or rows.type != job.type or job.type in FLOAT_TYPES:
         return None

@@ -1,9 +1,9 @@
-"""Weights as rows of float32, from wherever they lie.
+"""Weights as rows of float32, independent of where they are stored.
 
 Why it exists: quantizing, merging, writing a checkpoint and comparing all read weights a few rows
-at a time, so that no tensor has to fit in memory as float32. Flows in: a safetensors tensor, a
-GGUF tensor, or an array. Flows out: a `Rows`, whose `read` fills a buffer and may be called from
-several threads. Not here: where the rows go (quantizer.py).
+at a time, so that no tensor has to fit in memory as float32. Flows in: a safetensors tensor, a GGUF
+tensor, or an array. Flows out: a Rows, whose `read` fills a buffer and may be called from several
+threads. Not here: where the rows go (quantizer.py).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class Rows(Protocol):
     @property
     def n_columns(self) -> int: ...
     def read(self, first: int, out: F32) -> None:
-        """Rows `first` ... into `out` (n, n_columns). Raises ConversionError."""
+        """Fill `out` (n, n_columns) with the rows from `first` on. Raises ConversionError."""
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows of any ggml type in mapped bytes (n_rows, bytes a row)."""
+    """Rows of any ggml type in mapped bytes (n_rows, bytes per row)."""
 
     name: str
     type: str
     data: NDArray[np.uint8]
     n_columns: int
     order: NDArray[np.int64] | None = None
-    """Row i of this matrix is row order[i] of the bytes."""
+    """Row i of this matrix is row order[i] of `data`; None: row i."""
     shift: float = 0.0
 
     @property
@@ -63,7 +63,7 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class ArrayRows:
-    """Rows of an array in memory, for small tensors that are computed."""
+    """Rows of an array in memory (n_rows, n_columns), for small tensors that are computed."""
 
     name: str
     array: F32
@@ -84,7 +84,7 @@ class ArrayRows:
 class SumRows:
     """base + scale * (b @ a), the weights of a merged LoRA adapter, a few rows at a time.
 
-    `a` (r, n_columns), `b` (n_rows, r), both float32; the sum is formed in float32.
+    `a` is (r, n_columns), `b` (n_rows, r), both float32; the sum is formed in float32.
     """
 
     base: Rows
@@ -111,9 +111,10 @@ class SumRows:
 
 
 def check_finite(name: str, values: F32) -> None:
-    """Raises ConversionError naming the tensor when it holds NaN or Inf.
+    """Raise ConversionError that names the tensor when it contains NaN or infinity.
 
-    A sum is infinite or NaN whenever an element is, and costs a tenth of looking at each.
+    A sum is not finite whenever an element is not, and computing it takes a tenth of the time of
+    testing each element. A sum may overflow though, so then each element is tested.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         total = float(values.sum())
@@ -151,7 +152,11 @@ def gguf_rows(tensor: TensorInfo, mapped: NDArray[np.uint8], data_start: int) ->
 def rotary_order(n_rows: int, n_heads: int, *, to_gguf: bool) -> NDArray[np.int64]:
     """For each row of q or k in the target format, its row in the source format.
 
-    Checkpoints keep the two halves of a head one after the other, llama.cpp element by element.
+    In a head of a checkpoint the two halves that are rotated together follow each other; llama.cpp
+    has their elements in turn.
+
+    >>> rotary_order(4, 1, to_gguf=True).tolist()
+    [0, 2, 1, 3]
     """
     half = n_rows // n_heads // 2
     shape = (n_heads, 2, half) if to_gguf else (n_heads, half, 2)
@@ -159,9 +164,9 @@ def rotary_order(n_rows: int, n_heads: int, *, to_gguf: bool) -> NDArray[np.int6
 
 
 def reordered(rows: PackedRows, n_heads: int, shift: float, *, to_gguf: bool) -> PackedRows:
-    """What a Placement asks for on the way to GGUF, or its inverse on the way back.
+    """The rows with the order and the shift of a TensorPlacement, or the inverse order.
 
-    A vector (a bias) is one row here; its elements are reordered in bytes of single elements.
+    A vector (a bias) is one row; its elements are reordered at once.
     """
     if not n_heads:
         return replace(rows, shift=shift)

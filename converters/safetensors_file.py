@@ -1,10 +1,10 @@
 """safetensors files: a bounded reader that maps them, and a writer that streams.
 
-Why it exists: the `safetensors` package's NumPy side has no bfloat16, and its torch side needs
-torch. Flows in: a path. Flows out: `StoredTensor`s whose bytes stay on the disk until they are
-read. Nothing in the file is trusted: sizes, offsets and names are checked before use. Layout: 8
-bytes of little-endian length, a JSON header, the data
-(https://github.com/huggingface/safetensors#format). Not here: what the tensors mean (families/).
+Why it exists: the NumPy side of the `safetensors` package has no bfloat16, and its torch side needs
+torch. Flows in: a path. Flows out: StoredTensors whose bytes stay on the disk until they are read.
+Nothing in the file is trusted: sizes, offsets and names are checked before use. Layout: 8 bytes of
+little-endian length, a JSON header, the data (https://github.com/huggingface/safetensors#format).
+Not here: what the tensors mean (families/).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies. `shape` is outermost first, `offset` counts from the file's start."""
+    """Where one tensor lies. `shape` is outermost first, `offset` counts from the start of the
+    file."""
 
     name: str
     dtype: str
@@ -53,7 +54,7 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one file. Raises ConversionError naming the file and what is wrong."""
+    """Every tensor of one file. Raises ConversionError that names the file and the fault."""
     try:
         with path.open("rb") as stream:
             file_bytes = os.fstat(stream.fileno()).st_size
@@ -93,7 +94,7 @@ def _entry(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
 
 
 def _sizes(value: Any) -> bool:
-    """A list of whole numbers that C could hold."""
+    """Whether this is a list of whole numbers that C could hold."""
     return isinstance(value, list) and all(
         isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 48
         for size in value
@@ -103,7 +104,7 @@ def _sizes(value: Any) -> bool:
 def _check_data(
     path: Path, tensors: Iterable[StoredTensor], data_start: int, file_bytes: int
 ) -> None:
-    """The tensors fill the rest of the file without gap or overlap, as the format demands."""
+    """Raise ConversionError unless the tensors fill the rest of the file without gap or overlap."""
     expected = data_start
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.n_bytes)):
         if tensor.offset != expected:
@@ -115,7 +116,7 @@ def _check_data(
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file, read when touched. Raises ConversionError."""
+    """The bytes of a file, which the system reads when they are used. Raises ConversionError."""
     try:
         with path.open("rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -125,6 +126,7 @@ def map_file(path: Path) -> NDArray[np.uint8]:
 
 
 def broken(path: Path, why: str) -> ConversionError:
+    """The error for a file that cannot be read."""
     return ConversionError(
         f"cannot read {path}", why, "fetch the checkpoint again, or save it again as safetensors"
     )
@@ -133,7 +135,8 @@ def broken(path: Path, why: str) -> ConversionError:
 def pack_header(
     tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """The head of a file with these (dtype, shape) tensors, and each one's offset in the file."""
+    """The bytes before the data of a file with these (dtype, shape) tensors, and each tensor's
+    offset."""
     document: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset, starts = 0, {}
     for name, (dtype, shape) in tensors.items():
@@ -141,7 +144,7 @@ def pack_header(
         document[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         starts[name], offset = offset, end
     text = json.dumps(document, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts aligned
+    text += b" " * (-len(text) % 8)  # align the data
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {n: start + at for n, at in starts.items()}
 

@@ -1,8 +1,8 @@
-"""Texts to compare two models on when the user gives none.
+"""Texts on which two models are compared when the user gives none.
 
-Short passages in English, Hindi, Kannada and code for logits; those and the edge cases where
-tokenizers are known to differ for the tokenizer. Written for this project; nothing is claimed about
-the quality of a model from so little text, only about whether two files are the same model.
+Flows out: short passages in English, Hindi, Kannada and code for logits; for tokenizers also the
+edge cases in which they are known to differ. The texts were written for this project. So little
+text says nothing about the quality of a model, only whether two files are the same model.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ EDGE_CASES = (
     *("<bos><eos>", "<|im_start|>user", "<start_of_turn>", "</s><s>", "<0x41>", "[PAD7]", "<unk>"),
     *(" " * 31, " " * 32, "a" + " " * 40 + "b", "▁", "▁▁ x", "=" * 70, "na" * 40, "\n" * 40),
 )
-"""One string each."""
+"""Each string is one case."""
 
 CHATS: tuple[tuple[tuple[Literal["system", "user", "assistant"], str], ...], ...] = (
     (("user", "What is the capital of India?"),),

@@ -1,9 +1,10 @@
 """Special token ids, whether BOS is added, and the chat template of a checkpoint.
 
-Flows in: a checkpoint. Flows out: metadata keys of a GGUF file, the same ones and by the same
-precedence as llama.cpp's converter: tokenizer_config.json names a token, tokenizer.json's added
-tokens give its id, config.json fills what is left; the post-processor of tokenizer.json decides
-what is added around a text. Not here: the tokens themselves (vocabulary.py).
+Flows in: a checkpoint. Flows out: metadata keys of a GGUF file, the same keys and by the same
+precedence as llama.cpp's converter: tokenizer_config.json names a token, the added tokens of
+tokenizer.json give its id, config.json supplies what is missing. The post-processor of
+tokenizer.json decides which tokens are added around a text. Not here: the tokens themselves
+(vocabulary.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ KINDS = {
     **{"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"},
     **{"cls": "cls", "mask": "mask"},
 }
-"""The word in tokenizer_config.json and the one in GGUF, its spelling included."""
+"""The word of tokenizer_config.json -> the word of GGUF, whose spelling "seperator" is kept."""
 
 
 def special_keys(checkpoint: Checkpoint, n_vocab: int) -> Metadata:
@@ -40,6 +41,7 @@ def special_keys(checkpoint: Checkpoint, n_vocab: int) -> Metadata:
 
 
 def _added_ids(checkpoint: Checkpoint) -> tuple[dict[str | None, int], Any]:
+    """The id of each added token by its text, and the post-processor."""
     path = checkpoint.directory / "tokenizer.json"
     if not path.is_file():
         return {}, None
@@ -51,13 +53,13 @@ def _added_ids(checkpoint: Checkpoint) -> tuple[dict[str | None, int], Any]:
 
 
 def _text(entry: Any) -> str | None:
-    """A token is named by its text or by an object that holds it."""
+    """The text of a token that is given as a string, or as an object with `content`."""
     content = entry.get("content") if isinstance(entry, dict) else entry
     return content if isinstance(content, str) else None
 
 
 def _additions(settings: Mapping[str, Any], processor: Any) -> dict[str, bool]:
-    """bos, eos, sep -> whether it is added; the post-processor wins over the settings."""
+    """Whether bos, eos and sep are added; the post-processor overrides the settings."""
     found: dict[str, bool] = {}
     for step in _steps(processor):
         if step.get("type") == "ByteLevel":
@@ -79,7 +81,7 @@ def _steps(processor: Any) -> Iterator[dict[str, Any]]:
 
 
 def _template_additions(step: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, bool]:
-    """What a template [BOS] A [EOS], and for pairs [BOS] A [SEP] [BOS] B, says about additions."""
+    """What is added by a template [BOS] A [EOS], and for pairs [BOS] A [SEP] [BOS] B."""
     single, pair = (_names(step.get(key)) for key in ("single", "pair"))
     bos, eos = _text(settings.get("bos_token")), _text(settings.get("eos_token"))
     found: dict[str, bool] = {}
@@ -100,13 +102,13 @@ def _template_additions(step: dict[str, Any], settings: Mapping[str, Any]) -> di
 
 
 def _names(template: Any) -> list[str | None]:
-    """The special tokens of a template in order, None for a text."""
+    """The special tokens of a template in order, with None for a text."""
     parts = template if isinstance(template, list) else []
     return [p.get("SpecialToken", {}).get("id") for p in parts if isinstance(p, dict)]
 
 
 def _put_template(keys: Metadata, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-    """One template, or several by name of which `default` is the main one."""
+    """Put one template, or several by name, of which `default` is the main one."""
     template = settings.get("chat_template")
     if template is None and settings:
         template = checkpoint.text("chat_template.jinja")

@@ -1,9 +1,9 @@
 """SentencePiece vocabularies: Gemma's, Llama 2's, from tokenizer.model or tokenizer.json alone.
 
-Why it exists: `save_pretrained` leaves only tokenizer.json, which llama.cpp's converter then writes
-as byte-level BPE, a tokenizer that Gemma does not have. Flows in: a checkpoint. Flows out: a
-`Vocabulary` with scores. tokenizer.json holds no scores; they follow from the order of the pieces
-(`_scores`). Not here: byte-level BPE (bpe_vocabulary.py).
+Why it exists: `save_pretrained` leaves only tokenizer.json, and llama.cpp's converter then writes
+byte-level BPE, which is not Gemma's tokenizer. Flows in: a checkpoint. Flows out: a Vocabulary with
+scores. tokenizer.json has no scores; they follow from the order of the pieces (`_scores`). Not
+here: byte-level BPE (bpe_vocabulary.py).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from converters.vocabulary import (
 
 ADDED_SCORE = -1000.0
 PADDING_SCORE = -10000.0
-"""What llama.cpp's converter gives added tokens and the holes of a vocabulary."""
+"""Scores that llama.cpp's converter gives to added tokens, and to ids without a token."""
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def read_spm(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
-    """From tokenizer.model when it is there. Raises ConversionError."""
+    """The vocabulary, from tokenizer.model if it exists. Raises ConversionError."""
     model = checkpoint.directory / "tokenizer.model"
     pieces = _Pieces(n_vocab)
     if model.is_file():
@@ -47,12 +47,12 @@ def read_spm(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
 
 
 def is_spm(document: TokenizerDocument) -> bool:
-    """Whether tokenizer.json describes SentencePiece: bytes are pieces <0xNN>."""
+    """Whether tokenizer.json describes SentencePiece: then bytes are pieces <0xNN>."""
     return bool(document.model.byte_fallback) and "<0x00>" in document.model.vocab
 
 
 class _Pieces:
-    """Ids that nothing fills stay [PAD<id>], unused."""
+    """Token texts, scores and types by id. Ids without a token stay [PAD<id>], unused."""
 
     def __init__(self, n_vocab: int) -> None:
         self.tokens = [f"[PAD{number}]" for number in range(n_vocab)]
@@ -60,7 +60,7 @@ class _Pieces:
         self.types = [UNUSED] * n_vocab
 
     def put(self, number: int, token: str, score: float, kind: int) -> None:
-        # A model may know fewer ids than its tokenizer (Gemma 3's text models: the image token).
+        # A tokenizer may have more ids than the model: Gemma 3's has the image token.
         if 0 <= number < len(self.tokens):
             self.tokens[number], self.scores[number], self.types[number] = token, score, kind
 
@@ -91,7 +91,8 @@ def _take_model(path: Path, pieces: _Pieces) -> None:
 
 
 def _added_tokens(checkpoint: Checkpoint) -> list[AddedToken]:
-    """added_tokens.json, then added_tokens_decoder of tokenizer_config.json, which wins."""
+    """Tokens of added_tokens.json, then of tokenizer_config.json, which come last and therefore
+    win."""
     found = [
         AddedToken(number, text)
         for text, number in checkpoint.json("added_tokens.json").items()
@@ -127,11 +128,11 @@ def _is_run_of_spaces(text: str) -> bool:
 
 
 def _scores(plain: Mapping[int, str], n_space_runs: int) -> dict[int, float]:
-    """A BPE piece's score is minus its rank (sentencepiece, bpe_model_trainer.cc).
+    """The score of each piece: minus its rank (sentencepiece, bpe_model_trainer.cc).
 
-    Merged pieces come first, single characters after all of them. Gemma's runs of spaces were
-    merged too, before they became added tokens, so the characters' ranks start that much later,
-    and one more (seen in the files Google and llama.cpp publish).
+    Merged pieces come first, single characters after them. Gemma's runs of spaces were merged
+    pieces before they became added tokens, so the ranks of characters start that many later, and
+    one more (seen in the files that Google and llama.cpp publish).
     """
     gap = n_space_runs + 1 if n_space_runs else 0
     return {

@@ -1,8 +1,9 @@
-"""One side's tokenizer and chat template: llama.cpp's of a file, `tokenizers`' of a directory.
+"""Tokenizer and chat template of a model: llama.cpp's for a file, `tokenizers`' for a directory.
 
 Flows in: a path. Flows out: token ids of a text, bytes of tokens, the text of a chat. Special
-tokens in the text stay text on the GGUF side, as the daemon has it, so a directory's added tokens
-are matched by neither. Not here: comparing the two sides (verify_tokenizer.py).
+tokens that occur in a text stay text on both sides: the daemon does this for a GGUF file, and for a
+directory they are removed from the added tokens. Not here: comparing two models
+(verify_tokenizer.py).
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ Chat = Sequence[tuple[Literal["system", "user", "assistant"], str]]
 
 
 class TextCodec(Protocol):
-    """What verify asks of a tokenizer."""
+    """The interface that verify uses."""
 
     @property
     def template(self) -> str | None: ...
     @property
     def pre(self) -> str:
-        """tokenizer.ggml.pre, or "spm"; "" when unknown."""
+        """tokenizer.ggml.pre, or "spm"; "" when it is unknown."""
 
     def encode(self, text: str) -> list[int]: ...
     def n_bytes(self, tokens: Sequence[int]) -> int:
-        """Bytes of the text these tokens stand for; control tokens have none."""
+        """Bytes of the text of these tokens; control tokens have none."""
 
     def rendered(self, chat: Chat) -> str: ...
     def close(self) -> None: ...
 
 
 class GgufCodec:
-    """llama.cpp's tokenizer of a file; templates are rendered by the engine's own renderer."""
+    """llama.cpp's tokenizer of a file; the engine's own renderer renders templates."""
 
     def __init__(self, path: Path) -> None:
         self._model = Model(path, EngineSettings(), start_backend())
@@ -84,12 +85,13 @@ class GgufCodec:
 
 
 def pre_of(metadata: Metadata) -> str:
+    """tokenizer.ggml.pre, or "spm" for SentencePiece."""
     is_spm = metadata.get_value("tokenizer.ggml.model") == "llama"
     return "spm" if is_spm else str(metadata.get_value("tokenizer.ggml.pre", ""))
 
 
 class DirectoryCodec:
-    """tokenizer.json in the `tokenizers` library; templates are rendered by jinja2's sandbox."""
+    """tokenizer.json in the `tokenizers` library; jinja2's sandbox renders templates."""
 
     def __init__(self, directory: Path) -> None:
         self._checkpoint: Checkpoint = open_checkpoint(directory)
@@ -101,7 +103,7 @@ class DirectoryCodec:
                 "load it in transformers and save it again: that writes one",
             )
         document = json.loads(path.read_bytes())
-        # What a user writes is text: only tokens that are no control tokens are matched in it.
+        # A user's text must not yield control tokens, so only the other added tokens are matched.
         document["added_tokens"] = [t for t in document["added_tokens"] if not t.get("special")]
         library = load_extra("tokenizers", f"tokenizing as {directory.name} does")
         self._tokenizer: Any = library.Tokenizer.from_str(json.dumps(document))
@@ -130,7 +132,8 @@ class DirectoryCodec:
         bos, eos = (_token_text(self._settings.get(f"{kind}_token")) for kind in ("bos", "eos"))
         try:
             text = sandbox.render(self.template or "", messages, bos, eos)
-            # The tokenizer adds BOS; SmolLM2's BOS is also the start of every turn.
+            # The tokenizer adds BOS, so drop the template's. SmolLM2's BOS also starts each turn
+            # and then stays.
             return text.removeprefix(bos) if bos and text.count(bos) == 1 else text
         finally:
             sandbox.close()
@@ -153,5 +156,5 @@ def _pre(document: dict[str, Any]) -> str:
 
 
 def open_codec(path: Path) -> TextCodec:
-    """Of a directory or a GGUF file. Raises ConversionError, ModelFormatError."""
+    """The codec of a directory or a GGUF file. Raises ConversionError, ModelFormatError."""
     return DirectoryCodec(path) if path.is_dir() else GgufCodec(path)

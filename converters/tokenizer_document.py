@@ -1,9 +1,9 @@
-"""What conversion reads of tokenizer.json, typed and checked.
+"""The parts of tokenizer.json that conversion needs, typed and checked.
 
-Why it exists: Gemma's file has 33 MB and half a million merges; json.loads makes a gigabyte of
-small objects of it, msgspec only the fields asked for. Flows in: a checkpoint. Flows out: a
-`TokenizerDocument`, with or without merges. Layout: the `tokenizers` library's own serialization.
-Not here: what it means for a GGUF file (spm_vocabulary.py, bpe_vocabulary.py).
+Why it exists: Gemma's file has 33 MB and half a million merges. json.loads makes a gigabyte of
+small objects of it; msgspec decodes only the fields asked for. Flows in: a path. Flows out: a
+TokenizerDocument, or the merges. Layout: the `tokenizers` library's own serialization. Not here:
+what it means for a GGUF file (spm_vocabulary.py, bpe_vocabulary.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from converters.checkpoint import MAX_JSON_BYTES, refusal
 
 
 class AddedToken(msgspec.Struct):
-    """A token matched in the text before the model sees it."""
+    """A token that is matched in the text before BPE."""
 
     id: int
     content: str
@@ -26,7 +26,7 @@ class AddedToken(msgspec.Struct):
 
 
 class Bpe(msgspec.Struct):
-    """The model without its merges."""
+    """The BPE model without its merges."""
 
     vocab: dict[str, int]
     type: str | None = None
@@ -34,7 +34,7 @@ class Bpe(msgspec.Struct):
 
 
 class BpeWithMerges(Bpe):
-    """Merges are "a b", or ["a", "b"] since tokenizers 0.20."""
+    """A merge is "a b", or ["a", "b"] since tokenizers 0.20."""
 
     merges: list[str | list[str]] = []
 
@@ -57,7 +57,8 @@ class _WithMerges(_Shared, kw_only=True):
 
 
 def read_document(path: Path) -> TokenizerDocument:
-    """Raises ConversionError when the file is missing, too large or not a BPE tokenizer."""
+    """Read tokenizer.json. Raises ConversionError when it is missing, too large or no BPE
+    tokenizer."""
     document: TokenizerDocument = _read(path, TokenizerDocument)
     return document
 

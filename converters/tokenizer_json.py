@@ -1,9 +1,9 @@
-"""tokenizer.json and its companions, written from the vocabulary of a GGUF file.
+"""Writes tokenizer.json and its companions from the vocabulary of a GGUF file.
 
 Why it exists: transformers can read a GGUF file's tokenizer, but takes half a minute for Gemma's
 and loses its added tokens. Flows in: the metadata of a GGUF file. Flows out: the JSON documents
-that transformers and llama.cpp's converter read. Token ids stay as they are; texts are cut as
-llama.cpp cuts them. Not here: the other direction (vocabulary.py).
+that transformers and llama.cpp's converter read. Token ids are kept; texts are cut as llama.cpp
+cuts them. Not here: the other direction (vocabulary.py).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def tokenizer_json(metadata: Metadata) -> dict[str, Any]:
 
 
 def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
-    """tokenizer_config.json: names of the special tokens, what is added around a text, template."""
+    """tokenizer_config.json: special tokens, whether BOS and EOS are added, the chat template."""
     tokens = metadata.get_value("tokenizer.ggml.tokens")
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -128,10 +128,10 @@ _BPE_MODEL = {
 
 
 def _merges(tokens: list[str], types: list[int], scores: list[float]) -> Iterator[tuple[str, str]]:
-    """Every way to make a piece of two pieces, the best-scored piece first.
+    """Every way to make a piece of two pieces, in the order of the pieces' scores, the best first.
 
-    SentencePiece joins whatever neighbours make the best-scored piece; BPE in `tokenizers` wants
-    each pair listed in that order.
+    SentencePiece joins the two neighbours that make the piece with the best score. BPE in
+    `tokenizers` does the same when every pair is listed in that order.
     """
     pieces = {t: n for n, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind == NORMAL}
     for piece in sorted(pieces, key=lambda piece: (-scores[pieces[piece]], pieces[piece])):
@@ -162,7 +162,8 @@ def _bpe_parts(metadata: Metadata) -> dict[str, Any]:
 
 
 def _post_processor(metadata: Metadata, tokens: list[str], is_spm: bool) -> dict[str, Any] | None:
-    """Adds BOS and EOS where the file says so; SentencePiece models add BOS unless it says no."""
+    """Adds BOS and EOS where the file says so; a SentencePiece model adds BOS unless the file says
+    no."""
     before = _around(metadata, tokens, "bos", default=is_spm)
     behind = _around(metadata, tokens, "eos", default=False)
     if not before and not behind:

@@ -1,10 +1,10 @@
-"""Is B the same model as A? Tokenizer, template, weights, and what serving adds.
+"""Whether B is the same model as A: tokenizer, template, weights, and the loss that serving adds.
 
 Flows in: two models, each a Hugging Face directory or a GGUF file; A is the reference. Flows out: a
-`Verdict` with figures, thresholds and reasons. Logits are compared twice: (a) the weights alone,
-both sides in float32, against gates that depend on B's type; (b) B as it is served, beside its
-floor, B against its own dequantized weights (ggml quantizes activations too, which no converter can
-help). Not here: what a difference means for answers.
+Verdict with figures, thresholds and reasons. Logits are compared twice. (a) The weights alone: both
+models in float32, against gates that depend on B's type. (b) B as it is served, beside a floor: B
+as served against B's own dequantized weights, because ggml also quantizes activations and no
+converter can avoid that. Not here: what a difference means for answers.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.type_plan import TypeRequest
 
 GATES = {"F32": 1e-5, "F16": 1e-4, "BF16": 1e-3, "Q8_0": 5e-3}
-"""Largest mean KL of (a), by B's type; lower types are reported and not judged."""
+"""B's type -> largest mean KL of (a) in nats. Types with fewer bits are reported and not judged."""
 F32_TOP1 = 0.999
 BLOCK = 32
-"""Positions compared at once: in float64 one of Gemma's takes 2 MB, in six arrays."""
+"""Positions compared at once: in float64 one position of Gemma takes 2 MB in each of six arrays."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify --json` prints. kl_* are of (a), in nats. None has its reason in `reasons`."""
+    """The document of `verify --json`. kl_* are of (a), in nats. A None has its reason in
+    `reasons`."""
 
     kl_mean: float | None
     kl_p99: float | None
@@ -72,7 +73,10 @@ class _Figures:
 
 
 def verify(a: Path, b: Path, texts: Sequence[str] | None, how: How) -> Verdict:
-    """Compare B with the reference A. Raises ConversionError, ModelFormatError."""
+    """Compare B with the reference A. Raises ConversionError, ModelFormatError.
+
+    Example: `verify(Path("gemma-3-270m"), Path("gemma-q8_0.gguf"), None, How()).passed`
+    """
     reasons: dict[str, str] = {}
     with ExitStack() as stack:
         codecs = [open_codec(path) for path in (a, b)]
@@ -136,7 +140,7 @@ class _Closing:
 
 
 def _exact(path: Path, scratch: Path, how: How) -> LogitSource:
-    """A side in float32: a directory in torch, a file with its weights dequantized."""
+    """A model in float32: a directory in torch, a file with its weights dequantized."""
     if path.is_dir():
         return TorchLogits(path, how.threads)
     if read_gguf(path).quantization != "F32":
@@ -148,7 +152,7 @@ def _exact(path: Path, scratch: Path, how: How) -> LogitSource:
 
 
 def _windows(codec: TextCodec, texts: Iterable[str], *, is_sample: bool) -> Iterator[list[int]]:
-    """Pieces of at most WINDOW tokens; of our own samples only the first, for time's sake."""
+    """Pieces of at most WINDOW tokens; of our own samples only the first piece, to save time."""
     for text in texts:
         tokens = codec.encode(text)
         for start in range(0, WINDOW if is_sample else len(tokens), WINDOW):

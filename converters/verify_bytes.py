@@ -1,8 +1,8 @@
-"""Are the bytes of a quantized file exactly what ggml makes of its source?
+"""Whether the bytes of a quantized file are exactly those that ggml makes of its source.
 
 Flows in: the source (a directory or a GGUF file of floats) and the file. Flows out: yes, no, or
-null with the reason. Each tensor is quantized again, a slab at a time, into the type it has in the
-file. Not here: whether the types are well chosen.
+None with the reason. Each tensor is quantized again, a slab at a time, into the type that it has in
+the file. Not here: whether the types are well chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edge_agent.llama import ggml
 
 
 def compare_bytes(a: Path, b: Path) -> tuple[bool | None, str | None]:
-    """(whether every tensor of B is ggml_quantize_chunk of A's, reason)."""
+    """(whether every tensor of B is ggml_quantize_chunk of A's or None, reason or None)."""
     if b.is_dir():
         return None, "B is no GGUF file: it has no quantized bytes"
     metadata = read_gguf(b).metadata
@@ -42,6 +42,7 @@ def compare_bytes(a: Path, b: Path) -> tuple[bool | None, str | None]:
 
 
 def _source(path: Path) -> dict[str, SourceTensor] | None:
+    """A's tensors by name; None when A is quantized."""
     tensors = (load_directory if path.is_dir() else load_gguf)(path)[1]
     found = {tensor.name: tensor for tensor in tensors}
     kinds = {t.rows.type for t in tensors if isinstance(t.rows, PackedRows)}

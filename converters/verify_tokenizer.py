@@ -1,8 +1,8 @@
-"""Do two tokenizers cut every text alike, and two templates render every chat alike?
+"""Whether two tokenizers cut every text alike, and two templates render every chat alike.
 
-Flows in: two TextCodecs. Flows out: what differed, and what differs by design: texts on which
-llama.cpp and the model's own tokenizer are known to disagree, listed and counted apart so that they
-neither hide a fault nor look like one. Not here: the tokenizers (text_codec.py).
+Flows in: two TextCodecs. Flows out: the texts that differ, and apart from them the texts on which
+llama.cpp and the model's own tokenizer are known to disagree, so that those neither hide a fault
+nor look like one. Not here: the tokenizers (text_codec.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TokenizerVerdict:
 
 
 def compare_tokenizers(a: TextCodec, b: TextCodec, extra: Iterable[str] = ()) -> TokenizerVerdict:
-    """On the sample texts, each edge case alone and inside a sentence, and `extra`."""
+    """Compare on the sample texts, on each edge case alone and in a sentence, and on `extra`."""
     texts = [*PASSAGES.values(), *EDGE_CASES, *(f"x {case} y" for case in EDGE_CASES), *extra]
     differences: list[str] = []
     by_design: list[str] = []
@@ -45,12 +45,12 @@ def compare_tokenizers(a: TextCodec, b: TextCodec, extra: Iterable[str] = ()) ->
 
 
 def explained(text: str, pres: set[str]) -> bool:
-    """Whether the two are known to differ on such a text.
+    """Whether tokenizers with these TextCodec.pre are known to differ on such a text.
 
-    Gemma: runs of spaces longer than its longest token, U+2581 itself, which stands for a space,
-    and </s>, a mark-up token that llama.cpp takes for an end of text, so that text never makes it.
-    Qwen: text that is not NFC (llama.cpp does not normalize; the daemon does, before it).
-    SmolLM2: numbers that are no decimal digits (category No), which only one side splits.
+    Gemma: runs of spaces longer than its longest token; U+2581, which stands for a space; and </s>,
+    a mark-up token that llama.cpp takes for an end of text and never makes of a text. Qwen: text
+    that is not NFC, which llama.cpp does not normalize (the daemon normalizes it first). SmolLM2:
+    numbers of the category No, which are no decimal digits and which only one of the two splits.
     """
     if "spm" in pres and (_LONG_SPACES.search(text) or "\u2581" in text or "</s>" in text):
         return True
@@ -72,7 +72,7 @@ def compare_templates(a: TextCodec, b: TextCodec) -> tuple[bool | None, str | No
 
 
 def _rendered(codec: TextCodec, chat: Chat) -> str:
-    """The text, or the refusal: a template may forbid a system turn, then both must."""
+    """The text, or the refusal: when a template forbids a system turn, both must refuse."""
     try:
         return codec.rendered(chat)
     except EdgeAgentError as error:

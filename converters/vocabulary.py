@@ -1,9 +1,9 @@
-"""The tokens of a model as a GGUF file lists them, from whichever tokenizer files there are.
+"""The tokens of a model as a GGUF file lists them.
 
-Flows in: a checkpoint and the family's preference. Flows out: a `Vocabulary` and its metadata keys
-(tokenizer.ggml.*). The three sources have their own files: SentencePiece pieces
-(spm_vocabulary.py), byte-level BPE (bpe_vocabulary.py), special ids and the chat template
-(special_tokens.py). Not here: tokenizing text.
+Flows in: a checkpoint and the family's preference. Flows out: a Vocabulary and its metadata keys
+(tokenizer.ggml.*). Each source has a file of its own: SentencePiece pieces (spm_vocabulary.py),
+byte-level BPE (bpe_vocabulary.py), special ids and the chat template (special_tokens.py). Not here:
+tokenizing text.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from converters.gguf_container import Metadata
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Token types of GGUF (LLAMA_TOKEN_TYPE_*, llama.h)."""
 SPACE = "\u2581"
-"""SentencePiece's visible space."""
+"""The character that SentencePiece writes for a space."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`model` is GGUF's word: llama (SentencePiece, has scores) or gpt2 (BPE, has merges)."""
+    """`model` is GGUF's word: "llama" (SentencePiece, with scores) or "gpt2" (BPE, with merges)."""
 
     model: str
     pre: str
@@ -30,7 +30,7 @@ class Vocabulary:
     merges: list[str] | None = None
 
     def metadata(self) -> Metadata:
-        """The keys that llama.cpp's converter writes for it."""
+        """The keys that llama.cpp's converter writes for this vocabulary."""
         keys = Metadata()
         keys.put("string", "tokenizer.ggml.model", self.model)
         keys.put("string", "tokenizer.ggml.pre", self.pre)
@@ -42,7 +42,7 @@ class Vocabulary:
 
 
 def looks_special(token: str) -> bool:
-    """Whether a token that is not marked special must still never come from a user's text."""
+    """Whether a user's text must never yield this token, although nothing marks it as special."""
     if token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]"):
         return True
     if token.startswith("<unused") and token.endswith(">"):

@@ -1,1 +1,1 @@
-"""The subcommands of `edge-convert`, a file each."""
+"""The subcommands of `edge-convert`, one file each."""

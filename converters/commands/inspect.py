@@ -1,4 +1,4 @@
-"""edge-convert inspect: what is in a GGUF file, and what it will take to serve."""
+"""edge-convert inspect: what a GGUF file contains, and how much memory serving it will take."""
 
 from __future__ import annotations
 

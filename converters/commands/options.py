@@ -1,6 +1,6 @@
-"""Flags that several edge-convert commands share, and what they mean together.
+"""Options that several edge-convert commands share, and their meaning together.
 
-Flows in: typer's values. Flows out: a TypeRequest, a size. Not here: the commands.
+Flows in: typer's values. Flows out: a TypeRequest and an importance matrix. Not here: the commands.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class JsonOptions:
-    """Every command's flag for programs."""
+    """The option of every command whose output other programs read."""
 
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")
@@ -29,6 +29,8 @@ class JsonOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadOptions(JsonOptions):
+    """The option of every command that computes."""
+
     threads: Annotated[
         int | None, typer.Option(help="Threads [all cores].", metavar="N", min=1, max=1024)
     ] = None
@@ -36,7 +38,7 @@ class ThreadOptions(JsonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TypeOptions(ThreadOptions):
-    """What the written file's tensors become."""
+    """The types of the written file's tensors."""
 
     type: Annotated[
         str,
@@ -70,7 +72,10 @@ class TypeOptions(ThreadOptions):
 
 
 def type_request(options: TypeOptions) -> tuple[TypeRequest, Imatrix | None]:
-    """The request without `auto`, which stays as the file type AUTO. Raises UsageError."""
+    """The requested types and the importance matrix. Raises UsageError.
+
+    `--type auto` stays as the file type AUTO, for writing.py to choose.
+    """
     from converters.imatrix_file import read_imatrix
     from edge_agent.llama.type_plan import FILE_TYPES, TypeRequest
 
@@ -90,6 +95,7 @@ def type_request(options: TypeOptions) -> tuple[TypeRequest, Imatrix | None]:
 
 
 def _tensor_type(name: str | None) -> str | None:
+    """The name in ggml's spelling. Raises UsageError for a type that ggml does not have."""
     from edge_agent.llama.ggml import TYPE_IDS
 
     if name is None or name.upper() in TYPE_IDS:
@@ -99,6 +105,7 @@ def _tensor_type(name: str | None) -> str | None:
 
 
 def _override(text: str) -> tuple[str, str]:
+    """(regular expression, type) of one --tensor-type. Raises UsageError."""
     pattern, separator, name = text.rpartition("=")
     if not separator or not pattern:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""edge-convert verify: is this file the same model as that directory?"""
+"""edge-convert verify: whether a converted file is the same model as its source."""
 
 from __future__ import annotations
 

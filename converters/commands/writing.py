@@ -1,6 +1,6 @@
-"""The last step of hf, quantize and merge: choose the type, write the file, say what was written.
+"""The last step of hf, quantize and merge: choose the types, write the file, report.
 
-Flows in: metadata, tensors and a command's flags. Flows out: the file, and the summary on the
+Flows in: metadata, tensors and a command's options. Flows out: the file, and the summary on the
 terminal. Not here: where the tensors come from.
 """
 
@@ -28,7 +28,7 @@ def write(
     *,
     allow_requantize: bool = True,
 ) -> int:
-    """Write the model and report. Raises UsageError, ConversionError."""
+    """Write the model, report, and return exit code 0. Raises UsageError, ConversionError."""
     from converters.gguf_output import write_model
     from converters.quantizer import How
 

@@ -18,7 +18,8 @@ FAMILIES = (GEMMA3, QWEN2, QWEN3, LLAMA)
 
 
 def family_of_config(path: Path, config: Mapping[str, Any]) -> Family:
-    """By `architectures` of config.json. Raises ConversionError that lists what is supported."""
+    """The family of `architectures` in config.json. Raises ConversionError that lists those
+    supported."""
     names = config.get("architectures")
     for family in FAMILIES:
         if isinstance(names, list) and set(family.hf_architectures) & set(map(str, names)):
@@ -28,7 +29,7 @@ def family_of_config(path: Path, config: Mapping[str, Any]) -> Family:
 
 
 def family_of_architecture(path: Path, architecture: str) -> Family:
-    """By general.architecture of a GGUF file. Raises ConversionError."""
+    """The family of general.architecture in a GGUF file. Raises ConversionError."""
     for family in FAMILIES:
         if family.architecture == architecture:
             return family

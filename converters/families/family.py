@@ -1,10 +1,10 @@
-"""What two formats say about one family of models: names, shapes, hyperparameters.
+"""The facts about one family of models in both formats: names, shapes, hyperparameters.
 
-Why it exists: converting either way, applying LoRA and comparing all need the same facts, so they
-stand once, as a table per family. Flows in: config.json, or the metadata of a GGUF file. Flows out:
-`Placement`s (which tensor goes where, and what happens to it on the way) and metadata keys or a
-config.json. Names and values follow llama.cpp's converter, since its files are what people have.
-Not here: reading and writing tensors.
+Why it exists: converting in either direction, applying LoRA and comparing all need the same facts,
+so each family states them once, as a table. Flows in: config.json, or the metadata of a GGUF file.
+Flows out: TensorPlacements (which tensor goes where, and how it changes on the way), and metadata
+keys or a config.json. Names and values follow llama.cpp's converter (convert_hf_to_gguf.py),
+because most existing GGUF files come from it. Not here: reading and writing tensors.
 """
 
 from __future__ import annotations
@@ -24,20 +24,24 @@ class TensorPlacement:
     """One tensor in both formats. `shape` is outermost first and the same in both."""
 
     source: str
-    """Name in the checkpoint."""
+    """The tensor's name in the checkpoint."""
     target: str
-    """Name in the GGUF file."""
+    """The tensor's name in the GGUF file."""
     shape: tuple[int, ...]
     shift: float = 0.0
-    """Added on the way to GGUF: Gemma's norms are stored minus 1 in a checkpoint."""
+    """Added on the way to GGUF: a checkpoint of Gemma stores norm weights minus 1."""
     n_heads: int = 0
-    """Rows of these heads are reordered for llama.cpp's rotary embedding; 0: they are not."""
+    """Heads whose rows are reordered for llama.cpp's rotary embedding; 0: no reordering."""
     is_optional: bool = False
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The dimensions that shapes are made of; the letters of the families' tables."""
+    """The dimensions of the model, named by the letters that the families' tables use for shapes.
+
+    V: vocabulary, D: hidden size, F: feed-forward size, H: one head, Q: all query heads, K: all key
+    heads.
+    """
 
     V: int
     D: int
@@ -50,12 +54,16 @@ class Sizes:
     n_head_kv: int
 
     def shape(self, letters: str) -> tuple[int, ...]:
+        """The sizes of these letters: QD is (Q, D)."""
         return tuple(int(getattr(self, letter)) for letter in letters)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. `layers` rows are (checkpoint name, GGUF name, shape letters)."""
+    """One architecture. `layers` rows are (checkpoint name, GGUF name, letters of Sizes).
+
+    Letters that end with "?" mark a tensor that a checkpoint may lack.
+    """
 
     architecture: str
     hf_architectures: tuple[str, ...]
@@ -63,13 +71,13 @@ class Family:
     layers: tuple[tuple[str, str, str], ...]
     tokenizer: Literal["spm", "bpe", "either"]
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What transformers assumes when config.json does not say."""
+    """The values that transformers assumes for settings that config.json lacks."""
     norm_shift: float = 0.0
     is_permuted: bool = False
     is_always_tied: bool = False
 
     def sizes(self, config: Config, n_vocab: int) -> Sizes:
-        """Raises ConversionError when a dimension is missing or absurd."""
+        """Dimensions from config.json. Raises ConversionError when one is missing or absurd."""
         n_head = self.number(config, "num_attention_heads")
         n_head_kv = self.number(config, "num_key_value_heads", n_head)
         n_embd = self.number(config, "hidden_size")
@@ -87,7 +95,7 @@ class Family:
         )
 
     def number(self, config: Config, key: str, default: int | None = None) -> int:
-        """A dimension of config.json, 1 to 2^24. Raises ConversionError."""
+        """A dimension from config.json, 1 to 2^24 - 1. Raises ConversionError."""
         value = self.setting(config, key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 24:
             raise ConversionError(
@@ -98,6 +106,7 @@ class Family:
         return value
 
     def setting(self, config: Config, key: str, default: Any = None) -> Any:
+        """A setting from config.json, else the family's default, else `default`."""
         value = config.get(key)
         return self.defaults.get(key, default) if value is None else value
 
@@ -106,7 +115,7 @@ class Family:
         return self.is_always_tied or bool(self.setting(config, "tie_word_embeddings", False))
 
     def placements(self, config: Config, n_vocab: int) -> Iterator[TensorPlacement]:
-        """Every tensor of the model, in the order of its layers."""
+        """Every tensor of the model, in the order of its layers. Raises ConversionError."""
         sizes = self.sizes(config, n_vocab)
         yield TensorPlacement("model.embed_tokens.weight", "token_embd.weight", sizes.shape("VD"))
         for layer in range(sizes.n_layer):
@@ -133,7 +142,7 @@ class Family:
         )
 
     def hyperparameters(self, config: Config) -> Metadata:
-        """The keys that describe the network. Raises ConversionError."""
+        """The metadata keys that describe the network. Raises ConversionError."""
         keys = Metadata()
         put = Putter(keys, self.architecture)
         put("u32", "block_count", self.number(config, "num_hidden_layers"))
@@ -150,7 +159,7 @@ class Family:
         return keys
 
     def put_own(self, put: Putter, config: Config) -> None:
-        """Keys that only this family has."""
+        """Put the keys that only this family has."""
 
     def _put_rope(self, put: Putter, config: Config) -> None:
         everywhere, local = rope_parameters(config)
@@ -171,7 +180,7 @@ class Family:
             put("f32", "rope.scaling.yarn_beta_slow", everywhere.get("beta_slow"))
 
     def config(self, metadata: Metadata, n_vocab: int, is_tied: bool) -> dict[str, Any]:
-        """config.json of the model a GGUF file describes."""
+        """config.json of the model that a GGUF file describes."""
         get = Getter(metadata, self.architecture)
         n_head = get("attention.head_count")
         theta, scaling = get("rope.freq_base", 10000.0), _scaling(get)
@@ -194,12 +203,12 @@ class Family:
         }
 
     def own_config(self, get: Getter) -> dict[str, Any]:
-        """Settings of config.json that only this family has."""
+        """The settings of config.json that only this family has."""
         return {"hidden_act": "silu"}
 
 
 class Putter:
-    """put(type, key below the architecture's prefix, value)."""
+    """put(type, key below the architecture's prefix, value); None is left out."""
 
     def __init__(self, keys: Metadata, architecture: str) -> None:
         self._keys = keys
@@ -221,7 +230,7 @@ class Getter:
 
 
 def rope_parameters(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rotary settings of the global and of the sliding layers, whichever way they are written.
+    """Rotary settings of the global layers, and of the sliding-window layers, from any config.json.
 
     transformers 5 nests them in `rope_parameters`; older files have rope_theta, rope_scaling and
     rope_local_base_freq at the top level.
@@ -248,5 +257,9 @@ def _scaling(get: Getter) -> dict[str, Any] | None:
 
 
 def short(value: float) -> float:
-    """The shortest decimal that is the same float32: 1e-06 instead of 9.999999974752427e-07."""
+    """The shortest decimal that is the same float32.
+
+    >>> short(9.999999974752427e-07)
+    1e-06
+    """
     return float(f"{value:.7g}")

@@ -1,8 +1,8 @@
 """Gemma 3: text models, and the text part of the multimodal ones.
 
-Norm weights are stored minus 1 in checkpoints (the layer computes 1 + w), four norms a block, q and
-k normed per head, the head tied to the embedding. Five of six layers see only a sliding window and
-use another rotary base.
+A checkpoint stores norm weights minus 1 (the layer computes 1 + w). Each block has four norms, q
+and k are normalized per head, and the head is tied to the embedding. Five of six layers see only a
+sliding window and use another rotary base.
 """
 
 from __future__ import annotations

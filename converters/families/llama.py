@@ -2,7 +2,7 @@
 
 llama.cpp rotates neighbouring elements where the checkpoint rotates the two halves of a head, so
 the rows of q and k are reordered. Llama 3's long-context rotary factors become a tensor of their
-own (extra_tensors).
+own (`_computed` in hf_to_gguf.py).
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ LLAMA = _Llama(
 
 
 def rope_factors(config: Config, head_dim: int) -> NDArray[np.float32] | None:
-    """Llama 3's divisors of the rotary frequencies (head_dim / 2), or None for other models.
+    """Llama 3's divisors of the rotary frequencies, float32 (head_dim / 2); None for other models.
 
-    Short wavelengths stay, long ones are slowed by `factor`, those between are interpolated
-    (`rope_type: llama3`, transformers' modeling_rope_utils).
+    Short wavelengths keep their frequency, long ones are slowed by `factor`, those between are
+    interpolated (`rope_type: llama3`, transformers' modeling_rope_utils).
     """
     settings, _ = rope_parameters(config)
     if str(settings.get("rope_type")).lower() != "llama3":

@@ -1,4 +1,4 @@
-"""Qwen 3, dense: no biases, q and k normed per head before the rotary embedding."""
+"""Qwen 3, dense: no biases; q and k are normalized per head before the rotary embedding."""
 
 from __future__ import annotations
 
