@@ -1,11 +1,11 @@
-"""Every setting of the daemon: its name, type, default and help text, each written once.
+"""Every setting of the daemon: its name, type, default, bounds and help text, each written once.
 
-Flows in: command-line flags (keyword arguments), the environment (EDGE_AGENT_*), two optional TOML
-files (STATE/config.toml, then /etc/edge-agent/config.toml) and the defaults below, in that order of
-precedence. Flows out: one frozen `Settings`, which `serve` hands to the daemon as JSON. Problems
-leave as UsageError that says where the bad value came from. Not here: the command line itself
-(cli/main.py generates its help from `Settings.model_fields`), and a bind address: the daemon
-listens on a Unix socket and on 127.0.0.1, and nothing can configure anything else.
+Flows in: command-line flags (their text by setting name), the environment (EDGE_AGENT_*), two
+optional TOML files (STATE/config.toml, then /etc/edge-agent/config.toml) and the defaults below, in
+that order of precedence. Flows out: one frozen `Settings`, which `serve` hands to the daemon as
+JSON. Problems leave as UsageError that names the flag, the variable, or the key and its file. Not
+here: the command line (cli/options.py makes flags from `declared_settings`), and a bind address:
+the daemon listens on a Unix socket and on 127.0.0.1, and no setting can change that.
 
 >>> Settings(state_dir="/tmp/x", slots=2, ctx="max").engine_settings().n_ctx
 0
@@ -17,10 +17,11 @@ import difflib
 import os
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -30,7 +31,9 @@ from pydantic_settings import (
 )
 
 from edge_agent.errors import UsageError
-from edge_agent.records import EngineSettings
+from edge_agent.records import EngineSettings, FlashAttention, KvType, LoadMode, PowerChoice
+from edge_agent.setting import Setting, settings_of
+from edge_agent.units import parse_unit
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +43,7 @@ else:
 ENV_PREFIX = "EDGE_AGENT_"
 CONFIG_FILE = "config.toml"
 SYSTEM_CONFIG_DIR = "/etc/edge-agent"
-KvType = Literal["f16", "q8_0", "f32"]
+_ENGINE = EngineSettings()
 
 
 def state_dir_from(environ: Mapping[str, str]) -> Path:
@@ -57,10 +60,18 @@ def state_dir_from(environ: Mapping[str, str]) -> Path:
 
 
 class Settings(BaseSettings):
-    """Resolved settings. `load_settings` constructs them and turns problems into UsageError."""
+    """Resolved settings. `load_settings` constructs them and turns problems into UsageError.
+
+    A name that ends in _bytes or _s takes text with a unit too: "512M", "5m". `flag` and `metavar`
+    are for the command line (setting.py).
+    """
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
     )
 
     state_dir: Path = Field(
@@ -69,51 +80,58 @@ class Settings(BaseSettings):
     )
     socket: Path | None = Field(None, description="Unix socket to serve on [STATE/agent.sock].")
     port: int | None = Field(
-        11435, ge=0, le=65535, description="TCP port on 127.0.0.1; 0 any free one, none no TCP."
+        11435, ge=0, le=65535, description="Port on 127.0.0.1; 0 any free one, none no TCP."
     )
     model: str | None = Field(
-        None, description="Model to load at start and to answer with when a request names none."
+        None,
+        description="Model to load at start; the default of requests that name none.",
+        json_schema_extra={"metavar": "NAME"},
     )
     ctx: int | None = Field(
-        None, ge=0, description="Tokens of context per slot; max (or 0) the model's own maximum."
+        None,
+        ge=0,
+        description="Tokens of context per slot; max (or 0): the model's own"
+        " [up to 4096, if it fits].",
+        json_schema_extra={"metavar": "N|max"},
     )
-    slots: int | None = Field(None, ge=1, le=64, description="Requests decoded together.")
+    slots: int | None = Field(
+        None, ge=1, le=64, description="Requests decoded together [what fits]."
+    )
     threads: int | None = Field(None, ge=1, le=512, description="Threads [physical cores].")
-    n_gpu_layers: int = Field(-1, ge=-1, description="Layers on the GPU; -1 all of them.")
-    load_mode: Literal["auto", "mmap", "read", "mlock", "direct_io"] = Field(
-        "auto", description="How the weights get into memory."
+    n_gpu_layers: int = Field(
+        _ENGINE.n_gpu_layers, ge=-1, description="Layers on the GPU; -1 all of them."
     )
-    flash_attn: Literal["auto", "on", "off"] = Field("auto", description="Flash attention.")
-    type_k: KvType = Field("f16", description="Type of the cached keys.")
-    type_v: KvType = Field("f16", description="Type of the cached values.")
+    load_mode: LoadMode = Field(_ENGINE.load_mode, description="How the weights get into memory.")
+    flash_attn: FlashAttention = Field(_ENGINE.flash_attn, description="Flash attention.")
+    type_k: KvType = Field(_ENGINE.type_k, description="Type of the cached keys.")
+    type_v: KvType = Field(_ENGINE.type_v, description="Type of the cached values.")
     swa_full: bool = Field(
-        False, description="Keep the whole context of sliding-window layers (more prefix reuse)."
+        _ENGINE.swa_full,
+        description="Keep the whole context of sliding-window layers (more prefix reuse).",
     )
     memory_budget_bytes: int | None = Field(
-        None, ge=1, description="Refuse models that need more than this [what is available]."
+        None,
+        ge=1,
+        description="Refuse models that need more: 1500M, 2G, 2GiB [what is available].",
+        json_schema_extra={"flag": "--memory"},
     )
     max_queue: int = Field(16, ge=0, le=4096, description="Requests that may wait for a slot.")
     keep_alive_s: float = Field(
-        300.0, allow_inf_nan=False, description="Unload after so long unused; negative never."
+        300.0, description="Unload after so long unused: 300, 5m; negative never."
     )
     crash_budget: int = Field(
-        5, ge=1, description="Worker crashes within --crash-window-s that quarantine a model."
+        5, ge=1, description="Worker crashes within crash_window_s that quarantine a model."
     )
-    crash_window_s: float = Field(
-        300.0, gt=0, allow_inf_nan=False, description="Window of the crash budget, seconds."
-    )
+    crash_window_s: float = Field(300.0, gt=0, description="Window of the crash budget.")
     worker_timeout_s: float = Field(
-        60.0, gt=0, allow_inf_nan=False, description="A busy worker silent for so long is killed."
+        60.0, gt=0, description="A busy worker silent for so long is killed."
     )
     load_timeout_s: float = Field(
         900.0,
         gt=0,
-        allow_inf_nan=False,
         description="A load that takes longer is killed (a first CUDA load compiles for minutes).",
     )
-    drain_s: float = Field(
-        10.0, ge=0, allow_inf_nan=False, description="How long a stop waits for running requests."
-    )
+    drain_s: float = Field(10.0, ge=0, description="How long a stop waits for running requests.")
     keep_generations: int = Field(
         100_000, ge=1, description="Rows of generation history kept; older ones are pruned."
     )
@@ -123,8 +141,9 @@ class Settings(BaseSettings):
     sensors_root: Path = Field(
         Path("/"),
         description="Read every sensor below this directory (DIR/sys, DIR/proc, DIR/etc).",
+        json_schema_extra={"metavar": "DIR"},
     )
-    power_source: Literal["auto", "ina3221", "rapl", "jtop", "none"] = Field(
+    power_source: PowerChoice = Field(
         "auto", description="Where watts come from; auto: INA3221, else RAPL."
     )
     sample_idle_hz: float = Field(
@@ -146,14 +165,18 @@ class Settings(BaseSettings):
     guard_celsius: float = Field(
         90.0, gt=0, description="Hottest zone at which the guard acts [or 5 below its trip point]."
     )
-    log_text: bool = Field(False, description="Store prompts and answers in the history.")
-
+    log_text: bool = Field(False, description="Keep prompts and answers in the history.")
     feedback: bool = Field(
         True, description="Remember the last answers, in memory, so that users can correct them."
     )
     feedback_quota: int = Field(
         200, ge=1, le=1000, description="Feedback of one user on one model that may wait."
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _resolve_unit(cls, value: object, info: ValidationInfo) -> object:
+        return parse_unit(str(info.field_name), value) if isinstance(value, str) else value
 
     @field_validator("state_dir", "socket", "sensors_root", mode="after")
     @classmethod
@@ -218,6 +241,12 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         raise UsageError(
             "the environment holds a setting that cannot be read", str(error)
         ) from error
+
+
+@cache
+def declared_settings() -> dict[str, Setting]:
+    """Every setting by its name, with its flag and help text."""
+    return settings_of(Settings.model_json_schema())
 
 
 def settings_from_json(text: str) -> Settings:
@@ -290,18 +319,19 @@ def _usage_error(error: ValidationError, flags: Mapping[str, Any]) -> UsageError
         return UsageError(f"unknown setting `{name}`", "no setting has this name", known)
     if name not in Settings.model_fields:
         return UsageError("the settings cannot be read", str(problem["msg"]))
-    hint = f"{name}: {Settings.model_fields[name].description}"
-    value = str(problem["input"])[:80]
-    return UsageError(f"{_origin(name, flags)} is {value}", str(problem["msg"]), hint)
+    why = str(problem["msg"]).removeprefix("Value error, ")
+    value = str(flags.get(name, problem["input"]))[:80]
+    return UsageError(f"{_origin(name, flags)} is {value}", why, declared_settings()[name].help)
 
 
 def _origin(name: str, flags: Mapping[str, Any]) -> str:
     """Where the value of a setting came from, in the words its owner would search for."""
     if name in flags:
-        return "--" + name.replace("_", "-")
-    variable = ENV_PREFIX + name.upper()
-    if os.environ.get(variable):
-        return variable
+        return declared_settings()[name].flag
+    variable = (ENV_PREFIX + name).lower()
+    for given, value in os.environ.items():
+        if given.lower() == variable and value:
+            return given
     state_dir = Path(str(flags.get("state_dir") or state_dir_from(os.environ)))
     for path in config_paths(state_dir, os.environ):
         if name in _read_toml(path):

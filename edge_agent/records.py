@@ -13,6 +13,11 @@ from typing import Any, Literal
 from msgspec import Struct, field
 
 FinishReason = Literal["stop", "length", "cancelled"]
+LoadMode = Literal["auto", "mmap", "read", "mlock", "direct_io"]
+FlashAttention = Literal["auto", "on", "off"]
+KvType = Literal["f16", "q8_0", "f32"]
+PowerChoice = Literal["auto", "ina3221", "rapl", "jtop", "none"]
+"""Where watts may come from; auto: INA3221, else RAPL."""
 
 
 class Sampling(Struct, frozen=True):
@@ -55,10 +60,10 @@ class EngineSettings(Struct, frozen=True):
     slots: int | None = None
     n_threads: int | None = None
     n_batch: int = 512
-    flash_attn: Literal["auto", "on", "off"] = "auto"
-    load_mode: Literal["auto", "mmap", "read", "mlock", "direct_io"] = "auto"
-    type_k: Literal["f16", "q8_0", "f32"] = "f16"
-    type_v: Literal["f16", "q8_0", "f32"] = "f16"
+    flash_attn: FlashAttention = "auto"
+    load_mode: LoadMode = "auto"
+    type_k: KvType = "f16"
+    type_v: KvType = "f16"
     swa_full: bool = False
     n_gpu_layers: int = -1
     adapters: list[str] = field(default_factory=list)

@@ -51,11 +51,15 @@ def write(
 
 
 def _memory(options: TypeOptions) -> int:
-    from edge_agent.cli.units import parse_size
+    from edge_agent.units import parse_size
 
     if options.memory is None:
         raise UsageError("--type auto needs --memory", "", "say how much the board has: 4G")
-    return parse_size(options.memory)
+    try:
+        return parse_size(options.memory)
+    except ValueError as error:
+        hint = "say how much the board has: 4G"
+        raise UsageError(f"--memory is {options.memory}", str(error), hint) from error
 
 
 def _report(written: Written, options: TypeOptions, terminal: Terminal) -> None:

@@ -8,51 +8,170 @@ no NumPy: the front uses it. Not here: what is done with them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, get_args
 
-from msgspec import Struct, field
+import msgspec
+from msgspec import Meta, Struct, field
 
-TARGET_MODULES = (
-    *("q_proj", "k_proj", "v_proj", "o_proj"),
-    *("gate_proj", "up_proj", "down_proj"),
-)
+from edge_agent.setting import Setting, WrongSetting, settings_of
+
+TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGET_MODULES: tuple[TargetModule, ...] = get_args(TargetModule)
 """Every linear layer of a block, by PEFT's names."""
 
 
 class RunSettings(Struct, frozen=True):
-    """How an adapter is trained. PEFT's names where PEFT has one."""
+    """How an adapter is trained. PEFT's names where PEFT has one.
 
-    r: int = 8
-    lora_alpha: float = 16.0
-    lora_dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: list(TARGET_MODULES))
-    use_rslora: bool = False
-    layers: str = "auto"
-    """auto | all | top:K | a list of block numbers such as 10,11,14."""
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.05
-    max_grad_norm: float = 1.0
-    epochs: int = 12
-    """At most; training ends earlier when the validation loss stops to fall."""
-    patience: int = 2
-    """Epochs without a better validation loss before it ends."""
-    max_length: int = 512
-    """Tokens of the longest text; longer ones are rejected and counted."""
-    batch_tokens: int = 512
-    """Tokens of one packed row, at most: one forward and backward pass. Short lessons get less."""
-    gradient_accumulation_steps: int = 1
-    validation_share: float = 0.1
-    checkpoint_steps: int = 20
-    seed: int = 1
-    n_threads: int | None = None
-    """BLAS threads; None: the physical cores. Frozen at the start of a run."""
-    memory_bytes: int | None = None
-    """What the trainer may take of its own (RssAnon). None: half of what is available."""
-    hours: float | None = None
-    """Stop after this much training time, keeping the best adapter."""
-    audit: bool = True
-    policy: Literal["idle", "always", "exclusive"] = "idle"
+    Bounds, defaults and descriptions are those of the command line and of POST /adapt/run as well.
+    `run_settings` checks them; the constructor does not.
+    """
+
+    memory_bytes: (
+        Annotated[
+            int, Meta(ge=1, description="Memory of its own it may take: 400M [half of the free].")
+        ]
+        | None
+    ) = None
+    """RssAnon of the trainer."""
+    hours: (
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                le=8760,
+                description="Stop after so much training and keep the best adapter.",
+                extra_json_schema={"metavar": "H"},
+            ),
+        ]
+        | None
+    ) = None
+    layers: Annotated[
+        str,
+        Meta(
+            description="Blocks that learn: auto (short trials), all, top:K, or numbers 10,11,14.",
+            extra_json_schema={"metavar": "WHICH"},
+        ),
+    ] = "auto"
+    r: Annotated[int, Meta(ge=1, le=512, description="Rank.")] = 8
+    lora_alpha: Annotated[
+        float, Meta(gt=0, le=65536, description="Scaling of the adapter is lora_alpha / r.")
+    ] = 16.0
+    lora_dropout: Annotated[
+        float, Meta(ge=0, lt=1, description="Share of inputs the adapter does not see in a step.")
+    ] = 0.0
+    target_modules: Annotated[
+        list[TargetModule],
+        Meta(
+            min_length=1,
+            description=f"Linear layers that learn, of {', '.join(TARGET_MODULES)} [all].",
+        ),
+    ] = field(default_factory=lambda: list(TARGET_MODULES))
+    use_rslora: Annotated[
+        bool,
+        Meta(
+            description="Scaling is lora_alpha / sqrt(r).",
+            extra_json_schema={"flag": "--rslora"},
+        ),
+    ] = False
+    learning_rate: Annotated[
+        float,
+        Meta(gt=0, le=10, description="Peak rate.", extra_json_schema={"flag": "--lr"}),
+    ] = 2e-3
+    weight_decay: Annotated[float, Meta(ge=0, lt=100, description="AdamW's weight decay.")] = 0.0
+    warmup_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="Share of the steps in which the rate rises.")
+    ] = 0.05
+    max_grad_norm: Annotated[
+        float, Meta(ge=0, le=1_000_000, description="Longer gradients are shortened; 0 never.")
+    ] = 1.0
+    epochs: Annotated[
+        int,
+        Meta(
+            ge=1, le=10_000, description="At most; it ends once the validation loss stops to fall."
+        ),
+    ] = 12
+    patience: Annotated[
+        int,
+        Meta(ge=1, le=10_000, description="Epochs without a lower validation loss before it ends."),
+    ] = 2
+    max_length: Annotated[
+        int,
+        Meta(ge=2, le=1 << 20, description="Tokens of the longest text; longer ones are left out."),
+    ] = 512
+    batch_tokens: Annotated[
+        int,
+        Meta(
+            ge=2,
+            le=1 << 20,
+            description="Tokens of a pass, at most; a short lesson gets less.",
+        ),
+    ] = 512
+    gradient_accumulation_steps: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1 << 20,
+            description="Passes a step.",
+            extra_json_schema={"flag": "--accumulate"},
+        ),
+    ] = 1
+    validation_share: Annotated[
+        float, Meta(ge=0, le=0.9, description="Part of the rows kept back to validate on.")
+    ] = 0.1
+    checkpoint_steps: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Steps between checkpoints.")
+    ] = 20
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Same seed, same adapter.")] = 1
+    n_threads: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=512,
+                description="BLAS threads [physical cores].",
+                extra_json_schema={"flag": "--threads"},
+            ),
+        ]
+        | None
+    ) = None
+    """Frozen at the start of a run."""
+    policy: Annotated[
+        Literal["idle", "always", "exclusive"],
+        Meta(
+            description="When it computes: idle pauses for requests, exclusive answers none.",
+            extra_json_schema={"flag": "--while"},
+        ),
+    ] = "idle"
+    audit: Annotated[bool, Meta(description="Leave out rows that look wrong.")] = True
+
+
+def run_settings(values: Mapping[str, Any], *, is_text: bool = False) -> RunSettings:
+    """`values` by name, checked; the rest by default. `is_text`: "8" counts as 8.
+
+    Raises WrongSetting.
+
+    >>> run_settings({"r": 4}).r, run_settings({"lora_alpha": "4"}, is_text=True).lora_alpha
+    (4, 4.0)
+    """
+    for name in values:
+        if name not in RunSettings.__struct_fields__:
+            known = f"known are {', '.join(RunSettings.__struct_fields__)}"
+            raise WrongSetting(name[:40], "there is no such setting", known)
+    try:
+        return msgspec.convert(values, RunSettings, strict=not is_text)
+    except msgspec.ValidationError as error:
+        why, _, path = str(error).partition(" - at `$.")
+        name = path.partition("[")[0].rstrip("`")
+        raise WrongSetting(name, why, declared_run_settings()[name].help) from error
+
+
+@cache
+def declared_run_settings() -> dict[str, Setting]:
+    """Every field of RunSettings by its name, with its flag and help text."""
+    return settings_of(msgspec.json.schema(RunSettings)["$defs"]["RunSettings"])
 
 
 class Start(Struct, frozen=True, tag="start"):

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,7 +32,7 @@ from edge_agent.cli.commands.chat import ChatOptions, chat
 from edge_agent.cli.commands.dashboard import DashboardOptions, dashboard
 from edge_agent.cli.commands.report import ReportOptions, report
 from edge_agent.cli.commands.run import RunOptions, run
-from edge_agent.cli.options import Options, add_command
+from edge_agent.cli.options import Options, StateDirOption, add_command
 from edge_agent.cli.program import run_program
 from edge_agent.cli.terminal import Terminal, process_terminal
 
@@ -83,14 +82,7 @@ def _version(ctx: typer.Context, is_asked: bool) -> None:
 
 def _root(
     ctx: typer.Context,
-    state_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="State directory [EDGE_AGENT_STATE_DIR, else ~/.local/state/edge-agent].",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
+    state_dir: StateDirOption = None,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),

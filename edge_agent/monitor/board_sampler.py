@@ -23,6 +23,7 @@ from edge_agent.monitor.sensor_watch import GivenUp, SensorWatch, WatchedSensor
 from edge_agent.monitor.sensors import power
 from edge_agent.monitor.sensors.readings import Looked, Power
 from edge_agent.monitor.snapshot import Pids, PowerState, Pulse, SlowSensors, Snapshot
+from edge_agent.records import PowerChoice
 
 __all__ = ["BoardSampler", "PowerSample", "Snapshot", "TickSchedule"]
 
@@ -96,7 +97,7 @@ class BoardSampler:
         self,
         root: Path,
         *,
-        source: power.Source = "auto",
+        source: PowerChoice = "auto",
         idle_hz: float = 10.0,
         busy_hz: float = 20.0,
         pids: Pids = dict,

@@ -19,18 +19,21 @@ from edge_agent import atomic_file
 from edge_agent.adapt.lesson import LessonRequest
 from edge_agent.adapt.lesson_files import FEEDBACK, GIVEN_FILE
 from edge_agent.adapt.lesson_runner import LessonRunner
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.messages import RunSettings, declared_run_settings, run_settings
 from edge_agent.errors import ModelNotFound, RequestError
 from edge_agent.server.body import parse_json, read_body, validate
+from edge_agent.server.error_body import FieldError
 from edge_agent.server.model_name import requested_model
 from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import Body
 from edge_agent.server.service import SERVICE
+from edge_agent.setting import WrongSetting
 
 ADAPTATION = web.AppKey("adaptation", LessonRunner)
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Some 50,000 short rows. More than that is a run for the host."""
+_PROPERTIES: Any = {name: dict(one.schema) for name, one in declared_run_settings().items()}
 
 
 class RunBody(Body):
@@ -41,7 +44,9 @@ class RunBody(Body):
     rows: str | None = Field(None, description='JSONL: {"instruction","input","output"} a line.')
     source: Literal["rows", "feedback"] = "rows"
     settings: dict[str, Any] = Field(
-        default_factory=dict, description="r, lora_alpha, layers, learning_rate, epochs, ..."
+        default_factory=dict,
+        description="Of adapt/messages.py's RunSettings.",
+        json_schema_extra={"properties": _PROPERTIES},
     )
     activate: bool = Field(True, description="Make it active when its gate lets it pass.")
     stream: bool = True
@@ -134,15 +139,16 @@ def _run_request(request: web.Request, body: RunBody) -> LessonRequest:
     directory = lesson_runner.files.directory(body.name)
     name = requested_model(body.model) or service.settings.model or _only_model(request)
     data = FEEDBACK if body.source == "feedback" else _given(body, directory)
-    try:
-        settings = msgspec.convert(body.settings, RunSettings)
-    except msgspec.ValidationError as error:
-        raise RequestError("the settings cannot be used", str(error)) from error
-    unknown = sorted(set(body.settings) - set(RunSettings.__struct_fields__))
-    if unknown:
-        known = ", ".join(RunSettings.__struct_fields__)
-        raise RequestError(f"there is no setting {unknown[0][:40]!r}", f"known are {known}")
+    settings = _settings(body)
     return LessonRequest(body.name, name, data, settings, body.activate)
+
+
+def _settings(body: RunBody) -> RunSettings:
+    """Raises FieldError that names the setting."""
+    try:
+        return run_settings(body.settings)
+    except WrongSetting as wrong:
+        raise FieldError(f"settings.{wrong.name}", wrong.why, wrong.hint) from wrong
 
 
 def _given(body: RunBody, directory: Path) -> str:

@@ -14,12 +14,11 @@ from http_front import serving
 
 from edge_agent import __version__
 from edge_agent.cli.commands.engine import until_text
-from edge_agent.cli.commands.serve import ServeOptions, daemon_command, flags_of
+from edge_agent.cli.commands.serve import daemon_command
 from edge_agent.cli.main import build_app, main_with
 from edge_agent.cli.terminal import Terminal, aligned, error_lines, printable
-from edge_agent.cli.units import parse_duration, parse_size
-from edge_agent.config import Settings, settings_from_json
-from edge_agent.errors import EdgeAgentError, UsageError
+from edge_agent.config import settings_from_json
+from edge_agent.errors import EdgeAgentError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [info.name for info in build_app().registered_commands if info.name]
@@ -226,33 +225,14 @@ def test_doctor_checks_the_registered_models(tmp_path: Path) -> None:
 
 
 def test_serve_becomes_the_daemon_with_every_setting_resolved(tmp_path: Path) -> None:
-    options = ServeOptions(
-        state_dir=tmp_path, port="none", ctx="max", slots="2", memory="2G", keep_alive="5m"
-    )
-    *command, document = daemon_command(flags_of(options))
+    given = {"port": "none", "ctx": "max", "slots": "2", "memory_budget_bytes": "2G"}
+    flags = {"state_dir": tmp_path, **given, "keep_alive_s": "5m"}
+    *command, document = daemon_command(flags)
     assert command == [sys.executable, "-m", "edge_agent.daemon", "--settings"]
     settings = settings_from_json(document)
     assert (settings.port, settings.ctx, settings.slots) == (None, 0, 2)
     assert (settings.memory_budget_bytes, settings.keep_alive_s) == (2_000_000_000, 300)
     assert settings.state_dir == tmp_path
-
-
-def test_serve_flags_are_settings() -> None:
-    ours = {"memory": "memory_budget_bytes", "keep_alive": "keep_alive_s"}
-    names = {ours.get(name, name) for name in ServeOptions.__dataclass_fields__}
-    assert names <= Settings.model_fields.keys()
-
-
-@pytest.mark.parametrize("text", ["", "G", "-1", "2X", "1.2.3"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_size(text)
-
-
-@pytest.mark.parametrize("text", ["", "m", "5d", "nan", "1m x"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_duration(text)
 
 
 # ---- text --------------------------------------------------------------------------------------

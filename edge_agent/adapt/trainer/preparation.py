@@ -25,7 +25,7 @@ from edge_agent.adapt.trainer.dataset import ChatRow, Sample, encode_rows, read_
 from edge_agent.adapt.trainer.decoder import packed_weights
 from edge_agent.adapt.trainer.manifest import Circumstances
 from edge_agent.adapt.trainer.packed_samples import PackedSamples
-from edge_agent.errors import DataRefused, TrainingFailed, UsageError
+from edge_agent.errors import DataRefused, TrainingFailed
 from edge_agent.llama.binding import build_name
 from edge_agent.prompt.training_sequence import vocabulary_only
 from edge_agent.regular_file import check_sha256, sha256_of
@@ -80,33 +80,6 @@ def _chats(rows: list[ChatRow], samples: list[Sample]) -> list[Any]:
     """Of the rows that became samples."""
     kept = {sample.row for sample in samples}
     return [msgspec.to_builtins(row.messages) for row in rows if row.number in kept]
-
-
-def check_settings(settings: RunSettings) -> None:
-    """Raises UsageError for a number that cannot be."""
-    checks = {
-        "r": 1 <= settings.r <= 512,
-        "lora_alpha": 0 < settings.lora_alpha <= 65536,
-        "lora_dropout": 0 <= settings.lora_dropout < 1,
-        "learning_rate": 0 < settings.learning_rate <= 10,
-        "weight_decay": 0 <= settings.weight_decay < 100,
-        "warmup_ratio": 0 <= settings.warmup_ratio <= 1,
-        "max_grad_norm": settings.max_grad_norm >= 0,
-        "epochs": 1 <= settings.epochs <= 10_000,
-        "patience": settings.patience >= 1,
-        "max_length": settings.max_length >= 2,
-        "batch_tokens": settings.batch_tokens >= 2,
-        "gradient_accumulation_steps": 1 <= settings.gradient_accumulation_steps <= 1 << 20,
-        "validation_share": 0 <= settings.validation_share <= 0.9,
-        "checkpoint_steps": settings.checkpoint_steps >= 1,
-        "seed": 0 <= settings.seed < 1 << 63,
-        "hours": settings.hours is None or settings.hours > 0,
-        "target_modules": bool(settings.target_modules),
-    }
-    wrong = [f"{name} is {getattr(settings, name)}" for name, is_right in checks.items()
-             if not is_right]  # fmt: skip
-    if wrong:
-        raise UsageError("the settings cannot be used", "; ".join(wrong), "leave them out")
 
 
 def circumstances(start: Start, data: Path, n_threads: int) -> Circumstances:

@@ -35,7 +35,6 @@ from edge_agent.adapt.trainer.pauses import FrontOrders, Pauses, StopAsked
 from edge_agent.adapt.trainer.plan import Planner
 from edge_agent.adapt.trainer.preparation import (
     PreparedData,
-    check_settings,
     circumstances,
     prepare,
 )
@@ -62,7 +61,6 @@ def carry_out(
     monotonic: Callable[[], float] = time.monotonic,
 ) -> FromTrainer:
     """The last record of the run. Raises every error of its parts."""
-    check_settings(start.settings)
     directory = RunDirectory(Path(start.run_dir))
     log = RunLog(directory.log)
     tools = LoopTools(Pauses(orders, reporter), reporter, log, monotonic)

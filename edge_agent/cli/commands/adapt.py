@@ -8,29 +8,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_agent.cli.options import Options, add_command, command_group, complete_model
+from edge_agent.cli.options import (
+    Options,
+    SettingFlags,
+    add_command,
+    command_group,
+    complete_model,
+)
 from edge_agent.cli.terminal import Progress, Terminal, duration_text, size_text
-from edge_agent.cli.units import parse_size
 from edge_agent.client.connection import find_daemon
-from edge_agent.errors import TrainingFailed, error_from_code
+from edge_agent.errors import TrainingFailed, UsageError, error_from_code
 
 if TYPE_CHECKING:
+    from edge_agent.adapt.messages import RunSettings
     from edge_agent.client.lessons import LessonDraft
+    from edge_agent.setting import Setting
 
 HELP = "Teach a model on this device, beside the answers it gives."
 FEEDBACK = "feedback"
 NIGHT_S = 86400.0
 
 
+def _declared() -> Mapping[str, Setting]:
+    from edge_agent.adapt.messages import declared_run_settings
+
+    return declared_run_settings()
+
+
 @dataclass(frozen=True, kw_only=True)
 class LessonOptions(Options):
-    """What to learn and how. None: the default of adapt/messages.py's RunSettings."""
+    """What to learn and how; `settings` are adapt/messages.py's RunSettings."""
 
     source: Annotated[
         str,
@@ -48,58 +61,7 @@ class LessonOptions(Options):
             metavar="MODEL", help="Model to teach [the only one].", autocompletion=complete_model
         ),
     ] = None
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="Memory of its own it may take: 400M [half of the free]."
-        ),
-    ] = None
-    hours: Annotated[
-        float | None, typer.Option(min=0.001, metavar="H", help="Stop after so much training.")
-    ] = None
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHICH", help="auto (short trials), all, top:K, or block numbers 10,11,14."
-        ),
-    ] = None
-    r: Annotated[int | None, typer.Option("--r", min=1, max=256, help="Rank [8].")] = None
-    lora_alpha: Annotated[float | None, typer.Option(help="Scaling is alpha / r [16].")] = None
-    lora_dropout: Annotated[float | None, typer.Option(min=0, max=0.9, help="[0]")] = None
-    target_modules: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="q_proj,k_proj,v_proj,o_proj,gate_proj,... [all seven]."),
-    ] = None
-    rslora: Annotated[bool | None, typer.Option("--rslora", help="Scaling is alpha / sqrt(r).")] = (
-        None
-    )
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="[2e-3]")] = None
-    epochs: Annotated[int | None, typer.Option(min=1, max=1000, help="At most [12].")] = None
-    max_length: Annotated[
-        int | None, typer.Option(min=8, help="Longer texts are left out [512 tokens].")
-    ] = None
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=16, help="Tokens a forward pass, at most [512; a short lesson gets less]."
-        ),
-    ] = None
-    accumulate: Annotated[int | None, typer.Option(min=1, help="Passes a step [1].")] = None
-    seed: Annotated[int | None, typer.Option(help="[1]")] = None
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=512, help="BLAS threads [physical cores].")
-    ] = None
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            "--while",
-            metavar="POLICY",
-            help="idle (pauses for requests), always, exclusive (no answers meanwhile) [idle].",
-        ),
-    ] = None
-    no_audit: Annotated[
-        bool, typer.Option("--no-audit", help="Learn rows that look wrong too.")
-    ] = False
+    settings: Annotated[dict[str, Any], SettingFlags(_declared)] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +88,7 @@ class NightlyOptions(Options):
             metavar="MODEL", help="Model to teach [the only one].", autocompletion=complete_model
         ),
     ] = None
-    hours: Annotated[
-        float, typer.Option(min=0.001, metavar="H", help="Stop after so much training.")
-    ] = 5.0
+    hours: Annotated[float, typer.Option(metavar="H", help="Stop after so much training.")] = 5.0
     least: Annotated[
         int, typer.Option(min=1, metavar="N", help="Wait until there are so many corrections.")
     ] = 10
@@ -161,7 +121,6 @@ def nightly(options: NightlyOptions, terminal: Terminal) -> int:
     Examples:
       edge-agent adapt nightly --hours 5
     """
-    from edge_agent.adapt.messages import RunSettings
     from edge_agent.client.lessons import BesideLessons, LessonDraft
 
     client = find_daemon(options.state_dir, terminal.environ, NIGHT_S)
@@ -171,7 +130,7 @@ def nightly(options: NightlyOptions, terminal: Terminal) -> int:
         terminal.note(f"fewer than {options.least} corrections wait for {model}: nothing to learn")
         return 0
     name = time.strftime("night-%Y%m%d")
-    lesson = LessonDraft(name, model, None, RunSettings(hours=options.hours))
+    lesson = LessonDraft(name, model, None, _run_settings({"hours": options.hours}))
     events = lessons.resume(name) if lessons.has(name) else lessons.run(lesson)
     return _follow(events, lessons.is_here, options.json, terminal)
 
@@ -244,31 +203,28 @@ def status(options: Options, terminal: Terminal) -> int:
 
 def _lesson(options: LessonOptions, *, activate: bool = True) -> LessonDraft:
     """Raises UsageError."""
-    from edge_agent.adapt.messages import RunSettings
     from edge_agent.client.lessons import LessonDraft
 
-    given: dict[str, Any] = {
-        "r": options.r,
-        "lora_alpha": options.lora_alpha,
-        "lora_dropout": options.lora_dropout,
-        "use_rslora": options.rslora,
-        "layers": options.layers,
-        "learning_rate": options.learning_rate,
-        "epochs": options.epochs,
-        "max_length": options.max_length,
-        "batch_tokens": options.batch_tokens,
-        "gradient_accumulation_steps": options.accumulate,
-        "seed": options.seed,
-        "n_threads": options.threads,
-        "hours": options.hours,
-        "policy": options.policy,
-        "audit": False if options.no_audit else None,
-        "memory_bytes": parse_size(options.memory) if options.memory else None,
-        "target_modules": options.target_modules.split(",") if options.target_modules else None,
-    }
-    settings = RunSettings(**{key: value for key, value in given.items() if value is not None})
+    settings = _run_settings(options.settings)
     data = None if options.source == FEEDBACK else Path(options.source).expanduser()
     return LessonDraft(options.name, options.model, data, settings, activate)
+
+
+def _run_settings(typed: Mapping[str, Any]) -> RunSettings:
+    """Text by setting name, checked. Raises UsageError that names the flag."""
+    from edge_agent.adapt.messages import run_settings
+    from edge_agent.setting import WrongSetting
+
+    declared = _declared()
+    try:
+        values = {
+            name: declared[name].parse(text) if isinstance(text, str) else text
+            for name, text in typed.items()
+        }
+        return run_settings(values, is_text=True)
+    except WrongSetting as wrong:
+        what = f"{declared[wrong.name].flag} is {typed[wrong.name]}"
+        raise UsageError(what, wrong.why, wrong.hint) from wrong
 
 
 def _follow(

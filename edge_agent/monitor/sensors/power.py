@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from edge_agent.monitor.sensors import jtop, rapl
 from edge_agent.monitor.sensors.kernel_file import listing, read_number, read_text
 from edge_agent.monitor.sensors.readings import TOTAL_RAILS, Looked, Power
-
-Source = Literal["auto", "ina3221", "rapl", "jtop", "none"]
+from edge_agent.records import PowerChoice
 
 JETPACK4 = "sys/bus/i2c/drivers/ina3221x"
 JETPACK5 = "sys/bus/i2c/drivers/ina3221"
@@ -85,7 +84,7 @@ class NoPower:
         return Power("none", None, reasons={"total": self.reason})
 
 
-def find(root: Path, source: Source = "auto") -> PowerSensor:
+def find(root: Path, source: PowerChoice = "auto") -> PowerSensor:
     """The sensor to read: the source that was asked for; with "auto" the INA3221, else RAPL.
 
     Example: `watts = power.find(Path("/")).read().watts`
@@ -109,7 +108,7 @@ def find(root: Path, source: Source = "auto") -> PowerSensor:
     return NoPower(looked, f"no power sensor ({why})" if why else f"no power sensor: {places}")
 
 
-def read(root: Path, source: Source = "auto") -> Power:
+def read(root: Path, source: PowerChoice = "auto") -> Power:
     """Find and read once."""
     return find(root, source).read()
 

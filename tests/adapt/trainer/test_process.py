@@ -372,10 +372,3 @@ def test_data_that_cannot_be_learned_from_is_refused(
     with TrainerProcess(start_message(model, tmp_path / "run", tmp_path / "bad.jsonl")) as trainer:
         refused = trainer.failure()
     assert refused.code == "data_refused" and why in refused.why
-
-
-def test_settings_that_cannot_be_are_refused(model: Path, data: Path, tmp_path: Path) -> None:
-    start = start_message(model, tmp_path / "run", data, r=0, epochs=0)
-    with TrainerProcess(start) as trainer:
-        refused = trainer.failure()
-    assert refused.code == "usage_error" and "r is 0; epochs is 0" in refused.why
