@@ -59,7 +59,7 @@ def _memory(options: TypeOptions) -> int:
         return parse_size(options.memory)
     except ValueError as error:
         hint = "say how much the board has: 4G"
-        raise UsageError(f"--memory is {options.memory}", str(error), hint) from error
+        raise UsageError(f"--memory is {options.memory!r}", str(error), hint) from error
 
 
 def _report(written: Written, options: TypeOptions, terminal: Terminal) -> None:
