@@ -26,10 +26,11 @@ demo: venv       ## two small models answer through the daemon; first run compil
 test: venv       ## every test
 	@$(BIN)/python -m pytest
 
-check: venv      ## ruff, mypy --strict, the direction of imports
+check: venv      ## ruff, mypy --strict, dead code, the direction of imports
 	@$(BIN)/ruff check $(CHECKED) $(SCRIPTS)
 	@$(BIN)/ruff format --check $(CHECKED) $(SCRIPTS)
 	@$(BIN)/mypy
+	@$(BIN)/vulture
 	@$(BIN)/python -m pytest tests/repo/test_imports.py tests/repo/test_rooms.py
 
 fix: venv        ## format, repair what ruff can, write docs/files.md and docs/cli.md anew

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.output_file import OutputFile
 from edge_agent.errors import ConversionError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -147,12 +146,3 @@ def pack_header(
     text += b" " * (-len(text) % 8)  # align the data
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {n: start + at for n, at in starts.items()}
-
-
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
-    """A small file of float32 arrays, whole or not at all. Raises OSError."""
-    head, starts = pack_header({n: ("F32", a.shape) for n, a in arrays.items()}, {"format": "pt"})
-    with OutputFile(path) as output:
-        output.write_at(0, head)
-        for name, array in arrays.items():
-            output.write_at(starts[name], np.ascontiguousarray(array, "<f4").tobytes())

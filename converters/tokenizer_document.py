@@ -22,7 +22,6 @@ class AddedToken(msgspec.Struct):
     id: int
     content: str
     special: bool = False
-    normalized: bool = True
 
 
 class Bpe(msgspec.Struct):

@@ -393,7 +393,6 @@ class RawDone(Struct, frozen=True, tag="raw_done"):
     id: int
     prefill_start_s: float
     prefill_end_s: float
-    decode_start_s: float
     decode_end_s: float
 
 

@@ -82,8 +82,6 @@ class FakeQuantizer:
         """`threads` None: as many as torch uses."""
         self._threads = threads or torch.get_num_threads()
         self._entries: dict[str, _Entry] = {}
-        self.n_refreshes = 0
-        """How often weights were quantized: once an optimizer step, if all goes well."""
 
     def add(self, name: str, module: Any, grid: Grid) -> None:
         """Take over the parameter `weight` of `module`, a float32 matrix."""
@@ -122,7 +120,6 @@ class FakeQuantizer:
         for entry, state in changed:
             _publish(entry)
             entry.state = state
-        self.n_refreshes += 1
 
 
 def _state(latent: Any) -> tuple[Any, ...]:

@@ -66,12 +66,6 @@ def type_plan(
     return {places[target].source: t for target, t in types.items() if target in places}
 
 
-def checkpoint_importance(directory: Path, imatrix: Mapping[str, F32]) -> dict[str, F32]:
-    """An imatrix under checkpoint names, for `attach`. Raises ConversionError."""
-    places = _placements(open_checkpoint(directory))
-    return {places[name].source: values for name, values in imatrix.items() if name in places}
-
-
 def attach(
     model: Any,
     plan: Mapping[str, str],

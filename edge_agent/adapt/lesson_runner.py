@@ -69,10 +69,6 @@ class LessonRunner:
         """The run under way or the last one of this process; state idle when there is none."""
         return {"state": "idle", "name": None} if self._run is None else self._run.as_json()
 
-    @property
-    def trainer_pid(self) -> int | None:
-        return self._trainer_control.pid
-
     async def plan(self, request: LessonRequest) -> Planned:
         """What a run would take; trains a few steps to know. Raises DataRefused and the rest."""
         start = await self._prepared(request, plan_only=True)

@@ -278,8 +278,6 @@ class Finished(Struct, frozen=True, tag="finished"):
     """Whose adapter was kept."""
     ended: str = "epochs"
     """Why it ended: epochs (all done), patience (validation stopped to fall), hours."""
-    was_finished: bool = False
-    """This run had finished before; nothing was computed now."""
 
 
 class Stopped(Struct, frozen=True, tag="stopped"):

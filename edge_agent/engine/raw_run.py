@@ -55,7 +55,7 @@ def raw_run(context: DecodeContext, n_vocab: int, run: RawRun) -> RawDone:
         decode_end_s = time.monotonic()
     finally:
         context.truncate(SLOT, 0)
-    return RawDone(run.id, prefill_start_s, prefill_end_s, prefill_end_s, decode_end_s)
+    return RawDone(run.id, prefill_start_s, prefill_end_s, decode_end_s)
 
 
 def _put(

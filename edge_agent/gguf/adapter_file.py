@@ -49,8 +49,6 @@ class AdapterInfo:
     file_bytes: int
     architecture: str
     lora_alpha: float
-    ranks: tuple[int, ...]
-    """Every r (rank) that occurs, ascending. An adapter trained here has one."""
     weights: tuple[str, ...]
     """Names of the base's tensors that the adapter changes, in file order."""
     n_params: int
@@ -74,7 +72,7 @@ def check_adapter(path: Path, base: GgufFile, base_sha256: str | None) -> Adapte
     not compared. Raises AdapterRefused, whose `why` says what is wrong with this file.
 
         info = check_adapter(Path("mine.gguf"), read_gguf(model_path), base_sha256=None)
-        info.ranks, info.layers    # (8,), (14, 15, 16, 17)
+        info.layers    # (14, 15, 16, 17)
     """
     try:
         with open_regular(path, follow_links=False) as stream:
@@ -120,7 +118,6 @@ def _info(stream: BinaryIO, path: Path, base: GgufFile, base_sha256: str | None)
         file_bytes=file_bytes,
         architecture=base.architecture,
         lora_alpha=alpha,
-        ranks=tuple(sorted({a.shape[1] for a, _ in pairs.values()})),
         weights=tuple(pairs),
         n_params=sum(tensor.n_elements for tensor in header.tensors),
         base_sha256=_text(header, BASE_SHA256_KEY),

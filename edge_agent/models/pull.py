@@ -47,7 +47,6 @@ from edge_agent.models.export_directory import model_in
 from edge_agent.regular_file import sha256_of
 from edge_agent.store.store import ModelRow
 
-CHUNK_BYTES = 1 << 20
 RESERVE_BYTES = 64 << 20
 """Bytes that a pull leaves free on the disk, so that the database can still be written."""
 REPORT_EVERY_S = 0.2

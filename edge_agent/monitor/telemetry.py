@@ -30,8 +30,6 @@ POINTS_A_ROW = 10
 ROWS_A_FLUSH = 6
 GAP_S = 3.0
 """A row does not reach over a longer silence of the sampler."""
-FRESH_S = 2.0
-"""Age up to which a point still speaks for a request too short to have one of its own."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,19 +64,6 @@ class Telemetry:
         since = self._unix() - seconds
         with self._lock:
             return [point for point in self._points if point.at > since]
-
-    def peak(self, start_unix: float, end_unix: float) -> Point | None:
-        """The points that cover a stretch as one: highest heat and memory, every alarm.
-
-        A point speaks for the second before it. The latest point stands in when the stretch was
-        too short or too recent to have one; None when that is older than FRESH_S.
-        """
-        with self._lock:
-            points = list(self._points)
-        covering = [point for point in points if start_unix < point.at < end_unix + point.span_s]
-        if not covering:
-            covering = [p for p in points if end_unix - FRESH_S <= p.at <= end_unix][-1:]
-        return merged(covering) if covering else None
 
     def close(self) -> None:
         """Hand everything to the store, the unfinished row too; later snapshots are ignored."""

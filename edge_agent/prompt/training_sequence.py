@@ -46,14 +46,6 @@ class Encoded:
     n_bytes: int = 0
 
 
-def encode_chat(prompts: PromptBuilder, messages: Sequence[Message]) -> Encoded:
-    """The last of `encode_turns`: all answers of the chat as a rule, the last one with Qwen 3.
-
-    Raises RequestError and TemplateError as `encode_turns` does.
-    """
-    return encode_turns(prompts, messages)[-1]
-
-
 def encode_turns(prompts: PromptBuilder, messages: Sequence[Message]) -> list[Encoded]:
     """The sequences of a chat, in which every answer is learned exactly once.
 

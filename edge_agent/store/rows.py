@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from edge_agent.errors import RequestError
-from edge_agent.records import Measured
 
 MAX_DOCUMENT_BYTES = 64 * 1024
 MAX_NAME_CHARACTERS = 200
@@ -201,31 +200,6 @@ class FeedbackRow:
     """The newest adapter that has learned it."""
     id: int | None = None
     """Given by the database."""
-
-
-def measured_columns(measured: Measured | None) -> dict[str, Any]:
-    """The keyword arguments of a GenerationRow that say what the sensors saw; {} without any."""
-    if measured is None:
-        return {}
-    energy = measured.energy
-    return {
-        "prefill_j": energy.prefill_j,
-        "decode_j": energy.decode_j,
-        "total_j": energy.total_j,
-        "marginal_j": energy.marginal_j,
-        "j_per_token": energy.j_per_token,
-        "mean_w": energy.mean_w,
-        "peak_w": energy.peak_w,
-        "idle_w": energy.idle_w,
-        "energy_samples": energy.n_samples,
-        "energy_rail": energy.rail,
-        "energy_source": energy.source,
-        "energy_shared": energy.shared,
-        "energy_reason": energy.reason,
-        "temperature_celsius": measured.temperature_celsius,
-        "memory_peak_bytes": measured.memory_peak_bytes,
-        "throttle": ",".join(measured.throttle),
-    }
 
 
 def without_texts(row: GenerationRow) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_the_text_part_of_a_multimodal_model_is_enough(tmp_path: Path) -> None:
     nested = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": config}
     config.pop("architectures")
     put_json(tmp_path / "hf/config.json", nested)
-    from converters.safetensors_file import write_arrays
+    from safetensors_writer import write_arrays
 
     renamed = {f"language_model.{name}": array for name, array in arrays.items()}
     renamed["vision_tower.vision_model.x.weight"] = np.ones((2, 2), np.float32)
@@ -263,7 +263,7 @@ def _cut(hf: Path) -> None:
 
 def _changed(name: str, change: Callable[[np.ndarray], np.ndarray | None]) -> Callable[..., None]:
     def damage(hf: Path) -> None:
-        from converters.safetensors_file import write_arrays
+        from safetensors_writer import write_arrays
 
         arrays = arrays_of(hf)
         changed = change(arrays.pop(name, np.ones((2, 2), np.float32)))

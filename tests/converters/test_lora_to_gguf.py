@@ -13,12 +13,12 @@ import pytest
 from convert_runner import convert
 from converted import edit, tensors_of, write
 from peft_adapter import PREFIX, WIDTHS, lora, write_peft
+from safetensors_writer import write_arrays
 from tiny_checkpoint import HEAD, HEADS, KV_HEADS, D, write_checkpoint
 
 from converters import gguf_to_hf
 from converters.divergence import Divergence, log_softmax
 from converters.logits import LlamaLogits
-from converters.safetensors_file import write_arrays
 from edge_agent.gguf.model_file import read_gguf
 
 

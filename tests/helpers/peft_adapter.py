@@ -8,9 +8,8 @@ from typing import Any
 import gguf
 import numpy as np
 from convert_runner import convert
+from safetensors_writer import write_arrays
 from tiny_checkpoint import HEAD, HEADS, KV_HEADS, D, F, put_json
-
-from converters.safetensors_file import write_arrays
 
 WIDTHS = {
     "self_attn.q_proj": (D, HEADS * HEAD), "self_attn.k_proj": (D, KV_HEADS * HEAD),

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors_writer import write_arrays
 from tiny_gguf import BYTE_TOKENS, CONTROL_TOKENS, SPM_SPECIAL, spm_vocabulary, vocabulary
 
 from converters.rows import stored_rows
-from converters.safetensors_file import map_file, read_header, write_arrays
+from converters.safetensors_file import map_file, read_header
 
 D, F, HEADS, KV_HEADS, HEAD, LAYERS = 64, 256, 4, 2, 16, 2
 Arrays = dict[str, np.ndarray]

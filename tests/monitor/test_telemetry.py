@@ -19,7 +19,7 @@ from edge_agent.store.rows import SampleRow
 if TYPE_CHECKING:
     pass
 from edge_agent.monitor.board_sampler import BoardSampler
-from edge_agent.monitor.sensors.readings import Alarms, Memory, Thermal
+from edge_agent.monitor.sensors.readings import Alarms
 from edge_agent.monitor.telemetry import KEEP_POINTS, Telemetry
 from edge_agent.store.store import Store
 
@@ -144,25 +144,6 @@ def test_a_row_does_not_reach_over_a_silence(rig: Rig) -> None:
     assert [(row.at - START, row.span_s) for row in rig.flushed[0]] == [(4.0, 4.0), (1010.0, 6.0)]
 
 
-def test_the_peak_of_a_request_covers_its_seconds_only(rig: Rig) -> None:
-    for celsius in (90.0, 50.0, 60.0, 55.0, 95.0):
-        alarm = Alarms((f"thermal:{celsius:.0f}",))
-        rss = {"worker": int(celsius)}
-        rig.second(thermal=Thermal({"CPU": celsius}), alarms=alarm, rss_anon_bytes=rss)
-    peak = rig.telemetry.peak(START + 1.2, START + 3.1)
-    assert peak is not None
-    assert (peak.celsius, peak.worker_rss_anon_bytes) == (60.0, 60)
-    assert peak.throttle == "thermal:50,thermal:55,thermal:60"
-
-
-def test_a_short_request_takes_the_latest_point(rig: Rig) -> None:
-    rig.second(memory=Memory(available_bytes=5))
-    peak = rig.telemetry.peak(START + 1.1, START + 1.4)
-    assert peak is not None and peak.mem_available_bytes == 5
-    assert rig.telemetry.peak(START + 50.0, START + 50.1) is None
-    assert Rig().telemetry.peak(START, START + 1.0) is None
-
-
 def test_a_disk_that_fails_is_logged_and_outlived(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,7 +163,6 @@ def test_readers_in_other_threads_see_whole_lists(rig: Rig) -> None:
             while not stop.is_set():
                 found = [point.at for point in rig.telemetry.points(1e9)]
                 assert found == sorted(found)
-                rig.telemetry.peak(START, START + 1e6)
         except BaseException as error:
             failures.append(error)
 

@@ -8,14 +8,11 @@ from typing import Any
 import pytest
 
 from edge_agent.errors import RequestError
-from edge_agent.records import Energy, Measured
 from edge_agent.store.rows import (
     MAX_DOCUMENT_BYTES,
     MERGED_BY,
-    GenerationRow,
     SampleRow,
     benchmark_row,
-    measured_columns,
     merged,
 )
 
@@ -43,16 +40,6 @@ def test_alarms_are_joined_once_each() -> None:
 def test_every_figure_has_a_rule() -> None:
     figures = set(SampleRow.__dataclass_fields__) - {"at", "span_s", "throttle"}
     assert set(MERGED_BY) == figures
-
-
-def test_what_the_sensors_saw_becomes_columns() -> None:
-    energy = Energy(total_j=3.0, n_samples=40, rail="VDD_IN", source="ina3221", shared=True)
-    measured = Measured(energy, 61.5, 10**8, ["over_current:VDD_IN", "thermal:CPU"])
-    row = GenerationRow(1.0, 2.0, "m", "api", **measured_columns(measured))
-    assert (row.total_j, row.energy_samples, row.energy_rail) == (3.0, 40, "VDD_IN")
-    assert (row.energy_shared, row.temperature_celsius) == (True, 61.5)
-    assert (row.memory_peak_bytes, row.throttle) == (10**8, "over_current:VDD_IN,thermal:CPU")
-    assert measured_columns(None) == {}
 
 
 @pytest.mark.parametrize(

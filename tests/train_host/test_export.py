@@ -91,7 +91,7 @@ def test_the_adapter_is_one_that_the_device_takes(exported: Path) -> None:
     info = check_adapter(
         exported / "lesson-lora.gguf", read_gguf(exported / "lesson-q4_k_m.gguf"), None
     )
-    assert info.ranks == (4,) and len(info.weights) == 14
+    assert len(info.weights) == 14
 
 
 def test_the_card_says_what_it_is_from_and_under_which_terms(exported: Path) -> None:

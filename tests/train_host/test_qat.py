@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from converters import gguf_to_hf, hf_to_gguf  # noqa: E402
+from converters.checkpoint import open_checkpoint  # noqa: E402
 from converters.gguf_output import write_model  # noqa: E402
 from converters.quantizer import How  # noqa: E402
 from edge_agent.errors import ConversionError, UsageError  # noqa: E402
@@ -109,7 +110,9 @@ def test_an_importance_matrix_must_be_the_same_in_training_and_export(
     imatrix = {name: rng.random(n, np.float32) + np.float32(0.01) for name, n in widths.items()}
     model = load(source)
     plan = qat.type_plan(source, "q4_k_m", imatrix)
-    qat.attach(model, plan, qat.checkpoint_importance(source, imatrix))
+    places = qat._placements(open_checkpoint(source))
+    importance = {places[name].source: v for name, v in imatrix.items() if name in places}
+    qat.attach(model, plan, importance)
     train(model)
     qat.write_latent(model, source, tmp_path / "latent")
     export(tmp_path / "latent", tmp_path / "with.gguf", "q4_k_m", imatrix)

@@ -115,7 +115,7 @@ class _Run:
         if not is_whole:
             return None
         path = str(self._directory.adapter)
-        return msgspec.structs.replace(found, adapter_path=path, was_finished=True)
+        return msgspec.structs.replace(found, adapter_path=path)
 
     def _prepared(self) -> tuple[PreparedData, Circumstances]:
         """The samples and what they are learned with; the same as at the beginning, or an error."""

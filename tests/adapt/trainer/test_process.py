@@ -297,11 +297,12 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
     assert "damaged" in (tmp_path / "cut/run/log.jsonl").read_text()
 
 
-def test_a_finished_run_says_so(undisturbed: Finished, model: Path, data: Path) -> None:
+def test_a_finished_run_is_not_run_again(undisturbed: Finished, model: Path, data: Path) -> None:
     run_dir = Path(undisturbed.adapter_path).parent
+    written_ns = Path(undisturbed.adapter_path).stat().st_mtime_ns
     again = train(start_message(model, run_dir, data, layers="auto", epochs=3, resume=True))
-    assert again.was_finished and not undisturbed.was_finished
     assert again.adapter_sha256 == undisturbed.adapter_sha256
+    assert Path(again.adapter_path).stat().st_mtime_ns == written_ns
     with TrainerProcess(start_message(model, run_dir, data, layers="auto", epochs=3)) as trainer:
         refused = trainer.failure()
     assert "holds a run already" in refused.what

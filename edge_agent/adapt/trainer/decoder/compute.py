@@ -73,18 +73,14 @@ class Scratch:
 class Compute:
     """The array module `xp` (NumPy, or one with its interface), a dtype, threads.
 
-    `flops` counts the floating point operations of all matrix products so far, two for each
-    multiply-add.
-
-        compute = Compute(n_threads=2)
-        out = compute.matmul(a, b, out=compute.empty(len(a), b.shape[1]))
+    compute = Compute(n_threads=2)
+    out = compute.matmul(a, b, out=compute.empty(len(a), b.shape[1]))
     """
 
     def __init__(self, n_threads: int = 1, dtype: Any = np.float32, xp: Any = np) -> None:
         self.xp = xp
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.n_threads = n_threads if xp is np else 1
-        self.flops = 0
         self._scratch = [Scratch(self) for _ in range(self.n_threads)]
         self._pool = ThreadPoolExecutor(self.n_threads - 1) if self.n_threads > 1 else None
 
@@ -105,7 +101,6 @@ class Compute:
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
         """Write a @ b to `out` and count its operations. Each of the three may be a slice of
         columns, because BLAS takes strides."""
-        self.flops += 2 * out.size * a.shape[-1]
         self.xp.matmul(a, b, out=out)
         return out
 

@@ -71,7 +71,6 @@ class LoraWeight:
         compute.matmul(x, self.a.T, out=down)
         up = compute.xp.ascontiguousarray(self.b.T)
         up *= self.scale
-        compute.flops += 2 * y.size * self.r
 
         def work(rows: slice, scratch: Scratch) -> None:
             part = y[rows]
@@ -97,7 +96,6 @@ class LoraWeight:
 
     def add_input_gradient(self, compute: Compute, d_down: Array, to: Array) -> None:
         """Add d_down A to `to` (T, n_in): the adapter's part of the gradient of x."""
-        compute.flops += 2 * to.size * self.r
 
         def work(rows: slice, scratch: Scratch) -> None:
             part = to[rows]
