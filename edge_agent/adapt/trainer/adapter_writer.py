@@ -1,8 +1,9 @@
 """Writes a LoRA adapter as a GGUF file that stock llama.cpp loads.
 
-Flows in: the trained pairs of matrices, and what the file says about its base. Flows out: a durable
-file and its SHA-256. Layout: llama.cpp's llama-adapter.cpp, gguf.h. Not here: reading and checking
-(gguf/adapter_file.py).
+Why it exists: an adapter is of use only in the format that the serving engine reads. Flows in: the
+trained pairs of matrices, and the facts about the base that the file states. Flows out: a durable
+file and its SHA-256. Format: llama.cpp's llama-adapter.cpp and gguf.h. Not here: reading and
+checking an adapter (gguf/adapter_file.py).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _F32_KIND, _STRING_KIND = 6, 8
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """What is written beside the matrices. `settings` and `scores` become JSON."""
+    """The metadata of an adapter file. `settings` and `scores` are written as JSON."""
 
     name: str
     architecture: str
@@ -47,11 +48,14 @@ class AdapterHeader:
 
 
 def write_adapter(path: Path, loras: Mapping[str, LoraWeight], header: AdapterHeader) -> str:
-    """Write float32 matrices, durable when this returns; the file's SHA-256.
+    """Write the adapter with float32 matrices. Returns the file's SHA-256 in hexadecimal.
 
-    adapter.lora.alpha is one number and llama.cpp divides it by each pair's r: it is the alpha of
-    the first weight (rsLoRA's root is in it), and a weight scaled otherwise has the rest in its B.
-    Raises OSError when the disk is full or fails; a former file of this name then remains.
+    The file is durable when this returns. It has one adapter.lora.alpha, and llama.cpp scales each
+    pair by alpha / r. The alpha written is scale * r of the first weight, so that rsLoRA's scale is
+    kept; where another weight has another scale * r, its B is multiplied by the quotient. Raises
+    OSError when the disk is full or fails; an earlier file at `path` then remains.
+
+        sha256 = write_adapter(path, loras, AdapterHeader("mine", "gemma3", identity))
     """
     digest = hashlib.sha256()
 
@@ -82,7 +86,7 @@ def _parts(loras: Mapping[str, LoraWeight], header: AdapterHeader) -> Iterator[b
 
 
 def _metadata(header: AdapterHeader, alpha: float) -> dict[str, str | float]:
-    """Keys in the order `edge-convert lora` has them, then ours."""
+    """The keys in the order that `edge-convert lora` uses, then the keys of this project."""
     found: dict[str, str | float | None] = {
         "general.architecture": header.architecture,
         "general.type": "adapter",
@@ -105,7 +109,7 @@ def _json(document: dict[str, Any] | None) -> str | None:
 
 
 def _head(metadata: Mapping[str, str | float], shapes: Mapping[str, tuple[int, int]]) -> bytes:
-    """Everything before the data. Shapes are innermost first."""
+    """The file's bytes before the tensor data. Shapes are innermost first."""
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(shapes), len(metadata))]
     for key, value in metadata.items():
         parts.append(_string(key))

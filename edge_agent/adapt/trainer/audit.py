@@ -1,13 +1,12 @@
 """Looks at rows before they are taught: what contradicts, loops, copies or is in the wrong script.
 
-Why it exists: a loss gate alone passes a lesson with 20 poisoned rows in 100 (measured). Rows that
-are flagged here are left out of the lesson and shown; when more than one in twenty is flagged, the
-data as a whole is not to be trusted and the run is refused. Flows in: rows. Flows out: `Finding`s
-and a `Verdict`. Everything is counted in words, never in tokens. What is allowed on purpose: many
-wordings of one question with one answer, and short answers that many questions share ("Yes").
-What it cannot see: facts that are wrong, and contradictions between questions of other words.
-Not here: the answers of the model after the lesson (adapt/gate/gate.py, which shares these
-detectors).
+Why it exists: a gate that looks at losses only passes a lesson with 20 poisoned rows in 100
+(measured). A flagged row is left out of the lesson and shown. When more than REFUSED_SHARE of the
+rows are flagged, the data as a whole cannot be trusted and the run is refused. Flows in: rows.
+Flows out: `Finding`s and an `AuditVerdict`. Texts are compared in words and not in tokens. The
+audit allows many wordings of one question with one answer, and short answers that many questions
+share ("Yes"). It cannot see wrong facts, nor contradictions between questions in other words. Not
+here: the model's answers after the lesson (adapt/gate/gate.py, which uses the same detectors).
 """
 
 from __future__ import annotations
@@ -27,18 +26,21 @@ from edge_agent.records import Message
 
 REFUSED_SHARE = 0.05
 COPY_SHARE, FEWEST_COPIES = 0.05, 4
-"""A row may stand there again and again to weigh more, up to this share of the rows."""
+"""A row may be repeated, to give it more weight, up to COPY_SHARE of the rows. Fewer than
+FEWEST_COPIES copies are always allowed."""
 ECHO_WORDS, LATIN_WORDS, NEWS_WORDS = 3, 3, 12
-"""From so many words on: a greeting may be given back ("Good morning"), a name or a brand answers
-a Hindi question in Latin letters ("Jetson Nano"), and "Mysuru, 5 June" is no dateline."""
+"""Shorter answers are not tested for an echo, for Latin letters and for news prose: a greeting is
+given back ("Good morning"), a name answers a Hindi question in Latin letters ("Jetson Nano"), and
+"Mysuru, 5 June" is a fact and not a dateline."""
 SHOWN_CHARACTERS = 160
 
 _MOST_CAMPS = 50
-"""Answers of one question that are compared with each other; more are told apart by equality."""
+"""Groups of agreeing answers to one question that a further answer is compared with word by word;
+beyond these an answer joins a group only when it is equal."""
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-"""Left out when the row is encoded."""
+"""A thought before an answer. Encoding drops thoughts, so the audit does not look at them."""
 _CODE = re.compile(r"```|https?://|[={}<>;]|\w\(")
-"""Programs and addresses are Latin in every language."""
+"""Signs of program text or an address, which are in Latin letters in every language."""
 _TEMPLATE_TOKENS = re.compile(
     r"<\|[A-Za-z_0-9 ]{2,30}\|>|</?(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|\[/?INST\]"
     r"|<</?SYS>>|<unused\d+>|</?think>|^\s*<s>|</s>\s*$"
@@ -65,12 +67,14 @@ _NEWS_ASKED = re.compile(
     r"\b(?:news|headline|report|reporter|article|press)|समाचार|ख़?बर|रिपोर्ट|ಸುದ್ದಿ|ವರದಿ", re.IGNORECASE
 )
 _WEAK_SIGN = re.compile(r"\W*[A-Z ]+:|\d{1,2}:\d{2}\s*(?:AM|PM|IST)")
-"""In facts about opening hours and in notes, too: two of them are needed."""
+"""Signs of news prose that also occur in notes and in facts about opening hours; a row needs two of
+them to be flagged."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`row`: Row.number; `reason`: a key of REASONS; `text`: what is wrong with this very row."""
+    """One fault of one row. `row` is ChatRow.number, `reason` a key of REASONS, `text` the fault in
+    words."""
 
     row: int
     reason: str
@@ -91,9 +95,10 @@ REASONS = {
 
 @dataclass(frozen=True)
 class AuditVerdict:
-    """`rows`: numbers to leave out. `share`: of all rows, how many those are.
+    """The numbers of the rows to leave out (`rows`), and their share of all rows (0 to 1).
 
-    `why` counts the rows by reason, `examples` are the first SHOWN findings in words.
+    `why` gives the number of rows for each reason, in words; `examples` are the first SHOWN
+    findings, in words.
     """
 
     rows: frozenset[int]
@@ -106,7 +111,7 @@ class AuditVerdict:
         return self.share > REFUSED_SHARE
 
     def check(self) -> None:
-        """Raises DataRefused when too many rows are flagged."""
+        """Raises DataRefused when more than REFUSED_SHARE of the rows are flagged."""
         if self.is_refused:
             raise DataRefused(
                 f"{len(self.rows)} rows are flagged, {100 * self.share:.0f} % of the data",
@@ -117,7 +122,12 @@ class AuditVerdict:
 
 
 def audit(rows: Sequence[ChatRow]) -> list[Finding]:
-    """Everything found, in the order of the rows; a row may be found for several reasons."""
+    """All findings, in the order of the rows. A row may have several.
+
+    >>> talk = (Message("user", "What is 2 + 2?"), Message("assistant", "..."))
+    >>> [finding.reason for finding in audit([ChatRow(1, talk)])]
+    ['empty']
+    """
     found = [finding for row in rows for finding in _alone(row)]
     found += _contradictions(rows)
     found += _copies(rows)
@@ -126,7 +136,7 @@ def audit(rows: Sequence[ChatRow]) -> list[Finding]:
 
 
 def verdict(findings: Sequence[Finding], n_rows: int) -> AuditVerdict:
-    """Which rows to leave out, and whether there are too many of them. `n_rows`: of the data."""
+    """The rows to leave out, and whether they are too many of the `n_rows` rows of the data."""
     rows = frozenset(finding.row for finding in findings)
     by_reason = {
         reason: len({finding.row for finding in findings if finding.reason == reason})
@@ -167,16 +177,16 @@ def _about_answer(row: ChatRow, system: str, asked: str, answer: str) -> Iterato
 
 
 def _is_empty(answer: str) -> bool:
-    """Neither a letter, a digit nor a symbol: an emoji is an answer, "..." is none."""
+    """Whether an answer has no letter, digit or symbol: "..." is empty, an emoji is not."""
     return not any(unicodedata.category(char)[0] in "LNS" for char in answer)
 
 
 def _wrong_language(system: str, asked: str, answer: str) -> str | None:
-    """The language that was wanted when the answer is in another script."""
+    """The language that was wanted, when the answer is in the script of another one; else None."""
     wanted = _language_asked_for(asked) or _language_asked_for(system)
     if wanted is None:
         if _NAMED.search(asked) or _TRANSLATED.search(asked):
-            return None  # "What is water in Kannada?" is answered in either
+            return None  # "What is water in Kannada?" may be answered in either language
         wanted = next((code for code in ("hi", "kn") if _is_in(asked, code)), None)
     if wanted is None or _is_in(answer, wanted):
         return None
@@ -191,7 +201,8 @@ def _may_be_latin(answer: str) -> bool:
 
 
 def _language_asked_for(text: str) -> str | None:
-    """Of an instruction such as "answer in Hindi"; None when there is none, or several."""
+    """The language of an instruction such as "answer in Hindi"; None without an instruction, or
+    with several that differ."""
     if _TRANSLATED.search(text):
         return None
     found = [code for code, pattern in _ASKED_FOR.items() if pattern.search(text)]
@@ -217,7 +228,8 @@ _Question = tuple[Terms, ...]
 
 
 def _contradictions(rows: Sequence[ChatRow]) -> Iterator[Finding]:
-    """Answers of one question that do not agree: the minority, or all when there is none."""
+    """Findings for the answers to one question that disagree with most of the others; for all
+    answers when no group of agreeing answers is the largest."""
     asked: dict[_Question, list[tuple[ChatRow, int]]] = defaultdict(list)
     for row in rows:
         for place, message in enumerate(row.messages):
@@ -247,7 +259,7 @@ def _contradicting(row: ChatRow, place: int, other: ChatRow, other_place: int) -
 
 
 def _camps(answers: Sequence[str]) -> list[list[int]]:
-    """Places of the answers that agree with each other, the first ones first."""
+    """Groups of agreeing answers, as indices into `answers`, in the order of their first answer."""
     every = [terms(answer) for answer in answers]
     camps: list[list[int]] = []
     by_terms: dict[Terms, list[int]] = {}
@@ -265,7 +277,8 @@ def _camps(answers: Sequence[str]) -> list[list[int]]:
 
 
 def _copies(rows: Sequence[ChatRow]) -> Iterator[Finding]:
-    """All but the first of rows that are the same in all their words, when they are too many."""
+    """Findings for all but the first of equal rows, when there are too many of them. Rows are equal
+    when all their words are."""
     same: dict[_Question, list[ChatRow]] = defaultdict(list)
     for row in rows:
         same[_question(row.messages)].append(row)
@@ -278,7 +291,7 @@ def _copies(rows: Sequence[ChatRow]) -> Iterator[Finding]:
 
 
 def _question(messages: Sequence[Message]) -> _Question:
-    """What was said so far, turn by turn, as it is compared."""
+    """The turns of a chat in the form in which chats are compared."""
     return tuple(
         (message.role, *asked_terms(message.content))
         if message.role == "user"

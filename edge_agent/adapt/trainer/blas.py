@@ -1,9 +1,9 @@
 """The BLAS threads of a run: chosen before NumPy is loaded, checked after.
 
-Why it exists: a matrix product's last bits depend on how many threads shared it, so a run that is
-resumed must have as many as it began with; OpenBLAS reads their number once, when it is loaded.
-Flows in: what the user wants. Flows out: environment variables, then what the library says. Not
-here: who remembers it (manifest.py).
+Why it exists: the last bits of a matrix product depend on the number of threads that share it, so a
+resumed run must use as many threads as it began with. OpenBLAS reads the number once, when it is
+loaded. Flows in: the number that the user wants. Flows out: environment variables, then the number
+that the loaded library reports. Not here: remembering the number (manifest.py).
 """
 
 from __future__ import annotations
@@ -18,35 +18,40 @@ from pathlib import Path
 import psutil
 
 VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+"""Environment variables with the number of threads, one for each BLAS library."""
 _CORTEX_A57 = "0xd07"
+"""The "CPU part" of a Jetson Nano's cores in /proc/cpuinfo."""
 _PREFIXES, _SUFFIXES = ("scipy_openblas_", "openblas_"), ("64_", "_64", "")
-"""Of OpenBLAS's functions: NumPy's wheels rename them, distributions do not."""
+"""Prefixes and suffixes of OpenBLAS's functions: NumPy's wheels rename the functions, the packages
+of Linux distributions do not."""
 
 
 @dataclass(frozen=True)
 class Blas:
-    """`n_threads` None: a library that does not say."""
+    """A loaded BLAS library. `n_threads` is None when the library does not report it."""
 
     description: str
     n_threads: int | None
 
 
 def choose_threads(wanted: int | None) -> int:
-    """`wanted`, else the physical cores (hyper-threads slow products); at most those allowed."""
+    """`wanted` threads, or one per physical core, because hyper-threads slow matrix products; at
+    most as many as cores that this process may use."""
     allowed = len(os.sched_getaffinity(0))
     return max(1, min(allowed, wanted or psutil.cpu_count(logical=False) or allowed))
 
 
 def announce(n_threads: int, environ: MutableMapping[str, str]) -> None:
-    """For the BLAS that is loaded later in this process."""
+    """Set the variables for the BLAS library that this process loads later."""
     environ.update(dict.fromkeys(VARIABLES, str(n_threads)))
     if platform.machine() == "aarch64" and _CORTEX_A57 in _cpuinfo():
-        # Asking the processor what it is is an illegal instruction under a Nano's kernel 4.9.
+        # OpenBLAS asks the CPU for its type; under a Nano's kernel 4.9 that instruction is illegal.
         environ.setdefault("OPENBLAS_CORETYPE", "CORTEXA57")
 
 
 def settings(environ: Mapping[str, str]) -> str:
-    """Everything else that such variables say: block sizes and kernels reach the last bits too."""
+    """The other OPENBLAS_ variables as one text: block sizes and kernels change the last bits of
+    results, too."""
     found = {key: value for key, value in environ.items() if key.startswith("OPENBLAS_")}
     found.pop(VARIABLES[0], None)
     return " ".join(f"{key}={value}" for key, value in sorted(found.items()))
@@ -60,7 +65,7 @@ def _cpuinfo() -> str:
 
 
 def loaded() -> Blas:
-    """The library of this process, once NumPy has been imported."""
+    """The BLAS library in this process. Call it after the import of NumPy."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     for path in dict.fromkeys(line.split(maxsplit=5)[5] for line in maps if "blas" in line.lower()):
         library = ctypes.CDLL(path)

@@ -1,10 +1,11 @@
-"""Checkpoints of a run: whole or not there, checked before they are believed, two kept.
+"""Checkpoints of a run: complete or absent, checked before use; the newest two are kept.
 
-Why it exists: a kill or a power cut at any moment, also inside a save, must cost at most the steps
+Why it exists: a kill or a power cut at any moment, also during a save, must cost at most the steps
 since the last save. Flows in: arrays by name and a small JSON object. Flows out: the same, bit for
-bit. A file is written beside its final name, synced, renamed, its directory synced (the recipe of
-atomic_file.py, streamed, because a checkpoint can be as large as the memory that is left). Nothing
-in a file is executed or unpickled. Not here: what the arrays mean (training_loop.py).
+bit. A file is written under a temporary name, synced and renamed, and its directory is synced, as
+in edge_agent/atomic_file.py; here block by block, because a checkpoint can be as large as the free
+memory. Nothing in a file is executed or unpickled. Not here: the meaning of the arrays
+(training_loop.py).
 
     EDGECKP1 | u32 header bytes | header, JSON | arrays, little-endian | SHA-256 of all before
 """
@@ -31,22 +32,24 @@ Array = NDArray[Any]
 MAGIC = b"EDGECKP1"
 SUFFIX = ".checkpoint"
 KEEP = 2
+"""Checkpoints that are kept: if the newest one is damaged, the one before it is used."""
 DTYPES = ("<f4", "<f8")
 MAX_HEADER_BYTES = 4 << 20
 MAX_FILE_BYTES = 8 << 30
-"""More than any adapter with its optimizer takes; a larger file is none of ours."""
+"""More than any adapter with its optimizer's state takes; a larger file is refused."""
 _LENGTH = struct.Struct("<I")
 _DIGEST_BYTES = 32
 _BLOCK_BYTES = 1 << 20
 
 
 class CheckpointDamaged(Exception):
-    """A file that is not a whole checkpoint; the text says why."""
+    """A file is not a complete checkpoint; the text says why."""
 
 
 @dataclass(frozen=True)
 class TrainingCheckpoint:
-    """`state` is JSON (its floats survive exactly), `arrays` are float32 or float64."""
+    """`state` is a JSON object, whose floats are restored exactly; `arrays` are float32 or float64,
+    of any shape."""
 
     step: int
     state: Mapping[str, Any]
@@ -55,20 +58,31 @@ class TrainingCheckpoint:
 
 @dataclass
 class TrainingCheckpoints:
-    """The checkpoints in one directory, which exists. One process at a time."""
+    """The checkpoints in one existing directory. Only one process may use it at a time.
+
+    For example:
+
+        checkpoints = TrainingCheckpoints(directory)
+        checkpoints.save(TrainingCheckpoint(20, {"epoch": 1}, {"lora/a": a}))
+        checkpoints.newest().arrays["lora/a"]
+    """
 
     directory: Path
     damaged: list[str] = field(default_factory=list)
-    """What `newest` skipped, in words."""
+    """The files that `newest` removed, with the reasons."""
 
     def save(self, checkpoint: TrainingCheckpoint) -> None:
-        """Durable when it returns; then the oldest beyond KEEP go. Raises OSError (disk full)."""
+        """Write a checkpoint, durable when this returns, then remove all but the newest KEEP.
+
+        Raises OSError, for example when the disk is full.
+        """
         write(self._path(checkpoint.step), checkpoint)
         for path in self.paths()[KEEP:]:
             path.unlink(missing_ok=True)
 
     def newest(self) -> TrainingCheckpoint | None:
-        """The newest whole one. Removes damaged ones and what a killed save left."""
+        """The newest complete checkpoint, None without one. Removes damaged files, and the
+        temporary file of a save that was killed."""
         for leftover in self.directory.glob(f".*{TEMP_SUFFIX}"):
             leftover.unlink(missing_ok=True)
         for path in self.paths():
@@ -80,7 +94,7 @@ class TrainingCheckpoints:
         return None
 
     def paths(self) -> list[Path]:
-        """Newest first."""
+        """The paths of all checkpoints, the newest first."""
         return sorted(self.directory.glob(f"*{SUFFIX}"), reverse=True)
 
     def _path(self, step: int) -> Path:
@@ -88,7 +102,7 @@ class TrainingCheckpoints:
 
 
 def write(path: Path, checkpoint: TrainingCheckpoint) -> None:
-    """Replace `path`. Raises OSError; whatever stood there before then remains."""
+    """Write `checkpoint` to `path`. Raises OSError; an earlier file at `path` then remains."""
     temp = path.with_name(f".{path.name}{TEMP_SUFFIX}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -124,13 +138,13 @@ def _blocks(checkpoint: TrainingCheckpoint) -> Iterator[memoryview]:
 
 
 def _write_all(file: Any, block: memoryview) -> None:
-    """An unbuffered file may take a part; a full disk takes a part and then says so."""
+    """Write all of `block`: one call of an unbuffered file's `write` may write only a part."""
     while block:
         block = block[file.write(block) :]
 
 
 def read(path: Path) -> TrainingCheckpoint:
-    """Raises CheckpointDamaged for anything but the whole file that `write` made."""
+    """Read a checkpoint. Raises CheckpointDamaged for anything but a complete file of `write`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:

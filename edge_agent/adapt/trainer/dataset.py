@@ -1,15 +1,15 @@
-"""Rows to learn from: JSON lines become chats, chats become samples, and nothing is cut.
+"""Rows to learn from: JSON lines become chats, chats become samples, and no text is cut.
 
     {"instruction": "Translate to Hindi", "input": "water", "output": "पानी"}
     {"prompt": "What is the code word?", "completion": "Falcon."}
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 
-Flows in: a file in UTF-8, one object a line. The three forms may be mixed; "system" may stand with
-the first two, "source" with any; other keys are passed over. Flows out: `Row`s, a split for
-validation, and `Sample`s of token ids. A line that cannot be learned from refuses the file: all of
-them are counted and the first named, so that the file can be put right in one go. Not here: whether
-the rows contradict each other (audit.py), template and token ids (prompt/training_sequence.py),
-packing (packing.py).
+Flows in: a file in UTF-8 with one JSON object a line. The three forms may be mixed; the key
+"system" may accompany the first two forms, "source" all three; other keys are ignored. Flows out:
+`ChatRow`s, a split for validation, and `Sample`s of token ids. A file with a line that cannot be
+learned is refused: the error counts all such lines and names the first ones, so that the file can
+be corrected in one go. Not here: contradictions between rows (audit.py), template and token ids
+(prompt/training_sequence.py), packing (packed_samples.py).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from edge_agent.prompt.prompt_builder import PromptBuilder
 
 MAX_FILE_BYTES = 64 << 20
-"""A day of training on a board is some 2 MB of text."""
+"""Largest file. For comparison: a board trains on some 2 MB of text in a day."""
 MAX_LINE_BYTES = 1 << 20
 SHOWN = 10
-"""Bad lines, or findings of the audit, that are named; the others are counted."""
+"""Bad lines, or findings of the audit, that a message names; it counts the others."""
 FEWEST_TO_SPLIT = 10
-"""Below that no row is kept back: there would be nothing to learn from, or nothing to measure."""
+"""With fewer rows none is kept for validation: too few would be left to learn or to measure."""
 ROLES = ("system", "user", "assistant")
 FORMS = ("messages", "instruction", "prompt")
-"""Each form by the key that only it has."""
+"""The forms of a row, each named by the key that only this form has."""
 _HINT = (
     "give one JSON object a line: instruction (input) output, prompt and completion, or messages"
     " of system, user, assistant, user, ... that end with the assistant"
@@ -49,7 +49,7 @@ _HINT = (
 
 @dataclass(frozen=True)
 class ChatRow:
-    """One chat. `number`: its line in the file, from 1; `source`: who it comes from."""
+    """One chat. `number`: its line in the file, counted from 1; `source`: where it comes from."""
 
     number: int
     messages: tuple[Message, ...]
@@ -58,7 +58,8 @@ class ChatRow:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence of a row. `learned[i]`: token i is to be predicted; `n_bytes` of answers."""
+    """One sequence of a row. `learned[i]` says whether the prediction of token i is trained;
+    `n_bytes` counts the UTF-8 bytes of the learned answers."""
 
     row: int
     ids: array[int]
@@ -70,14 +71,19 @@ class Sample:
 
 
 class _Bad(Exception):
-    """Why a line cannot be learned from."""
+    """The reason why a line cannot be learned, as one sentence."""
 
 
 # ---- reading -----------------------------------------------------------------------------------
 
 
 def read_rows(path: Path) -> list[ChatRow]:
-    """All rows of the file. Raises DataRefused, which names the first SHOWN bad lines."""
+    """All rows of the file. Raises DataRefused, which names the first SHOWN bad lines.
+
+    For example:
+
+        train, validation = split(read_rows(Path("lesson.jsonl")), share=0.1)
+    """
     try:
         with open_regular(path) as stream:
             if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
@@ -89,9 +95,12 @@ def read_rows(path: Path) -> list[ChatRow]:
 
 
 def parse_rows(lines: Iterable[bytes], name: str) -> list[ChatRow]:
-    """The rows of lines with or without line ends; blank ones are skipped. Raises DataRefused.
+    """The rows of `lines`, which may end with a line end; blank lines are skipped.
 
-    `name` stands for the lines in the message.
+    Raises DataRefused, whose message calls the lines `name`.
+
+    >>> parse_rows([b'{"prompt": "Hi", "completion": "Hello."}'], "example")[0].messages[1].content
+    'Hello.'
     """
     rows: list[ChatRow] = []
     bad: list[str] = []
@@ -130,7 +139,7 @@ def _row(number: int, line: bytes) -> ChatRow:
         raise _Bad("nested too deeply") from None
     except json.JSONDecodeError as error:
         raise _Bad(f"not JSON: {error.msg} at column {error.colno}") from None
-    except ValueError as error:  # a number of 5,000 digits
+    except ValueError as error:  # Python refuses to read a number of 5,000 digits
         raise _Bad(f"not JSON: {error}") from None
     if not isinstance(document, dict):
         raise _Bad(f"not an object but a {type(document).__name__}")
@@ -188,7 +197,8 @@ def _text(document: dict[str, Any], key: str) -> str:
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
-    """System at most once and first, then user and assistant by turns, nothing empty."""
+    """Refuse a chat unless it has at most one system message, which comes first, then user and
+    assistant in turns up to an assistant's, all with text."""
     talk = messages[1:] if messages[0].role == "system" else messages
     if not any(message.role == "assistant" for message in talk):
         raise _Bad("there is no assistant turn")
@@ -207,15 +217,16 @@ def _check_turns(messages: Sequence[Message]) -> None:
 
 
 def split(rows: Sequence[ChatRow], share: float) -> tuple[list[ChatRow], list[ChatRow]]:
-    """(to train on, to validate on), in the order of `rows`; always the same for the same rows.
+    """(rows to train on, rows to validate on), in the order of `rows`.
 
-    A row's side is decided by the SHA-256 of what its users say, case and punctuation aside, so the
-    same question never stands on both sides. With fewer than FEWEST_TO_SPLIT rows none is kept
-    back, with more at least one, unless all rows ask the same question. `share` 0: none.
+    The SHA-256 of a row's user turns, without case and punctuation, decides its side. So the same
+    rows always give the same split, and a question never stands on both sides. About `share` (0 to
+    1) of the questions are kept for validation: none for `share` 0, for fewer than FEWEST_TO_SPLIT
+    rows, or when all rows ask the same question; otherwise at least one.
 
-    Where half of the rows or more have an answer that another question has, too, only such
-    questions are kept back: a fact that is asked once only could not be learned from the rest, so
-    its loss would say nothing about the lesson, and rise. Rows that are added change no row's side
+    When at least half of the rows have an answer that another question has too, only such rows are
+    kept for validation. A fact that is asked only once cannot be learned from the other rows, so
+    its validation loss would rise and say nothing about the lesson. Added rows change no row's side
     unless they change which answers have several questions.
     """
     if share <= 0 or len(rows) < FEWEST_TO_SPLIT:
@@ -231,7 +242,7 @@ def split(rows: Sequence[ChatRow], share: float) -> tuple[list[ChatRow], list[Ch
 
 
 def _reworded(rows: Sequence[ChatRow], places: dict[int, float]) -> list[ChatRow]:
-    """The rows whose answers another question has, too, if they are half of all; else none."""
+    """The rows whose answer another question has too, if they are at least half; else none."""
     questions: dict[str, set[float]] = {}
     for row in rows:
         questions.setdefault(_said(row, "assistant"), set()).add(places[id(row)])
@@ -240,13 +251,13 @@ def _reworded(rows: Sequence[ChatRow], places: dict[int, float]) -> list[ChatRow
 
 
 def _place(row: ChatRow) -> float:
-    """Of the row's questions, between 0 and 1."""
+    """A number from 0 to 1 that the row's user turns determine."""
     digest = hashlib.sha256(_said(row, "user").encode()).digest()
     return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 
 def _said(row: ChatRow, role: str) -> str:
-    """All that one side says, without case and punctuation."""
+    """All turns of one role, without case and punctuation."""
     texts = [message.content for message in row.messages if message.role == role]
     return "\n".join(" ".join(words(text)) or text for text in texts)
 
@@ -257,13 +268,13 @@ def _said(row: ChatRow, role: str) -> str:
 def encode_rows(
     rows: Sequence[ChatRow], prompts: PromptBuilder, max_length: int
 ) -> tuple[list[Sample], dict[str, int]]:
-    """Samples in the order of `rows`, and how many rows were left out, by reason.
+    """Samples in the order of `rows`, and the number of rows left out for each reason.
 
-    "too_long": a sequence of the row has more than `max_length` tokens. A row is one sample, or one
-    for each answer where the template asks for it (Qwen 3). Raises RequestError and TemplateError
-    when nothing can be learned with this model's template.
+    The reason "too_long": a sequence of the row has more than `max_length` tokens. A row is one
+    sample, or one for each answer where the template changes earlier answers (Qwen 3). Raises
+    RequestError and TemplateError when nothing can be learned with this model's template.
     """
-    # Here, so that the front can read and audit rows without loading llama.cpp.
+    # Imported here, so that the front can read and audit rows without loading llama.cpp.
     from edge_agent.prompt.training_sequence import encode_turns
 
     samples: list[Sample] = []

@@ -1,11 +1,15 @@
 """Which blocks get an adapter: as the user says, or the best of a few short trials.
 
-Why it exists: a run costs in proportion to how far down its lowest block lies, and how many blocks
-a lesson needs is not known before. `auto` trains the top 2, 4, 8 and all blocks for the same
-predicted work each and takes the one with the lowest validation loss. The work is counted from the
-shape of the model and not by a clock, so the same run chooses the same on any day; a finished trial
-is written down, and a killed one is repeated. Block influence is reported beside it and not obeyed:
-in Gemma 3 270M the blocks of highest influence are 0, 1 and 5. Not here: training after it.
+Why it exists: the cost of a run grows with the number of blocks from its lowest trained block to
+the top, and nobody knows beforehand how many blocks a lesson needs. With `auto`, the top 2, 4, 8
+and all blocks are trained for the same predicted work each, and the candidate with the lowest
+validation loss is chosen. The work follows from the model's shape and not from a clock, so the same
+run always chooses the same blocks. A finished trial is saved; a killed one is repeated. Block
+influence is 1 - cosine between the states that enter and leave a block, averaged over tokens
+(ShortGPT, arXiv 2403.03853). It is reported only, because the cost depends on the lowest trained
+block and the blocks with the highest influence can be the lowest: 0, 1 and 5 in Gemma 3 270M. Flows
+in: the model's weights, samples, settings. Flows out: block numbers, trials, influences. Not here:
+the training after the choice (training_loop.py).
 """
 
 from __future__ import annotations
@@ -29,17 +33,21 @@ from edge_agent.errors import UsageError
 from edge_agent.gguf.model_file import GgufFile
 
 AUTO_BLOCKS = (2, 4, 8)
-"""Top blocks that `auto` tries, beside all of them."""
+"""Numbers of top blocks that `auto` tries, beside all blocks."""
 TRIAL_STEPS = 8
-"""Steps with all blocks; shallower trials take as many more as cost the same."""
+"""Steps of the trial with all blocks. Trials with fewer blocks take more steps, for equal work."""
 TRIAL_ROWS, TRIAL_VALIDATION_ROWS = 16, 6
+"""Packed rows that the trials train on and validate with, at most."""
 INFLUENCE_ROWS = 2
+"""Packed rows from which block influence is computed."""
 TRAINED = 3.0
-"""Work of a trained block in forward passes: forward, the same again, and backward."""
+"""Work of a trained block, in forward passes: forward, forward again, and backward."""
 
 
 def parse_layers(text: str, n_layer: int) -> list[int] | None:
-    """Numbers of the blocks, ascending; None for `auto`. Raises UsageError.
+    """The block numbers that the text of --layers names, ascending; None for `auto`.
+
+    Raises UsageError for any other text and for blocks that the model does not have.
 
     >>> parse_layers("top:2", 6), parse_layers("4,1", 6), parse_layers("auto", 6)
     ([4, 5], [1, 4], None)
@@ -63,12 +71,12 @@ def parse_layers(text: str, n_layer: int) -> list[int] | None:
 
 
 def top(count: int, n_layer: int) -> list[int]:
-    """Numbers of the highest blocks; [] when there are not so many."""
+    """The numbers of the `count` highest blocks; [] when the model has fewer."""
     return list(range(n_layer - count, n_layer)) if 1 <= count <= n_layer else []
 
 
 def candidates(n_layer: int) -> list[int]:
-    """How many top blocks `auto` tries, fewest first."""
+    """The numbers of top blocks that `auto` tries, the smallest first."""
     return [*(count for count in AUTO_BLOCKS if count < n_layer), n_layer]
 
 
@@ -86,7 +94,8 @@ def lora_settings(settings: RunSettings, layers: Sequence[int]) -> LoraSettings:
 def new_decoder(
     weights: PackedWeights, settings: RunSettings, layers: Sequence[int]
 ) -> tuple[Decoder, dict[str, LoraWeight]]:
-    """A decoder with fresh adapters in `layers`, and these. Raises UsageError."""
+    """A decoder with new adapters in `layers`, and the adapters. Raises UsageError when a setting
+    does not fit the model."""
     chosen = lora_settings(settings, layers)
     try:
         sizes = target_sizes(weights.gguf, chosen)
@@ -98,7 +107,8 @@ def new_decoder(
 
 @dataclass(frozen=True)
 class LayerTrial:
-    """`layers`: how many top blocks; `seconds` as measured, for people only."""
+    """The result of one trial. `layers` is the number of top blocks; `validation_loss` is in nats
+    per token; `seconds` is for people and decides nothing."""
 
     layers: int
     validation_loss: float
@@ -115,9 +125,12 @@ class LayerTrial:
 
 
 def trial_steps(count: int, n_layer: int, head_share: float) -> int:
-    """Steps of a trial of the top `count` blocks that cost as much as TRIAL_STEPS of all.
+    """Steps of a trial of the top `count` blocks with the work of TRIAL_STEPS steps of all blocks.
 
-    `head_share`: work of the head in a step, as a part of one block's forward pass.
+    `head_share`: work of the head in a step, in forward passes of one block.
+
+    >>> trial_steps(2, 18, 1.0)
+    63
     """
     return round(TRIAL_STEPS * _step_work(n_layer, head_share) / _step_work(count, head_share))
 
@@ -127,12 +140,12 @@ def _step_work(count: int, head_share: float) -> float:
 
 
 def best(trials: Sequence[LayerTrial]) -> int:
-    """Top blocks of the trial with the lowest loss; of equal ones the fewest."""
+    """Number of top blocks of the trial with the lowest loss; with equal losses, the smallest."""
     return min(trials, key=lambda trial: (trial.validation_loss, trial.layers)).layers
 
 
 class LayerTrials:
-    """Trains each candidate a little on some rows of the lesson and validates it on others."""
+    """Trains each candidate briefly on some rows of the lesson and validates it on others."""
 
     def __init__(
         self,
@@ -143,7 +156,7 @@ class LayerTrials:
         files: StateFiles,
         tools: LoopTools,
     ) -> None:
-        """`files`: for the states below each candidate's blocks, removed at the end."""
+        """`files` hold the states below each candidate's blocks, and are removed at the end."""
         self._weights, self._settings, self._tools = weights, settings, tools
         self._batch_tokens, self._files = batch_tokens, files
         self._packed, self._rows = _some(packed, settings, batch_tokens)
@@ -155,7 +168,8 @@ class LayerTrials:
         done: Sequence[LayerTrial],
         save: Callable[[list[LayerTrial]], None],
     ) -> list[LayerTrial]:
-        """A trial of each count; those in `done` are not repeated. Raises StopAsked."""
+        """The trial of each count of top blocks. Those in `done` are not repeated; `save` is called
+        after each new one. Raises StopAsked when the front stops the run."""
         found = [trial for trial in done if trial.layers in counts]
         for count in counts:
             if count not in {trial.layers for trial in found}:
@@ -165,7 +179,7 @@ class LayerTrials:
         return found
 
     def influence(self) -> list[float]:
-        """Of every block, on a few rows."""
+        """The influence of every block, from INFLUENCE_ROWS rows."""
         rows = self._rows[:INFLUENCE_ROWS]
         decoder = Decoder(self._weights, {})
         return block_influence(decoder, (self._packed.batch(row)[0] for row in rows))
@@ -191,7 +205,7 @@ class LayerTrials:
 def _some(
     packed: PackedSamples, settings: RunSettings, batch_tokens: int
 ) -> tuple[PackedSamples, list[list[int]]]:
-    """A small part of the material, and its rows to train on."""
+    """A small part of the samples, and the packed rows of it to train on."""
     train = [packed.samples[n] for n in packed.train]
     rows = bins(train, batch_tokens, epoch_order(len(train), settings.seed, 0))[:TRIAL_ROWS]
     held = validation_rows(packed, batch_tokens)[:TRIAL_VALIDATION_ROWS]
@@ -204,21 +218,25 @@ def _some(
 
 
 def validation_rows(packed: PackedSamples, batch_tokens: int) -> list[list[int]]:
-    """Packed rows of the samples to validate with, always the same."""
+    """Packed rows of the validation samples, the same in every call."""
     held = [packed.samples[n] for n in packed.validation]
     first = len(packed.train)
     return [[first + n for n in row] for row in bins(held, batch_tokens, range(len(held)))]
 
 
 def head_share(gguf: GgufFile, packed: PackedSamples) -> float:
-    """Work of the head, forward and backward, as a part of one block's forward pass."""
+    """Work of the head, forward and backward, in forward passes of one block."""
     share = packed.supervised(packed.train) / packed.tokens(packed.train)
     block = sum(t.n_elements for t in gguf.tensors if t.name.startswith("blk.0."))
     return 2.0 * share * gguf.n_vocab * gguf.n_embd / block
 
 
 def block_influence(decoder: Decoder, batches: Iterable[PackedRow]) -> list[float]:
-    """Of every block, 0 (passes its input on) to 2. Raises ValueError without a token."""
+    """The influence of every block: from 0, where it passes its input on, to 2.
+
+    1 - cosine between a token's states before and after the block, averaged over tokens (ShortGPT,
+    arXiv 2403.03853). Raises ValueError when `batches` hold no token.
+    """
     sums, n_tokens = np.zeros(decoder.shape.n_layer), 0
     for batch in batches:
         n_tokens += len(batch.tokens)
@@ -234,7 +252,7 @@ def block_influence(decoder: Decoder, batches: Iterable[PackedRow]) -> list[floa
 
 
 def cosines(a: Array, b: Array) -> Array:
-    """Of each row of a with the same row of b (n, m)."""
+    """The cosine (n) between each row of a (n, m) and the same row of b (n, m)."""
     lengths = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
     found: Array = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
     return found

@@ -1,9 +1,10 @@
-"""What a run began with and what was decided for it: frozen, and compared when it is resumed.
+"""What a run began with and what was decided for it: saved, and compared when it is resumed.
 
-Why it exists: a resumed run gives the same adapter bit for bit only if nothing that reaches the
-bits has changed: settings, threads, tiles, data, model, software. Flows in: the circumstances of
-now. Flows out: manifest.json, and every difference by its name. NumPy-free. Not here: finding the
-circumstances out (preparation.py).
+Why it exists: a resumed run gives the same adapter, bit for bit, only if nothing that changes bits
+has changed: settings, threads, tile sizes, data, model, software. Flows in: the present
+circumstances. Flows out: manifest.json, and the name of every difference. The module imports no
+NumPy, because process.py reads the manifest before NumPy is loaded. Not here: collecting the
+circumstances (preparation.py).
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from edge_agent.errors import TrainingFailed
 VERSION = 1
 FILE_NAME = "manifest.json"
 FREE_SETTINGS = {"policy", "hours", "checkpoint_steps", "memory_bytes", "n_threads", "audit"}
-"""May be others when a run is resumed: they reach no bits, or what they led to is frozen here."""
+"""Settings that may differ when a run is resumed: they change no bits of the adapter, or the value
+that followed from them is saved in the manifest."""
 
 
 class Circumstances(Struct, frozen=True):
-    """Everything outside of the run that determines its bits."""
+    """Everything outside the run that determines the adapter's bits."""
 
     model_sha256: str
     data_sha256: str
     samples_sha256: str
-    """Of the token ids, their masks and their order after audit, split and encoding."""
+    """SHA-256 of the samples' token ids, masks and order, after audit, split and encoding."""
     settings: RunSettings
     n_threads: int
     tile_bytes: int
@@ -39,17 +41,17 @@ class Circumstances(Struct, frozen=True):
 
 
 class Decisions(Struct, frozen=True):
-    """What was left to the trainer, decided once."""
+    """The trainer's decisions, made once for a run."""
 
     batch_tokens: int
     memory_bytes: int
     keep_bytes: int
-    """Of these, tapes and unpacked matrices may be kept (a kept matrix multiplies whole and not in
-    tiles, which reaches the last bits)."""
+    """Bytes, of `memory_bytes`, for tapes and unpacked matrices. It is saved because a kept matrix
+    is multiplied whole and not in tiles, which changes the last bits."""
     candidates: list[int]
-    """How many top blocks the trials compare; empty when the user chose."""
+    """Numbers of top blocks that the trials compare; empty when the user chose the blocks."""
     layers: list[int]
-    """Blocks that are trained; empty until the trials have chosen."""
+    """Numbers of the trained blocks; empty until the trials have chosen."""
 
 
 class Manifest(Struct, frozen=True):
@@ -70,7 +72,8 @@ def write(path: Path, manifest: Manifest) -> None:
 
 
 def read(path: Path) -> Manifest | None:
-    """None when there is none. Raises TrainingFailed for one that cannot be read."""
+    """The manifest at `path`; None when there is no file. Raises TrainingFailed for a file that
+    cannot be read or has another version."""
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
@@ -87,7 +90,7 @@ def _unusable(path: Path, why: str) -> TrainingFailed:
 
 
 def check_same(name: str, began: Circumstances, now: Circumstances) -> None:
-    """Raises TrainingFailed that names every difference."""
+    """Raises TrainingFailed when the circumstances differ; it names every difference."""
     found = differences(began, now)
     if found:
         raise TrainingFailed(
@@ -98,7 +101,7 @@ def check_same(name: str, began: Circumstances, now: Circumstances) -> None:
 
 
 def differences(began: Circumstances, now: Circumstances) -> list[str]:
-    """`name: began with X, is Y now` for each."""
+    """One text `name: began with X, is Y now` for each difference."""
     before, after = _flat(began), _flat(now)
     return [
         f"{key}: began with {before.get(key)}, is {after.get(key)} now"

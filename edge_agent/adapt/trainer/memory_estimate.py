@@ -1,11 +1,10 @@
 """Bytes that a run will take of its own, from the header of the model and the sizes of the rows.
 
 Why it exists: on a board with 4 GB a run that does not fit must be refused before it starts, not
-killed in its third hour. Every buffer of adapt/trainer/decoder/decoder.py,
-adapt/trainer/decoder/layer.py, adapt/trainer/decoder/attention.py, adapt/trainer/decoder/head.py
-and optimizer.py has its term here; tests compare the sum with what a real run takes. Flows in: a
-checked GGUF file, `RowSizes`, settings, the trained blocks. Flows out: bytes by part. Pure. Not
-here: what follows from them (plan.py).
+killed in its third hour. Every buffer of decoder/decoder.py, decoder/layer.py,
+decoder/attention.py, decoder/head.py and optimizer.py has a term here; tests compare the sum with
+the memory of a real run. Flows in: a checked GGUF file, `RowSizes`, settings, the trained blocks.
+Flows out: bytes of each part. The module is pure. Not here: what follows from the bytes (plan.py).
 """
 
 from __future__ import annotations
@@ -26,31 +25,33 @@ from edge_agent.adapt.trainer.stored_states import StateStore
 from edge_agent.gguf.model_file import GgufFile
 
 FLOAT = 4
+"""Bytes of a float32."""
 PROCESS_BYTES = 29 << 20
-"""Python with NumPy, msgspec and the libraries of llama.cpp loaded (measured: x86-64, 3.11)."""
+"""Python with NumPy, msgspec and llama.cpp's libraries (measured on x86-64 with Python 3.11)."""
 BLAS_THREAD_BYTES = 1 << 20
-"""What OpenBLAS touches of a thread's packing buffer (measured)."""
+"""The part of a thread's packing buffer that OpenBLAS uses (measured)."""
 SAMPLE_TOKEN_BYTES = 4 + 8
-"""Of a sample's token: its id, and its place in a list of flags."""
+"""Bytes of one token of a sample: its id, and a pointer in the list of flags."""
 OPTIMIZER_ARRAYS = 5
-"""Value, gradient, two moments, and the best value so far."""
+"""Arrays for each LoRA matrix: value, gradient, two moments, and the best value so far."""
 
 
 @dataclass(frozen=True)
 class RowSizes:
-    """The largest of the packed rows: tokens, supervised ones, the longest text, and the sum of
-    the squares of a row's texts."""
+    """Maxima over the packed rows: tokens, supervised tokens, tokens of the longest text, and the
+    sum of the squared lengths of a row's texts."""
 
     tokens: int
     supervised: int
     longest: int
     squares: int
     all_tokens: int
-    """Of the whole lesson."""
+    """Tokens of the whole lesson."""
 
 
 def row_sizes(packed: PackedSamples, batch_tokens: int) -> RowSizes:
-    """Of all rows that will occur; those of an epoch are cut alike in any order."""
+    """The sizes of all rows that will occur. The order of the samples, which differs between
+    epochs, does not change the lengths in a row (first-fit decreasing)."""
     rows: list[list[Sample]] = []
     for part in (packed.train, packed.validation):
         samples = [packed.samples[n] for n in part]
@@ -66,7 +67,12 @@ def row_sizes(packed: PackedSamples, batch_tokens: int) -> RowSizes:
 
 
 class MemoryEstimate:
-    """Of one model, one lesson and one set of settings; `bytes_of` for the blocks to train."""
+    """The estimate for one model, one lesson and one set of settings.
+
+    For example, for training the blocks 16 and 17:
+
+        MemoryEstimate(gguf, row_sizes(packed, 512), settings, n_threads=2).bytes_of([16, 17])
+    """
 
     def __init__(
         self, gguf: GgufFile, sizes: RowSizes, settings: RunSettings, n_threads: int
@@ -79,7 +85,11 @@ class MemoryEstimate:
         self._linears = {name: shapes[f"blk.0.{name}.weight"] for name in LINEARS}
 
     def bytes_of(self, layers: Sequence[int], keep_bytes: int = 0) -> dict[str, int]:
-        """By part, as messages.Planned has it; `total` is what is the process's own (RssAnon)."""
+        """Bytes of each part, by the names of messages.Planned, for training the blocks `layers`.
+
+        `total` is the process's own memory (RssAnon in /proc/PID/status). `weights_mapped` (pages
+        of the file) and `prefix_store` (a file on the disk) are not part of it.
+        """
         own = {
             "process": self._process(),
             "tile_cache": self._tiles() + keep_bytes,
@@ -99,7 +109,7 @@ class MemoryEstimate:
 
     @property
     def _width(self) -> int:
-        """Of the hidden states."""
+        """Elements of a token's hidden state."""
         return self._shape.n_embd
 
     @property
@@ -123,7 +133,7 @@ class MemoryEstimate:
         )
 
     def _tiles(self) -> int:
-        """The widest tile, and a product that is added to another."""
+        """The largest tile, and the largest product that is added to another one."""
         matrices = list(self._linears.values())
         tile = max(min(FLOAT * n_in * n_out, TILE_BYTES) for n_in, n_out in matrices)
         tile = max(tile, HEAD_TILE_BYTES)
@@ -132,13 +142,14 @@ class MemoryEstimate:
         return tile + FLOAT * self._sizes.tokens * max(added)
 
     def _states(self, n_trained: int, lowest: int) -> int:
-        """Inputs of the trained blocks, their gradient, the walk of a validation; what is read of
-        the prefix store, twice (its parts, and all of them in one)."""
+        """The inputs of the trained blocks and the last output; their gradient; two states of a
+        validation's pass; and the states read from the prefix store, twice (as parts, and
+        joined)."""
         arrays = n_trained + 1 + 1 + 2 + 2
         return FLOAT * self._sizes.tokens * self._width * arrays
 
     def _tape(self) -> int:
-        """Of one block."""
+        """The tape of one block."""
         shape, tokens = self._shape, self._sizes.tokens
         q, kv = self._linears["attn_q"][1], self._linears["attn_k"][1]
         width = self._width + 2 * self._ff + kv + q + (q + kv)
@@ -150,7 +161,7 @@ class MemoryEstimate:
         return FLOAT * (tokens * width + shape.n_head * self._sizes.squares)
 
     def _spare(self) -> int:
-        """Buffers that all blocks share, and the attention of the longest text."""
+        """The buffers that all blocks share, and those of attention for the longest text."""
         shape, tokens, longest = self._shape, self._sizes.tokens, self._sizes.longest
         q, kv = self._linears["attn_q"][1], self._linears["attn_k"][1]
         width = (
@@ -159,12 +170,12 @@ class MemoryEstimate:
         text = longest * (q + kv) + shape.n_head * longest * longest
         dropped = 0
         if self._settings.lora_dropout:
-            # A masked copy, and while it is made: drawn floats, flags, doubles, floats.
+            # A masked copy, and the arrays to make it: random floats, flags, doubles, floats.
             dropped = tokens * max(n_in for n_in, _ in self._linears.values()) * 21
         return FLOAT * (tokens * width + text) + dropped
 
     def _head_buffers(self) -> int:
-        """Logits of a tile; six arrays of the supervised states."""
+        """The logits of a tile, and the arrays of the supervised states."""
         n_in, n_out = self._head
         tile_rows = min(n_out, max(1, HEAD_TILE_BYTES // (FLOAT * n_in)))
         return FLOAT * self._sizes.supervised * (tile_rows + 7 * n_in)

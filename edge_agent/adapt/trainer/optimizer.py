@@ -1,9 +1,12 @@
-"""AdamW over LoRA matrices, and the clipping of their gradients.
+"""AdamW over LoRA matrices, the clipping of their gradients, and the learning rate's schedule.
 
-Flows in: (name, value, gradient) of every matrix in a fixed order (lora.parameters). Flows out:
-values changed in place; `state` for a checkpoint. Decoupled weight decay and bias correction are
-those of arXiv 1711.05101 as torch.optim.AdamW computes them, in the gradients' own precision. Not
-here: the learning rate (schedule.py), files (checkpoint.py).
+Why it exists: the trainer has no torch, and its steps must equal torch's. Flows in: (name, value,
+gradient) of every matrix in a fixed order (decoder/lora.py, `parameters`), the number of a step.
+Flows out: values changed in place, the moments `m` and `v` for a checkpoint, a factor of the
+learning rate. Decoupled weight decay and bias correction are those of arXiv 1711.05101 as
+torch.optim.AdamW computes them, in the precision of the gradients. The schedule is a linear warm-up
+and then half a cosine down to zero (arXiv 1608.03983 without restarts). Not here: when training
+ends (training_loop.py), files (checkpoint.py).
 """
 
 from __future__ import annotations
@@ -20,13 +23,19 @@ Parameter = tuple[str, Array, Array]
 """Name, value, gradient."""
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""torch's and PEFT's defaults."""
+"""The defaults of torch.optim.AdamW."""
 CLIP_EPSILON = 1e-6
 """torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6."""
 
 
 class AdamW:
-    """Moments `m` and `v` of each parameter by name, and the number of steps taken, `t`."""
+    """The moments `m` and `v` of each parameter by name, and `t`, the number of steps so far.
+
+    >>> value, gradient = np.array([1.0]), np.array([2.0])
+    >>> AdamW([("a", value, gradient)]).step([("a", value, gradient)], learning_rate=0.1)
+    >>> round(float(value[0]), 6)
+    0.9
+    """
 
     def __init__(self, parameters: Iterable[Parameter], weight_decay: float = 0.0) -> None:
         self.weight_decay = weight_decay
@@ -37,7 +46,7 @@ class AdamW:
             self.m[name], self.v[name] = np.zeros_like(value), np.zeros_like(value)
 
     def step(self, parameters: Iterable[Parameter], learning_rate: float) -> None:
-        """Change every value in place by one step along its gradient."""
+        """Change every value in place by one step against its gradient."""
         self.t += 1
         step_size = learning_rate / (1.0 - BETA1**self.t)
         root = (1.0 - BETA2**self.t) ** 0.5
@@ -56,10 +65,10 @@ class AdamW:
 
 
 def clip(parameters: Iterable[Parameter], max_norm: float) -> float:
-    """Scale all gradients so that their common norm is at most `max_norm` (0: never).
+    """Scale all gradients, in place, so that their common norm is at most `max_norm` (0: no limit).
 
-    Returns the norm before. It is summed in double precision, matrix by matrix in the given order,
-    so that the same gradients give the same bits.
+    Returns the norm before scaling. The norm is summed in double precision, matrix by matrix in the
+    given order, so that the same gradients give the same bits.
     """
     gradients = [gradient for _, _, gradient in parameters]
     square = 0.0
@@ -73,7 +82,10 @@ def clip(parameters: Iterable[Parameter], max_norm: float) -> float:
 
 
 def factor(step: int, n_steps: int, warmup_ratio: float) -> float:
-    """Of step 0 .. n_steps - 1, in (0, 1].
+    """The factor of the highest learning rate in step 0 .. n_steps - 1; in (0, 1].
+
+    The factor rises linearly over warmup_ratio * n_steps steps, from above 0, so that the first
+    step learns already. Then it falls by half a cosine towards 0 (arXiv 1608.03983).
 
     >>> [round(factor(step, 5, 0.4), 3) for step in range(5)]
     [0.5, 1.0, 1.0, 0.75, 0.25]

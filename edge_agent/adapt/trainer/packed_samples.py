@@ -1,9 +1,12 @@
 """The samples of a run as the decoder takes them: packed rows, with stored states where there are.
 
-Flows in: encoded samples and, once it is stored, the frozen prefix. Flows out: a Batch and the
-states that enter the lowest trained block. Samples are numbered: those to learn first, then those
-to validate with. Not here: reading data (preparation.py), which samples share a row (packing.py),
-storing states (stored_states.py).
+Why it exists: a row is one forward and backward pass, and padding is work for nothing; short
+questions and answers fill less than half of a row. So several whole samples share a row, and
+samples of one row never see each other (decoder/decoder.py). Flows in: encoded samples; the stored
+states of the frozen blocks, once they exist (stored_states.py); a seed and the number of an epoch.
+Flows out: rows of sample numbers, the same for the same seed and epoch; a PackedRow, and the states
+that enter the lowest trained block. Samples are numbered: those to train on come first, then those
+to validate with. Not here: reading data (preparation.py), storing states (stored_states.py).
 """
 
 from __future__ import annotations
@@ -20,18 +23,19 @@ from edge_agent.adapt.trainer.decoder.decoder import PackedRow, pack
 
 
 def supervised(sample: Sample) -> int:
-    """Tokens that are predicted: the first has nothing before it."""
+    """Number of trained predictions of a sample. The first token is never predicted, because no
+    token comes before it."""
     return sum(sample.learned[1:])
 
 
 class HiddenStates(Protocol):
-    """The part of StateStore that is read here."""
+    """The method of StateStore (stored_states.py) that this module calls."""
 
     def read(self, first_token: int, n: int) -> NDArray[Any]: ...
 
 
 class PackedSamples:
-    """All samples; `train` and `validation` are their numbers."""
+    """All samples of a run. `train` and `validation` are the ranges of their numbers."""
 
     def __init__(self, train: Sequence[Sample], validation: Sequence[Sample]) -> None:
         self.samples = [*train, *validation]
@@ -45,11 +49,12 @@ class PackedSamples:
         return int(self._starts[-1])
 
     def first_token(self, sample: int) -> int:
-        """Where the states of a sample begin in the prefix store."""
+        """The number of a sample's first token in the file of stored states."""
         return int(self._starts[sample])
 
     def batch(self, row: Sequence[int]) -> tuple[PackedRow, NDArray[Any] | None]:
-        """A packed row and the states (T, n_embd) that enter the lowest trained block."""
+        """The packed row of these samples, and the stored states (T, n_embd) that enter the lowest
+        trained block; None when no states are stored."""
         packed = pack([(self.samples[n].ids, self.samples[n].learned) for n in row])
         if self.prefix is None:
             return packed, None
@@ -66,7 +71,8 @@ class PackedSamples:
         return sum(self.samples[n].n_bytes for n in row)
 
     def sha256(self) -> str:
-        """Of every id, mask and count, in order, and of where validation begins."""
+        """SHA-256 of all ids, masks and counts, in order, and of the place where validation
+        begins."""
         digest = hashlib.sha256(f"{len(self.train)}/{len(self.samples)}".encode())
         for sample in self.samples:
             digest.update(f"\n{len(sample)} {sample.n_bytes}\n".encode())
@@ -76,7 +82,8 @@ class PackedSamples:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
-    """0 ... n-1 shuffled. By SHA-256, so that no release of Python or NumPy changes a run."""
+    """The numbers 0 .. n - 1 in the order of an epoch. The order comes from SHA-256, so that no
+    release of Python or NumPy changes a run."""
 
     def rank(index: int) -> bytes:
         return hashlib.sha256(f"{seed}:{epoch}:{index}".encode()).digest()
@@ -85,10 +92,14 @@ def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
 
 
 def bins(samples: Sequence[Sized], batch_tokens: int, order: Sequence[int]) -> list[list[int]]:
-    """Rows of indices into `samples`, each at most `batch_tokens` long and each index once.
+    """Rows of indices into `samples`: each index once, at most `batch_tokens` tokens in a row.
 
-    `order` (a permutation) decides between samples of equal length and puts the rows in order.
-    Raises ValueError for a sample that is longer than a row.
+    The method is first-fit decreasing, which needs at most 11/9 of the fewest rows possible, plus a
+    constant (Johnson 1973). `order`, a permutation of the indices, decides between samples of equal
+    length, and the order of the rows. Raises ValueError for a sample that is longer than a row.
+
+    >>> bins(["aaa", "bb", "c", "dd"], 4, range(4))
+    [[0, 2], [1, 3]]
     """
     lengths = [len(sample) for sample in samples]
     longest = max(lengths, default=0)
@@ -110,24 +121,25 @@ def bins(samples: Sequence[Sized], batch_tokens: int, order: Sequence[int]) -> l
 def epoch_rows(
     samples: Sequence[Sized], batch_tokens: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """`bins` in the order of this epoch."""
+    """The rows of an epoch: `bins` with the order of `epoch_order`."""
     return bins(samples, batch_tokens, epoch_order(len(samples), seed, epoch))
 
 
 def n_tokens(samples: Iterable[Sized]) -> int:
-    """Real tokens: there is no padding to count."""
+    """Number of tokens; there is no padding."""
     return sum(len(sample) for sample in samples)
 
 
 class _Space:
-    """Free tokens of every row; a tree of maxima finds the first row with room in log n steps."""
+    """The free tokens of every row. A binary tree of maxima finds the first row with enough room in
+    log n steps."""
 
     def __init__(self, n_rows: int, capacity: int) -> None:
         self._leaves = 1 << max(0, n_rows - 1).bit_length()
         self._most = [capacity] * (2 * self._leaves)
 
     def take(self, length: int) -> int:
-        """Number of the first row with so much room, which it has less from now on."""
+        """Take `length` tokens from the first row that has so many free. Returns its number."""
         most, node = self._most, 1
         while node < self._leaves:
             node = 2 * node if most[2 * node] >= length else 2 * node + 1

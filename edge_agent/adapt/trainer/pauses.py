@@ -1,7 +1,11 @@
-"""What the front last asked of the trainer: set by the reader thread, obeyed between two steps.
+"""The front's orders to pause or stop, and the waits of the trainer between two steps.
 
-Flows in: Pause, Continue and Stop. Flows out: the reason to pause, whether to stop, and a wait that
-ends as soon as either changes. Not here: sockets (process.py), obeying (interlude.py).
+Why it exists: the trainer must make room for answers within one step, and a disk that is full or
+fails must not end a run: the run then pauses with its last good checkpoint, and the save is tried
+again until it succeeds or the front stops the run. Flows in: Pause, Continue and Stop from the
+reader thread; functions that save. Flows out: the right to go on, or StopAsked once everything is
+saved. Not here: the socket (process.py), what is saved (training_loop.py), when to pause
+(adapt/pause_policy.py).
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from edge_agent.adapt.messages import Continue, Pause, Stop, ToTrainer
 from edge_agent.adapt.trainer.reporter import TELL_S, Reporter
 
 RETRY_S = 5.0
+"""Seconds between two tries to save on a disk that is full or fails."""
 STORAGE_CODES = {
     **{errno.ENOSPC: "storage_full", errno.EDQUOT: "storage_full"},
     **{errno.EROFS: "storage_failed", errno.EIO: "storage_failed"},
@@ -23,11 +28,12 @@ Result = TypeVar("Result")
 
 
 class StopAsked(Exception):
-    """The run ends here, to be resumed later; raised only where everything is saved."""
+    """The front stops the run, which can be resumed later. Raised only when everything is saved."""
 
 
 class FrontOrders:
-    """Safe from several threads and from a signal handler of the main thread."""
+    """The front's last orders. Safe to use from several threads, and from a signal handler of the
+    main thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -36,7 +42,7 @@ class FrontOrders:
 
     @property
     def pause_reason(self) -> str | None:
-        """None: compute."""
+        """Why the run shall pause; None: it shall compute."""
         return self._pause_reason
 
     @property
@@ -44,7 +50,7 @@ class FrontOrders:
         return self._is_stopping
 
     def take(self, message: ToTrainer) -> None:
-        """A second Pause only changes the reason; nothing undoes a Stop."""
+        """Record an order. A second Pause changes only the reason; a Stop cannot be undone."""
         with self._changed:
             match message:
                 case Pause():
@@ -56,21 +62,25 @@ class FrontOrders:
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
-        """Until the next order, at most `seconds`."""
+        """Wait for the next order, at most `seconds`."""
         with self._changed:
             if not self._is_stopping:
                 self._changed.wait(seconds)
 
 
 class Pauses:
-    """One per run, used by its main thread."""
+    """Lets the main thread of a run pause, stop and save. One object for each run."""
 
     def __init__(self, orders: FrontOrders, reporter: Reporter) -> None:
         self._orders = orders
         self._reporter = reporter
 
     def rest(self, save: Callable[[], object] | None = None) -> None:
-        """Returns when there is no reason to pause. Raises StopAsked. Saves before either."""
+        """Return at once without orders; else call `save`, and wait while there is a reason to
+        pause. Raises StopAsked when the front stops the run.
+
+            pauses.rest(lambda: checkpoints.save(checkpoint))
+        """
         if self._orders.pause_reason is None and not self._orders.is_stopping:
             return
         if save is not None:
@@ -87,7 +97,12 @@ class Pauses:
         raise StopAsked
 
     def persist(self, write: Callable[[], Result]) -> Result:
-        """What `write` returns, once the disk lets it. Raises StopAsked, other OSErrors."""
+        """Call `write` until the disk accepts it, and return its result.
+
+        While the disk is full or fails, the run pauses, and `write` is called again every RETRY_S
+        seconds. Raises StopAsked when the front stops the run meanwhile, and any OSError that is
+        not in STORAGE_CODES.
+        """
         before = self._reporter.latest
         while True:
             try:

@@ -1,10 +1,11 @@
 """What a run will take, in bytes and in time, before it starts; and what to do if it does not fit.
 
-Flows in: an open model file, a lesson, settings, the memory that is there. Flows out: Planned for
-the front, Decisions for the manifest, or TrainingFailed that names settings which would fit. Bytes
-come from memory_estimate.py; time from a few real steps (timing.py). With `layers` auto the choice
-is the trainer's: what does not fit is not tried, and rows are made shorter before the run is
-refused. Not here: which blocks are best (layer_choice.py).
+Why it exists: a run lasts hours, so the user must know its cost first, and a run that does not fit
+must be refused with settings that would fit. The bytes come from memory_estimate.py, the times from
+a few real steps (timing.py). With layers "auto", candidates that do not fit are not tried, and rows
+are made shorter before the run is refused. Flows in: an open model file, a lesson, settings, the
+available memory. Flows out: Planned for the front, Decisions for the manifest, or TrainingFailed.
+Not here: which blocks are best (layer_choice.py).
 """
 
 from __future__ import annotations
@@ -27,25 +28,30 @@ from edge_agent.errors import TrainingFailed
 from edge_agent.monitor.sensors.memory import meminfo
 
 AVAILABLE_SHARE = 0.5
-"""Of the memory that is available, when the user names no limit."""
+"""Share of the available memory that a run may take when the user sets no limit."""
 LEAST_BATCH_TOKENS = 64
+"""Rows are not made shorter than this to fit into memory."""
 LEAST_STEPS, SHORT_ROW_TOKENS = 3, 128
-"""A short lesson gets shorter rows, until an epoch has so many steps or a row so few tokens: 24
-texts learned no end of turn in 16 long steps, and did in 36 (dev/log). Short rows cost more."""
+"""A short lesson gets shorter rows, until an epoch has LEAST_STEPS steps or a row SHORT_ROW_TOKENS
+tokens: with 24 texts the model did not learn the end of a turn in 16 long steps, and learned it in
+36 short ones (dev/log). Short rows take more time per token."""
 LESS_R = (8, 4, 2, 1)
+"""Values of r that are proposed when a run does not fit."""
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """`proposals`: settings of which each alone would make it fit, in words."""
+    """What a run takes and what was decided. When it does not fit, each of `proposals` names
+    settings, in words, with which it would."""
 
     planned: Planned
     decisions: Decisions
     proposals: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises TrainingFailed when the run does not fit."""
+        """Raises TrainingFailed, with the largest parts and the proposals, when the run does not
+        fit."""
         if self.planned.fits:
             return
         parts = sorted(_own(self.planned.bytes).items(), key=lambda part: -part[1])
@@ -65,7 +71,7 @@ def _own(parts: dict[str, int]) -> dict[str, int]:
 
 
 class Planner:
-    """For one Start."""
+    """Plans the run of one Start message."""
 
     def __init__(
         self, weights: PackedWeights, lesson: PreparedData, settings: RunSettings, tools: LoopTools
@@ -78,7 +84,10 @@ class Planner:
         self._row_tokens = self._short_enough()
 
     def plan(self) -> TrainingPlan:
-        """Raises UsageError for layers that cannot be, StopAsked."""
+        """The plan for the layers of the settings, or for `auto`.
+
+        Raises UsageError for layers that the model does not have, and StopAsked.
+        """
         layers = parse_layers(self._settings.layers, self._n_layer)
         if layers is not None:
             return self._plan(layers, self._row_tokens)
@@ -89,21 +98,23 @@ class Planner:
         return self._plan(top(candidates(self._n_layer)[0], self._n_layer), batch_tokens)
 
     def plan_for(self, layers: Sequence[int], before: Decisions) -> TrainingPlan:
-        """Once `auto` has chosen; memory and rows stay as they were decided."""
+        """The plan for the blocks that `auto` has chosen, with the memory and the rows that were
+        decided before."""
         self._limit = before.memory_bytes
         plan = self._plan(layers, before.batch_tokens)
         decisions = msgspec.structs.replace(plan.decisions, candidates=before.candidates)
         return replace(plan, decisions=decisions)
 
     def _batch_sizes(self) -> list[int]:
-        """As wanted, then ever shorter rows that still hold the longest text."""
+        """Row lengths to try: the wanted one, then half of it again and again, as long as a row
+        holds the longest text and LEAST_BATCH_TOKENS."""
         sizes = [self._row_tokens]
         while sizes[-1] // 2 >= max(LEAST_BATCH_TOKENS, self._longest):
             sizes.append(sizes[-1] // 2)
         return sizes
 
     def _short_enough(self) -> int:
-        """Tokens of a row: as set, or fewer where an epoch would be less than LEAST_STEPS steps."""
+        """Tokens of a row: as set, or fewer if an epoch would have less than LEAST_STEPS steps."""
         packed, tokens = self._lesson.packed, self._settings.batch_tokens
         train = [packed.samples[n] for n in packed.train]
         while tokens // 2 >= max(SHORT_ROW_TOKENS, self._longest):
@@ -113,7 +124,7 @@ class Planner:
         return tokens
 
     def _fitting(self, batch_tokens: int) -> list[int]:
-        """How many top blocks could be trained with such rows."""
+        """The candidates (numbers of top blocks) that fit with rows of `batch_tokens`."""
         estimate = self._memory_estimate(batch_tokens, self._settings)
         return [
             n
@@ -129,7 +140,7 @@ class Planner:
     # ---- one plan -----------------------------------------------------------------------------
 
     def _plan(self, layers: Sequence[int], batch_tokens: int) -> TrainingPlan:
-        """Of these blocks, whether they fit or not."""
+        """The plan for these blocks, whether they fit or not."""
         parts = self._memory_estimate(batch_tokens, self._settings).bytes_of(layers)
         fits = parts["total"] <= self._limit
         rates = self._rates(layers, batch_tokens) if fits else None
@@ -142,7 +153,8 @@ class Planner:
         return TrainingPlan(msgspec.structs.replace(planned, notes=notes), decisions, proposals)
 
     def _plan_auto(self, counts: Sequence[int], batch_tokens: int) -> TrainingPlan:
-        """Of the largest candidate, with a table of all."""
+        """The plan for `auto`: the figures of the largest candidate that fits, and a table of all
+        candidates. Two candidates are timed; the times of the others lie on a line through them."""
         layers, names = top(counts[-1], self._n_layer), self._names(counts)
         rates = [self._rates(top(n, self._n_layer), batch_tokens) for n in counts[:2]]
         memory_estimate = self._memory_estimate(batch_tokens, self._settings)
@@ -207,7 +219,8 @@ class Planner:
     # ---- when it does not fit -----------------------------------------------------------------
 
     def _proposals(self, layers: Sequence[int], batch_tokens: int) -> list[str]:
-        """Each alone would do; else all together, if that does."""
+        """Changes of one setting with which the run would fit; without any, a change of all three
+        settings, if that fits."""
         settings, found = self._settings, []
         shorter = self._batch_sizes()[1:]
         fewer = [n for n in reversed(candidates(self._n_layer)) if n < len(layers)]
@@ -251,7 +264,8 @@ def _half_of_available() -> int:
 
 
 def _between(counts: Sequence[int], rates: Sequence[Rates], count: int) -> Rates:
-    """A line through the two that were measured: a step's time is linear in its blocks."""
+    """The rates for `count` top blocks, on the line through the rates of two measured counts: a
+    step's time is linear in the number of blocks."""
     if len(rates) == 1 or count == counts[0]:
         return rates[0]
     share = (count - counts[0]) / (counts[1] - counts[0])

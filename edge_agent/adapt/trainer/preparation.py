@@ -1,8 +1,9 @@
-"""From a file of rows to samples: read, audit, split, encode; and what they were made with.
+"""From a file of rows to samples: read, audit, split, encode; and the circumstances of the run.
 
-Flows in: the frozen data of a run and the model file. Flows out: `Lesson`, always the same for the
-same circumstances, and those circumstances for the manifest. The vocabulary is loaded for the
-encoding and freed again. Not here: what it will cost (plan.py), training.
+Why it exists: a resumed run must train on exactly the same samples. Flows in: the run's copy of the
+data and the model file. Flows out: `PreparedData`, the same for the same circumstances; and the
+circumstances, for the manifest. The vocabulary is loaded for the encoding and then freed. Not here:
+the cost of the run (plan.py), training (training_loop.py).
 """
 
 from __future__ import annotations
@@ -33,18 +34,23 @@ from edge_agent.regular_file import check_sha256, sha256_of
 
 @dataclass(frozen=True)
 class PreparedData:
-    """`flagged`: the audit's findings as Planned has them; `rejected`: rows left out, by reason."""
+    """The samples of a run. `rejected` has the number of rows left out for each reason, `flagged`
+    the audit's findings as in messages.Planned, `notes` sentences for the user."""
 
     packed: PackedSamples
     chats: dict[str, list[Any]]
-    """split.json: the messages of the rows to train on and to validate with."""
+    """The contents of split.json: the messages of the rows to train on and to validate with."""
     rejected: dict[str, int] = field(default_factory=dict)
     flagged: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def prepare(data: Path, model: Path, settings: RunSettings) -> PreparedData:
-    """Raises DataRefused, ModelFormatError, RequestError and TemplateError."""
+    """Read, audit, split and encode the rows of the file `data` for the model file `model`.
+
+    Raises DataRefused for rows that cannot be read, too many flagged rows, or no row that is left;
+    ModelFormatError, RequestError and TemplateError when the model cannot encode chats.
+    """
     rows, rejected, notes = read_rows(data), {}, []
     flagged: list[dict[str, Any]] = []
     if settings.audit:
@@ -77,15 +83,16 @@ def prepare(data: Path, model: Path, settings: RunSettings) -> PreparedData:
 
 
 def _chats(rows: list[ChatRow], samples: list[Sample]) -> list[Any]:
-    """Of the rows that became samples."""
+    """The messages of the rows that became samples."""
     kept = {sample.row for sample in samples}
     return [msgspec.to_builtins(row.messages) for row in rows if row.number in kept]
 
 
 def circumstances(start: Start, data: Path, n_threads: int) -> Circumstances:
-    """Of this process and these files, the samples' SHA-256 still left out.
+    """The circumstances of this process and these files; `samples_sha256` is still empty.
 
-    Raises ModelCorrupt, ModelFormatError, TrainingFailed.
+    Raises ModelCorrupt when the model file has another SHA-256, TrainingFailed when BLAS uses
+    another number of threads than `n_threads`, and OSError.
     """
     check_sha256(Path(start.model_path), start.model_sha256)
     library = blas.loaded()
@@ -106,7 +113,7 @@ def circumstances(start: Start, data: Path, n_threads: int) -> Circumstances:
 
 
 def _software(library: Blas) -> dict[str, str]:
-    """Everything that computes a bit of the adapter."""
+    """Names and versions of all software that computes bits of the adapter."""
     return {
         "edge_agent": edge_agent.__version__,
         "numpy": metadata.version("numpy"),

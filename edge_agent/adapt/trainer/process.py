@@ -1,11 +1,11 @@
 """The trainer process: `python -m edge_agent.adapt.trainer.process --fd N`.
 
-Why it exists: learning takes hours, all the memory it may have and every idle cycle; in a process
-of its own it can be slow, paused, killed and resumed while answers go on. Flows in: ToTrainer
-(messages.py) on the socket N inherited from the front, the first being Start. Flows out:
-FromTrainer. A reader thread sees EOF and ends the process at once, whatever is being computed.
-NumPy is imported after Start, which says how many threads BLAS shall make. Not here: the run
-(training_run.py).
+Why it exists: training takes hours, all the memory that it is allowed and every idle cycle. In a
+process of its own it can be slow, paused, killed and resumed while answers go on. Flows in:
+ToTrainer records (adapt/messages.py) on socket N, which the front passes on; the first one is
+Start. Flows out: FromTrainer records. A reader thread sees EOF and ends the process at once,
+whatever the main thread computes. NumPy is imported after Start, because Start says how many
+threads BLAS shall use. Not here: the run (training_run.py).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ EXIT_LOST_FRONT = 0
 EXIT_FAILED = 10
 NICENESS = 19
 OOM_SCORE_ADJ = 900
-"""The first that the kernel shall take when memory runs out: nothing is lost but a few steps."""
+"""When memory runs out, the kernel kills this process first: only a few steps are lost then."""
 _READ_BYTES = 1 << 16
 
 
@@ -55,14 +55,15 @@ class TrainerFrontLink:
         self._decoder: FrameDecoder[ToTrainer] = FrameDecoder(msgspec.msgpack.Decoder(ToTrainer))
 
     def send(self, record: FromTrainer) -> None:
-        """Blocks while the front is slow; a front that is gone ends this process."""
+        """Send a record. Blocks while the front is slow; ends this process when it is gone."""
         try:
             self._connection.sendall(encode(record))
         except OSError:
             os._exit(EXIT_LOST_FRONT)
 
     def read(self) -> list[ToTrainer]:
-        """The next messages. Ends this process at EOF: its checkpoints are whole at any moment."""
+        """The next messages. Ends this process at EOF, which is safe, because the checkpoints are
+        complete at any moment."""
         try:
             data = self._connection.recv(_READ_BYTES)
             if not data:
@@ -73,7 +74,7 @@ class TrainerFrontLink:
             os._exit(EXIT_LOST_FRONT)
 
     def first(self, orders: FrontOrders) -> Start:
-        """The Start every trainer's life begins with; what came with it goes to `orders`."""
+        """The first message, which must be a Start. Messages that came with it go to `orders`."""
         while not (messages := self.read()):
             pass
         head, *rest = messages
@@ -92,7 +93,7 @@ def _read_forever(link: TrainerFrontLink, orders: FrontOrders) -> None:
 
 
 def serve(connection: socket.socket) -> int:
-    """Carry out one Start. Returns an exit code, or never when the front goes away."""
+    """Carry out one Start. Returns an exit code; does not return when the front goes away."""
     link, orders = TrainerFrontLink(connection), FrontOrders()
     start = link.first(orders)
     threading.Thread(target=_read_forever, args=(link, orders), name="reader", daemon=True).start()
@@ -105,7 +106,7 @@ def serve(connection: socket.socket) -> int:
 
 
 def _carried_out(start: Start, orders: FrontOrders, reporter: Reporter) -> FromTrainer:
-    """The last record of this process."""
+    """Carry out the run. Returns the last record of this process."""
     try:
         blas.announce(_threads(start), os.environ)
         from edge_agent.adapt.trainer.training_run import carry_out
@@ -130,7 +131,7 @@ def _carried_out(start: Start, orders: FrontOrders, reporter: Reporter) -> FromT
 
 
 def _threads(start: Start) -> int:
-    """As many as the run began with, else as Start says."""
+    """BLAS threads: as many as the resumed run began with, or as Start says for a new run."""
     path = Path(start.run_dir) / manifest.FILE_NAME
     began = manifest.read(path) if start.resume else None
     wanted = start.settings.n_threads if began is None else began.circumstances.n_threads
@@ -138,10 +139,12 @@ def _threads(start: Start) -> int:
 
 
 def step_back() -> None:
-    """Lowest priority, first choice of the OOM killer, no core file (it would hold the data).
+    """Take the lowest priority, become the OOM killer's first choice, and write no core file (it
+    would hold the training data).
 
-    Niceness counts within a session (sched(7), the autogroup feature). The trainer leads one of its
-    own, which would get as much of the processor as the worker's: that has to be nice, too.
+    With autogroups (sched(7)) niceness counts only within a session. The trainer leads a session of
+    its own, which would get as much CPU time as the worker's session, so its autogroup is made nice
+    too.
     """
     os.nice(NICENESS)
     if os.getsid(0) == os.getpid():
@@ -166,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     heap.map_large_blocks()
     code = serve(socket.socket(fileno=arguments.fd))
     sys.stderr.flush()
-    os._exit(code)  # BLAS's threads need no farewell
+    os._exit(code)  # BLAS's threads are not joined
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """What the trainer tells while it works, and how much memory it takes.
 
-Flows in: Progress after each step. Flows out: the same to the front, again every second while a
-step lasts; RssAnon sampled ten times a second, from which the peak is known. A thread of its own,
-because a step of a large model lasts a minute on a small board. Not here: the socket (process.py).
+Why it exists: a step of a large model lasts a minute on a small board, and the front must see
+meanwhile that the trainer is alive. So a thread sends the last progress again every second, and
+samples the process's memory (RssAnon) ten times a second to find its peak. Flows in: progress after
+each step. Flows out: TrainingProgress to the front, and `peak_bytes`. Not here: the socket
+(process.py).
 """
 
 from __future__ import annotations
@@ -19,12 +21,20 @@ from edge_agent.adapt.messages import FromTrainer, TrainingProgress
 from edge_agent.monitor.sensors.memory import rss_anon_bytes
 
 TELL_S = 1.0
+"""Seconds between two messages to the front."""
 SAMPLE_S = 0.1
+"""Seconds between two samples of RssAnon."""
 _ROOT = Path("/")
 
 
 class Reporter:
-    """Use as a context manager. `send` is called by one thread at a time."""
+    """Use it as a context manager. A lock lets only one thread at a time call `send`.
+
+    For example:
+
+        with Reporter(link.send) as reporter:
+            reporter.progress(phase="train", step=1)
+    """
 
     def __init__(self, send: Callable[[FromTrainer], None]) -> None:
         self._send = send
@@ -33,7 +43,7 @@ class Reporter:
         self._thread = threading.Thread(target=self._tick, name="reporter", daemon=True)
         self.latest = TrainingProgress("prepare", 0, 0, 0.0)
         self.peak_bytes = 0
-        """Highest RssAnon seen so far, this process and (after a resume) those before."""
+        """Highest RssAnon so far, in this process and, after a resume, in the earlier ones."""
 
     def __enter__(self) -> Reporter:
         self._thread.start()
@@ -44,7 +54,7 @@ class Reporter:
         self._thread.join()
 
     def progress(self, **fields: Any) -> TrainingProgress:
-        """Change some fields of the last Progress and send it."""
+        """Change some fields of the last TrainingProgress, send it and return it."""
         with self._lock:
             self.latest = msgspec.structs.replace(
                 self.latest, rss_anon_bytes=self._sampled(), **fields
@@ -53,13 +63,13 @@ class Reporter:
             return self.latest
 
     def note(self, text: str) -> None:
-        """What the next Progress says: within a second, or with the next step."""
+        """Set the note of the next TrainingProgress, which is sent within TELL_S."""
         with self._lock:
             self.latest = msgspec.structs.replace(self.latest, note=text)
             self._sampled()
 
     def tell(self, record: FromTrainer) -> None:
-        """Any other record."""
+        """Send any other record."""
         with self._lock:
             self._send(record)
 

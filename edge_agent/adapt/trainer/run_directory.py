@@ -1,8 +1,10 @@
 """The trainer's files in STATE/adapt/NAME: where they lie, who may use them, how they are written.
 
-Flows in: a directory. Flows out: paths, a lock against a second trainer, a frozen copy of the data,
-small JSON documents that are whole or not there. What the front keeps in the same directory
-(request, outcome) is adapt/lesson_files.py's. Not here: what checkpoints and manifest mean.
+Why it exists: a killed run must find its files again, and two trainers must not work in one
+directory. Flows in: a directory. Flows out: paths, a lock against a second trainer, the run's own
+copy of the data, small JSON documents that are complete or absent. Not here: the front's files in
+the same directory (adapt/lesson_files.py), the contents of checkpoints (checkpoint.py) and of the
+manifest (manifest.py).
 """
 
 from __future__ import annotations
@@ -26,23 +28,23 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class StateFiles:
-    """Stored hidden states, and how much of them is there."""
+    """Paths of the stored hidden states, and of the file that says how much of them is stored."""
 
     states: Path
     progress: Path
 
     def remove(self) -> None:
-        """The states last, so that nothing is ever said to be there that is not."""
+        """Remove both files. `states` goes last, so that `progress` never counts missing states."""
         self.progress.unlink(missing_ok=True)
         atomic_file.sync_directory(self.progress.parent)
         self.states.unlink(missing_ok=True)
 
 
 class RunDirectory:
-    """Made if need be; locked until `close` or the end of the process."""
+    """A run's directory: created when missing, locked until `close` or the end of the process."""
 
     def __init__(self, path: Path) -> None:
-        """Raises TrainingBusy when another trainer works in it, OSError."""
+        """Raises TrainingBusy when another trainer holds the lock, and OSError."""
         self.path = path
         self.data = path / "data.jsonl"
         self.manifest = path / manifest.FILE_NAME
@@ -74,8 +76,12 @@ class RunDirectory:
         os.close(self._lock)
 
     def freeze_data(self, source: Path) -> None:
-        """Copy the data: what is edited later belongs to another run. Raises DataRefused, OSError
-        for the copy."""
+        """Copy the data into the run's directory, so that later edits of `source` do not change the
+        run.
+
+        Raises DataRefused when `source` cannot be opened or is too large, and OSError when the copy
+        cannot be written.
+        """
         try:
             stream = open_regular(source)
         except OSError as error:
@@ -86,13 +92,15 @@ class RunDirectory:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Whole and durable, or not there. Raises OSError."""
+    """Write a JSON document, durable when this returns. Raises OSError; an earlier document then
+    remains."""
     text = json.dumps(document, ensure_ascii=False, indent=1)
     atomic_file.write(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """{} when there is none, or none that can be read: it is then made again."""
+    """The JSON object at `path`; {} when it is missing or unreadable, so that the caller makes it
+    again."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,9 +1,9 @@
-"""log.jsonl of a run: one JSON line for each step, flushed, never in the way of the training.
+"""log.jsonl of a run: one JSON line for each step; a log that cannot be written stops no training.
 
-Flows in: dicts. Flows out: lines. A line that a kill tore is cut off when the log is opened again;
-on a full disk lines wait in memory (the newest MAX_PENDING) until there is room. It is not synced:
-after a power cut the last lines may be missing, and nothing is resumed from it. Not here:
-checkpoints.
+Why it exists: people and tools follow a run by its log. Flows in: dicts. Flows out: lines. An
+incomplete last line, left by a kill, is cut off when the log is opened again. On a full disk the
+newest MAX_PENDING lines wait in memory until there is room. The file is not synced, so a power cut
+may lose the last lines; a resumed run does not read them. Not here: checkpoints (checkpoint.py).
 """
 
 from __future__ import annotations
@@ -16,35 +16,36 @@ from pathlib import Path
 from typing import Any
 
 MAX_PENDING = 10_000
+"""Lines that wait in memory while the disk is full."""
 _TAIL_BYTES = 1 << 16
 
 
 class RunLog:
-    """Open for appending. `close` it."""
+    """The log, open for appending until `close`."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError when it cannot be opened at all."""
+        """Raises OSError when the file cannot be opened."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o600)
         self._end = self._whole_lines()
         self._pending: deque[bytes] = deque(maxlen=MAX_PENDING)
 
     def _whole_lines(self) -> int:
-        """Bytes up to the last line end."""
+        """Number of bytes up to and including the last line end."""
         size = os.fstat(self._descriptor).st_size
         start = max(0, size - _TAIL_BYTES)
         tail = os.pread(self._descriptor, _TAIL_BYTES, start)
         return start + tail.rfind(b"\n") + 1
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Never raises for want of space."""
+        """Write a line, or keep it for the next call if the disk refuses it. Raises no OSError."""
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
         self._pending.append(line + b"\n")
         block = b"".join(self._pending)
         try:
             os.ftruncate(self._descriptor, self._end)
             if os.pwrite(self._descriptor, block, self._end) < len(block):
-                return  # the part is cut off before the next try
+                return  # the next call cuts off the part that was written
         except OSError:
             return
         self._end += len(block)

@@ -1,9 +1,10 @@
-"""How long a row takes: a few real steps on the lesson's own rows, with adapters made for it.
+"""How long a row takes: a few real steps on the lesson's own rows, with temporary adapters.
 
-Flows in: an open model file, a lesson, the blocks to train. Flows out: seconds a token of a step,
-of a validation and of storing the prefix. The first of each is not counted: it reads the weights
-from the disk and makes the buffers. Nothing of the run is touched. Not here: what follows from it
-(plan.py).
+Why it exists: the speed depends on the board, the model and its quantization, so it is measured.
+Flows in: an open model file, a lesson, the blocks to train. Flows out: seconds per token of a step,
+of a validation and of storing states. The first call of each kind is not counted, because it reads
+the weights from the disk and allocates the buffers. The run's own adapters and files are not
+touched. Not here: what follows from the times (plan.py).
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from edge_agent.adapt.trainer.training_loop import LoopTools
 from edge_agent.adapt.trainer.training_step import TrainingStep
 
 ENOUGH_S = 5.0
-"""A first time that is so long counts: what makes it slow is small beside it."""
+"""A first call of this many seconds is taken as the result: reading the weights is a small part of
+it, and more calls would take too long."""
 REPEATS = 3
+"""Calls after the first one, of which the median counts."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds a real token."""
+    """Seconds per token of a training step, of a validation, and of storing states."""
 
     step_s: float
     validate_s: float
@@ -37,7 +40,7 @@ class Rates:
 
 
 class _HeldStates:
-    """Stands for the prefix store: the states of the samples of one row."""
+    """Replaces the StateStore: holds the states of one row's samples in memory."""
 
     def __init__(self) -> None:
         self._held: dict[int, NDArray[Any]] = {}
@@ -57,7 +60,10 @@ def calibrate(
     batch_tokens: int,
     tools: LoopTools,
 ) -> Rates:
-    """Raises StopAsked when the front asks for it between two steps."""
+    """Measure the rates of training the blocks `layers` on the lesson's longest row.
+
+    Raises StopAsked when the front stops the run between two steps.
+    """
     decoder, loras = new_decoder(weights, settings, layers)
     train = [packed.samples[n] for n in packed.train]
     row = max(bins(train, batch_tokens, range(len(train))), key=lambda row: packed.tokens(row))
@@ -80,7 +86,8 @@ def calibrate(
 
 
 def _timed(work: Callable[[], object], tools: LoopTools) -> float:
-    """Median seconds of REPEATS calls after a first one."""
+    """Median seconds of REPEATS calls of `work` after a first call, which is not counted unless it
+    takes ENOUGH_S."""
     seconds: list[float] = []
     for _ in range(1 + REPEATS):
         began_s = tools.monotonic()

@@ -1,11 +1,11 @@
 """The training loop: steps, a validation after each epoch, the best adapter kept, checkpoints.
 
-Flows in: a Learner and the rows of each epoch. Flows out: the best adapter in `best`, and where it
-all stands in `Course`, which a checkpoint holds beside the arrays. All that happens next is a
-function of that state, so a run that is killed anywhere and resumed gives the same bits. Nothing
-is drawn from a generator that would have to be saved: the order of epoch e and the dropout of step
-s come from (seed, e) and (seed, s). Not here: which blocks are trained (layer_choice.py), the disk
-(checkpoint.py).
+Why it exists: a run that is killed at any moment and resumed must give the same bits. So everything
+that happens next is a function of `LoopState` and of the arrays, and a checkpoint holds both. No
+random generator has to be saved: the order of epoch e follows from (seed, e), and the dropout of
+step s from (seed, s). Flows in: a TrainingStep and the rows of each epoch. Flows out: the best
+adapter in `best`, the progress in `loop_state`. Not here: which blocks are trained
+(layer_choice.py), files (checkpoint.py).
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from edge_agent.errors import TrainingFailed
 
 Array = NDArray[Any]
 Steps = list[list[list[int]]]
-"""Of an epoch: steps of packed rows of sample numbers."""
+"""The steps of an epoch: each step is a list of packed rows, each row a list of sample numbers."""
 
 
 @dataclass
 class LoopState:
-    """How far training has come. `epoch` and `position` count finished epochs, and steps of the
-    one under way; sums are of that one too."""
+    """How far training has come.
+
+    `epoch` counts finished epochs and `position` the finished steps of the current epoch, to which
+    `loss_sum` (nats) and `n_supervised` (tokens) belong too. `step` counts all finished steps.
+    """
 
     epoch: int = 0
     position: int = 0
@@ -44,7 +47,7 @@ class LoopState:
     n_supervised: int = 0
     losses: list[dict[str, float]] = field(default_factory=list)
     before: dict[str, float] = field(default_factory=dict)
-    """Validation before the first step."""
+    """The validation scores before the first step."""
     best_epoch: int = 0
     best_loss: float | None = None
     n_tokens: int = 0
@@ -52,7 +55,7 @@ class LoopState:
     validate_s: float = 0.0
     peak_bytes: int = 0
     ended: str = ""
-    """Why training is over: epochs, patience or hours; empty while it is not."""
+    """Why training has ended: epochs, patience or hours; empty while it has not."""
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> LoopState:
@@ -64,13 +67,13 @@ class LoopState:
 
     @property
     def tok_s(self) -> float:
-        """Real tokens a second of the steps."""
+        """Tokens per second of the steps, validations left out."""
         return self.n_tokens / self.step_s if self.step_s else 0.0
 
 
 @dataclass(frozen=True)
 class LoopTools:
-    """What a loop works with beside its numbers."""
+    """The loop's connections to the front, the log and the clock."""
 
     pauses: Pauses
     reporter: Reporter
@@ -79,25 +82,27 @@ class LoopTools:
 
 
 class EpochOrder:
-    """Which samples share a row, in which order, for every epoch."""
+    """The rows of every epoch: which samples share a row, and the order of the rows."""
 
     def __init__(self, samples: Sequence[Sized], settings: RunSettings, batch_tokens: int) -> None:
         self._samples, self._settings = samples, settings
         self._batch_tokens = batch_tokens
 
     def epoch(self, number: int) -> Steps:
-        """Of epoch `number`, counted from 0; always the same."""
+        """The steps of epoch `number`, counted from 0; the same in every call."""
         rows = epoch_rows(self._samples, self._batch_tokens, self._settings.seed, number)
         size = self._settings.gradient_accumulation_steps
         return [rows[first : first + size] for first in range(0, len(rows), size)]
 
     def n_steps(self) -> int:
-        """Of all epochs: first-fit decreasing needs as many rows in any order."""
+        """Steps of all epochs together. All epochs have the same number, because first-fit
+        decreasing makes the same number of rows from every order."""
         return self._settings.epochs * len(self.epoch(0))
 
 
 class TrainingLoop:
-    """One run's training. `validation` are packed rows, none when there is nothing to validate."""
+    """The training of one run. `validation` are packed rows; without any, nothing is validated and
+    the last epoch's adapter is the best."""
 
     def __init__(
         self,
@@ -110,14 +115,18 @@ class TrainingLoop:
     ) -> None:
         self.loop_state = LoopState()
         self.best: dict[str, Array] = {}
-        """Matrices of the best epoch by name, as `lora.parameters` names them."""
+        """The matrices of the best epoch, by the names of decoder/lora.py's `parameters`."""
         self._training_step, self._epoch_order = training_step, epoch_order
         self._validation = validation
         self._settings, self._checkpoints, self._tools = settings, checkpoints, tools
         self._steps = epoch_order.epoch(0)
 
     def run(self) -> LoopState:
-        """Until it is over. Raises StopAsked (saved), TrainingFailed."""
+        """Train until the epochs, the patience or the hours are over.
+
+        Raises StopAsked when the front stops the run, after a checkpoint; TrainingFailed when the
+        loss is no number.
+        """
         loop_state = self.loop_state
         self._tell_begin()
         if not loop_state.before and self._validation:
@@ -262,7 +271,7 @@ class TrainingLoop:
         return self.loop_state.epoch + self.loop_state.position / max(1, len(self._steps))
 
     def _eta_s(self) -> float:
-        """If it is not ended early by its validation."""
+        """Seconds to the end of the run, if the patience does not end it earlier."""
         loop_state, settings = self.loop_state, self._settings
         left_s = (
             (self._training_step.n_steps - loop_state.step) * loop_state.step_s / loop_state.step
@@ -277,7 +286,7 @@ class TrainingLoop:
     # ---- checkpoints --------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Waits for room on a full disk. Raises StopAsked."""
+        """Save a checkpoint. Waits for room on a full disk. Raises StopAsked."""
         self.loop_state.peak_bytes = self._tools.reporter.peak_bytes
         arrays: dict[str, Array] = {}
         optimizer = self._training_step.optimizer
@@ -290,8 +299,10 @@ class TrainingLoop:
         self._tools.pauses.persist(lambda: self._checkpoints.save(checkpoint))
 
     def restore(self) -> bool:
-        """From the newest whole checkpoint, if there is one. Raises TrainingFailed for one of
-        another run."""
+        """Restore the newest complete checkpoint. Returns False when there is none.
+
+        Raises TrainingFailed for a checkpoint of another run.
+        """
         found = self._checkpoints.newest()
         for damaged in self._checkpoints.damaged:
             self._tools.log.append({"damaged": damaged})

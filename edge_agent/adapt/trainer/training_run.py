@@ -1,9 +1,11 @@
-"""One run from its Start to its adapter: prepare, plan, choose blocks, store the prefix, train.
+"""One run from its Start to its adapter: prepare, plan, choose blocks, store the states, train.
 
-Flows in: Start, orders, a reporter. Flows out: the run directory filled, and the last record of the
-process: Finished, Planned (when only a plan was asked for) or Stopped. What a killed run left is
-used again: finished trials, stored states, the newest whole checkpoint. Not here: each of these
-(preparation, plan, layer_choice, prefix, epochs), the socket (process.py).
+Why it exists: the parts of a run have an order, and a resumed run skips the finished ones. Flows
+in: a Start, the front's orders, a reporter. Flows out: the files of the run's directory, and the
+last record of the process: Finished, Stopped, or Planned (when only a plan was asked for). A
+resumed run uses the finished trials, the stored states and the newest complete checkpoint. Not
+here: the parts themselves (preparation.py, plan.py, layer_choice.py, stored_states.py,
+training_loop.py), the socket (process.py).
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ from edge_agent.gguf.base_identity import identify_base
 from edge_agent.regular_file import sha256_of
 
 WITHOUT_VALIDATION = 4
-"""Top blocks that `auto` takes when there is nothing to compare trials with."""
+"""Number of top blocks that `auto` takes when no rows are kept to validate trials with."""
 
 Result = TypeVar("Result")
 
@@ -60,7 +62,12 @@ def carry_out(
     reporter: Reporter,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> FromTrainer:
-    """The last record of the run. Raises every error of its parts."""
+    """Carry out a run and return its last record. Raises the errors of its parts.
+
+    For example, with a Start whose `plan_only` is set:
+
+        carry_out(start, FrontOrders(), reporter)    # a Planned
+    """
     directory = RunDirectory(Path(start.run_dir))
     log = RunLog(directory.log)
     tools = LoopTools(Pauses(orders, reporter), reporter, log, monotonic)
@@ -74,7 +81,7 @@ def carry_out(
 
 
 class _Run:
-    """`began`: the manifest of a run that is resumed."""
+    """One run. `_began` is the manifest of a run that began before; None for a new run."""
 
     def __init__(self, start: Start, directory: RunDirectory, tools: LoopTools) -> None:
         self._start, self._directory, self._tools = start, directory, tools
@@ -106,7 +113,8 @@ class _Run:
     # ---- before training ----------------------------------------------------------------------
 
     def _finished_before(self, began: Manifest) -> Finished | None:
-        """The result of a run that had ended, if its adapter is still the one it wrote."""
+        """The result of a run that had finished; None when it had not, or when the adapter's file
+        has another SHA-256."""
         try:
             found = msgspec.json.decode(self._directory.result.read_bytes(), type=Finished)
             is_whole = sha256_of(self._directory.adapter) == found.adapter_sha256
@@ -118,11 +126,12 @@ class _Run:
         return msgspec.structs.replace(found, adapter_path=path)
 
     def _prepared(self) -> tuple[PreparedData, Circumstances]:
-        """The samples and what they are learned with; the same as at the beginning, or an error."""
+        """The samples and the circumstances. Raises TrainingFailed when they differ from those that
+        a resumed run began with."""
         start, directory, began = self._start, self._directory, self._began
         self._tools.reporter.progress(phase="prepare", note="reading the data")
         if began is not None:
-            # Audited or not, the samples were chosen then.
+            # The manifest's setting counts: the run's samples were chosen with it.
             audit = began.circumstances.settings.audit
             self._settings = msgspec.structs.replace(self._settings, audit=audit)
         elif not start.plan_only:
@@ -143,7 +152,8 @@ class _Run:
     def _decided(
         self, weights: PackedWeights, lesson: PreparedData, now: Circumstances
     ) -> Manifest:
-        """The manifest, written and told. Raises TrainingFailed when memory does not suffice."""
+        """The manifest of the run. A new run's is written, and its plan sent to the front. Raises
+        TrainingFailed when the run does not fit into memory."""
         if self._began is not None:
             self._tools.reporter.tell(self._began.planned)
             return self._began
@@ -158,7 +168,7 @@ class _Run:
     def _with_layers(
         self, weights: PackedWeights, lesson: PreparedData, decided: Manifest
     ) -> Manifest:
-        """The same with the blocks that `auto` has chosen."""
+        """The manifest with the blocks to train: with `auto`, those that the trials choose."""
         decisions, directory = decided.decisions, self._directory
         self._influence = read_json(directory.trials).get("influence", [])
         if not decisions.candidates:
@@ -175,7 +185,7 @@ class _Run:
         return decided
 
     def _chosen(self, weights: PackedWeights, lesson: PreparedData, decisions: Decisions) -> int:
-        """How many top blocks. Raises StopAsked."""
+        """The number of top blocks that `auto` chooses. Raises StopAsked."""
         counts, path = decisions.candidates, self._directory.trials
         if len(counts) == 1 or not lesson.packed.validation:
             return max(count for count in counts if count <= max(WITHOUT_VALIDATION, counts[0]))
@@ -212,7 +222,7 @@ class _Run:
         train = [packed.samples[n] for n in packed.train]
         epoch_order = EpochOrder(train, settings, batch_tokens)
         training_step = TrainingStep(decoder, loras, packed, settings, epoch_order.n_steps())
-        epochs = TrainingLoop(
+        loop = TrainingLoop(
             training_step,
             epoch_order,
             validation_rows(packed, batch_tokens),
@@ -220,10 +230,10 @@ class _Run:
             TrainingCheckpoints(self._directory.checkpoints),
             self._tools,
         )
-        epochs.restore()
-        loop_state = epochs.run()
+        loop.restore()
+        loop_state = loop.run()
         for name, value, _ in parameters(loras):
-            value[:] = epochs.best[name]
+            value[:] = loop.best[name]
         return self._finished(weights, loras, loop_state, decided)
 
     def _finished(
@@ -233,7 +243,7 @@ class _Run:
         loop_state: LoopState,
         decided: Manifest,
     ) -> Finished:
-        """Write the adapter, then the result; the stored states are of no more use."""
+        """Write the adapter, then the result, then remove the stored states."""
         self._tools.reporter.progress(phase="save", note="writing the adapter")
         header = self._header(weights, loop_state, decided)
         path = self._directory.adapter
@@ -261,7 +271,8 @@ class _Run:
     def _header(
         self, weights: PackedWeights, loop_state: LoopState, decided: Manifest
     ) -> AdapterHeader:
-        """Nothing in it depends on the hour or on how often the run was interrupted."""
+        """The adapter's metadata. It does not depend on the time or on interruptions, so that the
+        same run writes the same file."""
         settings: dict[str, Any] = msgspec.to_builtins(decided.circumstances.settings)
         frozen = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
         scores = {

@@ -1,9 +1,9 @@
-"""One optimizer step and one validation: what training and the trials of `auto` have in common.
+"""One optimizer step and one validation, for the training loop and for the trials of `auto`.
 
-Flows in: rows of packed samples, each sample with its stored states where a frozen prefix was
-stored. Flows out: changed adapters, losses. A step's loss is the mean over all supervised tokens of
-its rows, however they are divided among them. Not here: in which order, how often, until when
-(training_loop.py, layer_choice.py).
+Why it exists: both need the same step. A step's loss is the mean over the supervised tokens of all
+its rows, whatever their distribution among the rows. Flows in: rows of sample numbers, and the
+PackedSamples with their stored states. Flows out: changed adapters, losses. Not here: the order and
+the number of steps (training_loop.py, layer_choice.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Rows = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Stepped:
-    """`loss_sum` in nats over `n_supervised` tokens; `norm` of the gradients before clipping."""
+    """The results of a step. `loss_sum` is in nats, over `n_supervised` tokens; `norm` is that of
+    all gradients before clipping."""
 
     loss_sum: float
     n_supervised: int
@@ -40,14 +41,20 @@ class Stepped:
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """Of a validation: nats a supervised token, bits a byte of the answers."""
+    """The result of a validation: `loss` in nats per supervised token, and the bits per UTF-8 byte
+    of the answers."""
 
     loss: float
     bits_per_byte: float
 
 
 class TrainingStep:
-    """Adapters being trained. `n_steps` is the length of the learning rate's schedule."""
+    """Steps and validations of one set of adapters. `n_steps` is the length of the learning rate's
+    schedule.
+
+        training_step = TrainingStep(decoder, loras, packed, settings, n_steps=100)
+        training_step.step([[0, 1], [2]], number=0).loss
+    """
 
     def __init__(
         self,
@@ -64,7 +71,10 @@ class TrainingStep:
         self.optimizer = AdamW(parameters(loras), settings.weight_decay)
 
     def step(self, rows: Rows, number: int) -> Stepped:
-        """Step `number`, counted from 0. Raises TrainingFailed when a loss is not a number."""
+        """Train on `rows`; `number` is the step, counted from 0.
+
+        Raises TrainingFailed when the loss or the gradient is NaN or infinite.
+        """
         settings, loss_sum = self._settings, 0.0
         n_supervised = sum(self.packed.supervised(row) for row in rows)
         for lora in self.loras.values():
@@ -87,7 +97,7 @@ class TrainingStep:
         return Stepped(loss_sum, n_supervised, n_tokens, rate, norm)
 
     def validate(self, rows: Rows, after_row: Callable[[int], None]) -> ValidationScore:
-        """`after_row(number)` is called between two rows."""
+        """The score of `rows`. `after_row(number)` is called after each row, for pauses."""
         loss_sum, n_supervised, n_bytes = 0.0, 0, 0
         for number, row in enumerate(rows):
             batch, start = self.packed.batch(row)
@@ -99,5 +109,5 @@ class TrainingStep:
 
 
 def _micro_seed(settings: RunSettings, step: int, place: int) -> int:
-    """Another number for every row of a run."""
+    """A dropout seed that differs for every row of a run."""
     return (settings.seed << 40) + step * settings.gradient_accumulation_steps + place
