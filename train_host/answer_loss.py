@@ -1,11 +1,12 @@
 """How much of what was learned is in the file that the device gets.
 
-Why it exists: quantizing can round a lesson away, nearly all of it where the base was quantized
-already (dev/log, llama.cpp's #13485), and a comparison on general texts does not show that.
-Flows in: a run and the files of its export. Flows out: a `Stage` with the loss of some learned
-answers, in nats a token: `_base` before training, `_trained` in float32, `_served` from the file as
-the daemon runs it, `_adapter` from the quantized base with the adapter beside it; and the share of
-the difference that the file kept. Nothing is judged. Not here: answers to other questions.
+Why it exists: quantizing can round what was learned away, nearly all of it where the base was
+quantized already (dev/log/2026-11.md, llama.cpp issue 13485), and a comparison on general texts
+does not show that. Flows in: a run and the files of its export. Flows out: a Stage with the loss of
+some learned answers in nats per token, for four models: `_base` before training, `_trained` in
+float32, `_served` from the file as the daemon runs it, `_adapter` from the quantized base with the
+adapter beside it; and the share of the improvement that the file kept. There is no threshold. Not
+here: answers to other questions.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from train_host.run_directory import FinishedRun
 from train_host.samples import read_data
 
 N_TOKENS = 2048
-"""Enough rows for so many tokens are asked, drawn at random: half a minute a model for 0.3 B."""
+"""Rows are drawn at random until they have so many tokens: half a minute per model of 0.3 B."""
 LEAST_LEARNED = 0.05
-"""Nats a token: a share of less says nothing."""
+"""Nats per token; the share of a smaller improvement would be noise."""
 NOTED_SHARE = 0.9
-"""A file that kept less of what was learned gets advice with its note."""
+"""A file that kept a smaller share gets advice in its note."""
 
 
 @dataclass(frozen=True)
 class TaughtSequence:
-    """Token ids of one sequence; `places`: positions whose next token was learned."""
+    """Token ids of one sequence; `places` are the positions whose next token was learned."""
 
     ids: list[int]
     places: list[int]
@@ -47,7 +48,7 @@ class TaughtSequence:
 
 @dataclass(frozen=True)
 class Files:
-    """What an export made: the model in float32 and as it is served, the adapter."""
+    """The files of an export: the model in float32, the model as it is served, the adapter."""
 
     exact: Path
     served: Path
@@ -55,7 +56,7 @@ class Files:
 
 
 def kept(run: FinishedRun, files: Files, how: How) -> Stage:
-    """Ask every model, one after the other; losses in nats a token.
+    """Measure every model, one after the other; losses are in nats per token.
 
     Raises DataRefused, RequestError, ModelFormatError, and EdgeAgentError without torch when the
     base is a directory.
@@ -65,7 +66,7 @@ def kept(run: FinishedRun, files: Files, how: How) -> Stage:
         return Stage(None, {}, {}, f"no answer begins in the first {WINDOW} tokens of its row")
     losses = {}
     for name, source in _sources(run, files, how):
-        how.progress(f"asking what was learned ({name})", None, None)
+        how.progress(f"measuring the loss of learned answers ({name})", None, None)
         with closing(source):
             losses[name] = answer_loss(source, rows)
     figures: dict[str, Any] = {f"answer_loss_{name}": loss for name, loss in losses.items()}
@@ -78,9 +79,9 @@ def kept(run: FinishedRun, files: Files, how: How) -> Stage:
 
 
 def taught_rows(path: Path, gguf: Path) -> list[TaughtSequence]:
-    """Some rows of a file, as the device spells them, cut at WINDOW tokens.
+    """Some rows of a file as the device tokenizes them, cut at WINDOW tokens.
 
-    `gguf` gives tokenizer and template. Raises DataRefused, RequestError, ModelFormatError.
+    `gguf` supplies tokenizer and template. Raises DataRefused, RequestError, ModelFormatError.
     """
     rows, found = read_data(path).rows, list[TaughtSequence]()
     random.Random(0).shuffle(rows)
@@ -97,7 +98,7 @@ def taught_rows(path: Path, gguf: Path) -> list[TaughtSequence]:
 
 
 def answer_loss(source: LogitSource, rows: Sequence[TaughtSequence]) -> float:
-    """Mean over all learned tokens, in nats."""
+    """Mean loss over all learned tokens, in nats."""
     nats = 0.0
     for row in rows:
         logits = source.logits(row.ids)
@@ -109,7 +110,7 @@ def answer_loss(source: LogitSource, rows: Sequence[TaughtSequence]) -> float:
 
 
 def _sources(run: FinishedRun, files: Files, how: How) -> Iterator[tuple[str, LogitSource]]:
-    """One model at a time is in memory."""
+    """The models by name; only one is in memory at a time."""
     base, threads = run.base_gguf, how.threads
     if base is None:
         yield "base", TorchLogits(run.base_directory, threads)
@@ -122,7 +123,7 @@ def _sources(run: FinishedRun, files: Files, how: How) -> Iterator[tuple[str, Lo
 
 
 def note(figures: Mapping[str, Any], files: Files, is_base_quantized: bool) -> str | None:
-    """For the user: the losses, and what to do where much was lost. None: nothing was measured."""
+    """The losses for the user, and advice where much was lost; None when nothing was measured."""
     if not figures:
         return None
     words = [f"{figures['answer_loss_base']:.2f} before", f"{figures['answer_loss_trained']:.2f}"

@@ -1,9 +1,9 @@
-"""The rows a run learned from, as the text an importance matrix is computed on.
+"""The rows that a run learned from, as the text on which an importance matrix is computed.
 
-Why it exists: which columns of a weight matter is decided by what the model will be asked, and the
-rows it was trained on are the best guess at that. `edge-convert imatrix` reads chats; rows come in
-three forms. Flows in: RUN/train_rows.jsonl and a model file. Flows out: an `Imatrix`, or None with
-the reason. Not here: the sums (converters/imatrix.py).
+Why it exists: which columns of a weight matter depends on what the model will be asked, and the
+training rows are the best guess at that. `edge-convert imatrix` reads chats; rows come in three
+forms. Flows in: RUN/train_rows.jsonl and a model file. Flows out: an Imatrix, or None with the
+reason. Not here: the sums (converters/imatrix.py).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from edge_agent.records import EngineSettings
 from train_host.samples import read_data
 
 CHUNKS = 100
-"""Chunks of 512 tokens at most, if the user does not say: llama-imatrix's users take 100 to 200."""
+"""The default of the most chunks of 512 tokens; llama-imatrix's users take 100 to 200."""
 
 
 def importance_of(
     model: Path, rows: Path, n_chunks: int, how: How, scratch: Path
 ) -> tuple[Imatrix | None, str | None]:
-    """(the matrix, None), or (None, why there is none). `scratch`: a directory for the chats.
+    """(matrix, None), or (None, the reason). The chats are written to the directory `scratch`.
 
-    Raises DataRefused, ConversionError when the model computes NaN.
+    Raises DataRefused, and ConversionError when the model computes NaN.
     """
     chats = scratch / "chats.jsonl"
     chats.write_text(chats_of(rows), encoding="utf-8")

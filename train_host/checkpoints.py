@@ -1,11 +1,11 @@
-"""Which checkpoints of the Trainer may be believed: those with our marker, written last.
+"""Which of the Trainer's checkpoints are complete: those with our marker, which is written last.
 
 Why it exists: the Trainer writes its files one after the other into the final directory, so a kill
-leaves a directory that looks like a checkpoint and is none. `seal` hashes every file, syncs it, and
-writes `complete.json` beside them as the last thing (temp, fsync, rename, fsync of the directory);
-only a directory whose files are exactly those of its marker counts. Flows in: directories
-`checkpoint-STEP`. Flows out: the newest complete one. Old ones go after a new one is sealed, never
-before. Imports no torch. Not here: what the files mean.
+leaves a directory that looks like a checkpoint and is none. `seal` hashes and syncs every file and
+then writes `complete.json` beside them (temporary file, fsync, rename, fsync of the directory). A
+directory counts only if its files are exactly those of its marker. Flows in: directories
+`checkpoint-STEP`. Flows out: the newest complete one. Old ones are removed after a new one is
+sealed, never before. Imports no torch. Not here: what the files mean.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from edge_agent.regular_file import sha256_of
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
 KEEP = 2
-"""Newest ones; the best is kept besides."""
+"""Number of newest checkpoints to keep; the best one is kept as well."""
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """A checkpoint whose every byte is as it was written."""
+    """A complete checkpoint."""
 
     path: Path
     step: int
 
 
 def seal(directory: Path) -> None:
-    """Make what was saved durable and say so. Raises OSError; it then does not count."""
+    """Make what was saved durable and mark it complete. After an OSError it does not count."""
     files = {}
     for path in _files(directory):
         files[str(path.relative_to(directory))] = _synced_sha256(path)
@@ -46,12 +46,15 @@ def seal(directory: Path) -> None:
 
 
 def newest(root: Path) -> Sealed | None:
-    """The newest complete one; None when there is none."""
+    """The newest complete checkpoint; None when there is none.
+
+    Example: `found = newest(RunFiles(path).checkpoints)`
+    """
     return next((found for found in _by_age(root) if is_complete(found.path)), None)
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether the marker is there and names exactly the files that are, by content."""
+    """Whether the marker exists and lists exactly the files that exist, with their content."""
     try:
         expected = json.loads((directory / MARKER).read_bytes())["files"]
         found = {str(path.relative_to(directory)): path for path in _files(directory)}
@@ -63,7 +66,7 @@ def is_complete(directory: Path) -> bool:
 
 
 def clear_incomplete(root: Path) -> list[str]:
-    """Remove what a killed save or removal left; names of the directories removed."""
+    """Remove what a killed save or removal left. Returns the names of the removed directories."""
     broken = [found.path for found in _by_age(root) if not is_complete(found.path)]
     for path in broken:
         shutil.rmtree(path)
@@ -71,21 +74,21 @@ def clear_incomplete(root: Path) -> list[str]:
 
 
 def prune(root: Path, best: Path | None) -> None:
-    """Remove all but the KEEP newest and the best."""
+    """Remove all checkpoints but the KEEP newest and the best."""
     for found in list(_by_age(root))[KEEP:]:
         if best is None or found.path.name != best.name:
             remove(found.path)
 
 
 def remove(directory: Path) -> None:
-    """The marker first, so that half of a checkpoint never counts."""
+    """Remove the marker first and the files then, so that half of a checkpoint never counts."""
     (directory / MARKER).unlink(missing_ok=True)
     atomic_file.sync_directory(directory)
     shutil.rmtree(directory)
 
 
 def _by_age(root: Path) -> list[Sealed]:
-    """Every checkpoint directory, the newest first, complete or not."""
+    """Every checkpoint directory, complete or not, the newest first."""
     found = []
     for path in root.glob(f"{PREFIX}*"):
         step = path.name.removeprefix(PREFIX)

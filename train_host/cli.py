@@ -1,8 +1,8 @@
 """The `edge-train` command: assembles its subcommands.
 
 Flows in: sys.argv, the process's streams and environment. Flows out: an exit code
-(edge_agent/cli/program.py). Not here: the commands (commands/). torch and its friends are imported
-by the commands that need them, so that --help is quick and works without them.
+(edge_agent/cli/program.py). Not here: the commands (commands/). Each command imports torch and the
+like by itself, so that --help is quick and works without them.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ def build_app() -> typer.Typer:
 
 
 def main_with(argv: Sequence[str], terminal: Terminal) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code: 0, 1 for a failure, 2 for wrong usage."""
     return run_program(build_app, "edge-train", argv, terminal)
 
 
 def main() -> None:
     """Entry point of the `edge-train` script."""
-    logging.getLogger("edge_agent").setLevel(logging.ERROR)  # llama.cpp remarks on every vocabulary
+    # llama.cpp logs a warning about every vocabulary.
+    logging.getLogger("edge_agent").setLevel(logging.ERROR)
     sys.exit(main_with(sys.argv[1:], process_terminal(os.environ)))
 
 

@@ -1,7 +1,7 @@
-"""The losses of a run as a picture that opens by itself.
+"""The losses of a run as a chart that any browser opens.
 
-Flows in: the rows of log.jsonl. Flows out: one SVG text with its own colours. Not here: the drawing
-(edge_agent/bench/svg_chart.py).
+Flows in: the rows of log.jsonl. Flows out: the text of one SVG with its own colours. Not here: the
+drawing (edge_agent/bench/svg_chart.py).
 """
 
 from __future__ import annotations

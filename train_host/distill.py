@@ -1,13 +1,13 @@
-"""A large model teaches a small one what it would have said at every place, not only what it said.
+"""A small model learns a large model's distribution over the next token at every position.
 
     teacher ──its distribution over the next token──┐
     prompts ──answers of the student, or of the rows ┴─> student learns ─> RUN/model
 
-The student's vocabulary is the teacher's (checked token by token); a wider head is cut. Flows in: a
-`Job`. Flows out: a run directory that `export` reads, with the KL to the teacher before and after,
-on rows that were kept back. Trains every weight in float32. Not here: the loss (TRL's, arXiv
-2306.13649; distill_trainer.py), a shallower student (layer_cut.py), how a killed run goes on
-(resumable_run.py).
+The student must have the teacher's vocabulary (checked token by token); a wider head is cut. Flows
+in: a DistillJob. Flows out: a run directory that `export` reads, with the KL to the teacher before
+and after, measured on rows that were not trained on. Every weight is trained in float32. Not here:
+the loss (TRL's, arXiv 2306.13649; distill_trainer.py), a shallower student (layer_cut.py), resuming
+a killed run (resumable_run.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ from train_host.sft import PACKAGES, versions
 
 @dataclass(frozen=True)
 class DistillJob:
-    """What a user asks for. `model` None: the teacher's own blocks `keep_layers`."""
+    """The user's request.
+
+    When `model` is None, the student is made of the teacher's `keep_layers`.
+    """
 
     teacher: str
     model: str | None
@@ -61,13 +64,15 @@ class DistillJob:
 
 
 def distill(job: DistillJob, console: Console) -> dict[str, Any]:
-    """Run it; the content of metrics.json. Raises EdgeAgentError."""
+    """Run or resume; returns the content of metrics.json. Raises EdgeAgentError."""
     for name in PACKAGES:
         load_extra(name, "edge-train distill-logits")
     load_extra("transformers.utils.logging", "edge-train distill-logits").disable_progress_bar()
     if (job.model is None) == (job.keep_layers is None):
         raise UsageError(
-            "who is taught?", "give one of --model and --keep-layers", "--keep-layers 0-5,12-17"
+            "the student is not clear",
+            "it is either another model or some blocks of the teacher",
+            "give --model, or --keep-layers as in --keep-layers 0-5,12-17, and not both",
         )
     files = RunFiles(job.output)
     descriptor = run_directory.lock(job.output)
@@ -108,12 +113,13 @@ def _student(job: DistillJob, teacher: ModelSource, files: RunFiles) -> ModelSou
 
 
 def _check_same_tokens(teacher: ModelSource, student: ModelSource) -> None:
-    """Raises ConversionError: two vocabularies, or a teacher that is the narrower one."""
+    """Raise ConversionError when the vocabularies differ, or when the teacher's head is
+    narrower."""
     tokens = [_tokens(source.directory) for source in (teacher, student)]
     if tokens[0] != tokens[1]:
         raise ConversionError(
             f"{teacher.origin} cannot teach {student.origin}",
-            "their tokenizers differ, so their distributions are over other things",
+            "their tokenizers differ, so their distributions are over different tokens",
             "take two models of one family",
         )
     widths = [int(open_checkpoint(s.directory).config["vocab_size"]) for s in (teacher, student)]
@@ -126,7 +132,7 @@ def _check_same_tokens(teacher: ModelSource, student: ModelSource) -> None:
 
 
 def _tokens(directory: Path) -> dict[str, int]:
-    """Text -> id of every token, from tokenizer.json. Padding of the vocabulary is left out."""
+    """Text -> id of every token of tokenizer.json, without the padding of the vocabulary."""
     document = json.loads((directory / "tokenizer.json").read_bytes())
     added = {token["content"]: token["id"] for token in document["added_tokens"]}
     found = {**document["model"]["vocab"], **added}
@@ -154,7 +160,7 @@ def _document(
     data: Data,
     samples: tuple[Samples, Samples],
 ) -> dict[str, Any]:
-    """run.json: as sft's, and the teacher."""
+    """The content of run.json: as sft's, plus the teacher."""
     return {
         "method": "distill",
         "settings": {**_settings(job), "teacher": teacher.origin, "teacher_sha256": teacher.sha256},
@@ -180,7 +186,10 @@ def _teach(
     ends: list[int],
     place: tuple[RunFiles, Console],
 ) -> dict[str, Any]:
-    """Train the student and write it; metrics.json. `sources`: teacher, student; `ends`: ids."""
+    """Train the student and write it; returns the content of metrics.json.
+
+    `sources` are (teacher, student), `ends` the ids that end an answer.
+    """
     import torch
 
     from train_host.distill_trainer import divergence, new_distiller, turns_of
@@ -205,7 +214,7 @@ def _teach(
 
 
 def _metrics(samples: tuple[Samples, Samples], files: RunFiles, reason: str) -> dict[str, Any]:
-    """What the log says; the picture of it is written. `reason`: why joules are missing."""
+    """What the log says; also writes its chart. `reason` says why joules are missing."""
     log = results.read_log(files.log)
     atomic_file.write(files.curves, curves.picture(log).encode(), 0o644)
     learned = results.losses(log)

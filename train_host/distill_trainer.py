@@ -1,9 +1,9 @@
-"""TRL's DistillationTrainer, given the device's prompt ids, and the KL between two models.
+"""TRL's DistillationTrainer with the device's prompt ids, and the KL between two models.
 
 Why it exists: TRL would render and tokenize prompts by itself, and can only learn from answers that
-the student writes. Here prompts are ids made by the device's code, and the answers may also be
-those of the rows, which a student that writes nonsense at first needs. Needs torch and trl. Not
-here: the run around it (distill.py).
+the student writes. Here the device's code makes the prompt ids, and the answers may also be those
+of the rows, which a student needs that at first writes nonsense. Needs torch and trl. Flows in:
+models and samples. Flows out: a trained student. Not here: the run around it (distill.py).
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from train_host.step_rows import Epoch, StepRows
 
 
 class Distiller(SealedTrainer, DistillationTrainer):  # type: ignore[misc]
-    """Make it with `new_distiller`."""
+    """Learns the teacher's distributions. Made by `new_distiller`."""
 
     answers: Mapping[tuple[int, ...], list[int]] | None = None
-    """By prompt; None: the student answers."""
+    """Answer ids by prompt ids; None: the student writes the answers."""
 
     epoch: Epoch
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> StepRows:
-        """TRL's own starts again with the first epoch's order after a resume."""
+        """Our order of rows: after a resume TRL's would start again with the order of the first
+        epoch."""
         return StepRows(self.epoch, lambda: self.state.global_step)
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict]:  # type: ignore[type-arg]
@@ -54,7 +55,8 @@ def new_distiller(
     settings: Mapping[str, Any],
     directory: Path,
 ) -> Distiller:
-    """`models`: teacher and student, with heads of one width. `turns`: (prompt ids, answer ids)."""
+    """A trainer for (teacher, student), whose heads have one width. `turns`: (prompt ids, answer
+    ids)."""
     teacher, student = models
     trainer = Distiller(
         model=student,
@@ -101,7 +103,8 @@ def _arguments(settings: Mapping[str, Any], directory: Path) -> DistillationConf
 
 
 def _padding(pad_id: int) -> PreTrainedTokenizerFast:
-    """TRL asks a tokenizer for its padding and its end, here of ids that are ready."""
+    """A tokenizer that knows only padding and end: TRL asks for these two, and the ids are
+    ready."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
@@ -112,7 +115,7 @@ def _padding(pad_id: int) -> PreTrainedTokenizerFast:
 
 
 def cut_head(model: Any, width: int) -> None:
-    """Leave out the rows of embedding and head from `width` on: padding of the vocabulary.
+    """Remove the rows of embedding and head from `width` on, which are padding of the vocabulary.
 
     Qwen 2.5 has 152,064 rows from 7 B on and 151,936 below, for the same 151,665 tokens.
     """
@@ -121,7 +124,7 @@ def cut_head(model: Any, width: int) -> None:
 
 
 def turns_of(samples: Samples) -> list[tuple[list[int], list[int]]]:
-    """(ids before it, ids of it) for every learned answer."""
+    """(ids before the answer, ids of the answer) for every learned answer."""
     found = []
     for ids, labels in zip(samples.input_ids, samples.labels, strict=True):
         start = 0
@@ -138,7 +141,8 @@ def turns_of(samples: Samples) -> list[tuple[list[int], list[int]]]:
 
 
 def divergence(teacher: Any, student: Any, samples: Samples) -> float:
-    """Mean KL(teacher || student) in nats over the answers' tokens, each after the true ones."""
+    """Mean KL(teacher || student) in nats over the answers' tokens, each given the true tokens
+    before."""
     total, n_tokens = 0.0, 0
     for ids, labels in zip(samples.input_ids, samples.labels, strict=True):
         places = torch.tensor([at - 1 for at in range(1, len(ids)) if labels[at] != IGNORED])

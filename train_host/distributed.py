@@ -1,9 +1,9 @@
-"""How many processes train, and whether they share the work as they were asked to.
+"""How many processes train, and whether they share the work as requested.
 
-Why it exists: on a machine without GPUs accelerate falls back from FSDP to DDP without a word, and
-a run that was meant to shard a large model then copies it into every process. Flows in: the
-environment that torchrun or `accelerate launch` made, and accelerate's answer. Flows out: a name
-for the run's log, or TrainingFailed. Imports no torch. Not here: the launching.
+Why it exists: on a machine without GPUs accelerate falls back from FSDP to DDP silently, and a run
+that was meant to shard a large model then copies it into every process. Flows in: the environment
+that torchrun or `accelerate launch` made, and accelerate's answer. Flows out: numbers of processes,
+or TrainingFailed. Imports no torch. Not here: the launching.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Mapping
 from edge_agent.errors import TrainingFailed
 
 SHARDED = "FSDP"
-"""accelerate's name for it, whatever the version of FSDP."""
+"""accelerate's name for FSDP of either version."""
 _TRUE = {"1", "true", "yes", "on", "y", "t"}
 
 
 def n_processes(environ: Mapping[str, str]) -> int:
-    """Of the whole run, 1 without a launcher."""
+    """Number of processes of the whole run; 1 without a launcher."""
     return _number(environ, "WORLD_SIZE", 1)
 
 
 def rank(environ: Mapping[str, str]) -> int:
-    """Of this process; 0 writes the run directory."""
+    """Number of this process in the run; process 0 writes the run directory."""
     return _number(environ, "RANK", 0)
 
 
 def local_rank(environ: Mapping[str, str]) -> int:
-    """Of this process on its machine: the number of its GPU."""
+    """Number of this process on its machine, which is the number of its GPU."""
     return _number(environ, "LOCAL_RANK", 0)
 
 
@@ -43,7 +43,9 @@ def asks_fsdp(environ: Mapping[str, str]) -> bool:
 
 
 def check(distributed_type: str, environ: Mapping[str, str], method: str) -> None:
-    """`distributed_type`: accelerate's, NO, MULTI_CPU, MULTI_GPU, FSDP, ... Raises TrainingFailed.
+    """Raise TrainingFailed when FSDP was requested and not obtained, or cannot be used.
+
+    `distributed_type` is accelerate's: NO, MULTI_CPU, MULTI_GPU, FSDP, ...
 
     >>> check("FSDP", {"ACCELERATE_USE_FSDP": "true"}, "lora")
     """

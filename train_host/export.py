@@ -1,15 +1,15 @@
-"""A finished run becomes files for the device: merged, converted, quantized, proven, described.
+"""A finished run becomes files for the device: merged, converted, quantized, checked, described.
 
     RUN ─merge─> directory ─convert─> f32.gguf ─imatrix─> importance
                                           └──quantize──> OUT/NAME-TYPE.gguf
     RUN/adapter ─────────────────convert────────────────> OUT/NAME-lora.gguf
     OUT/imatrix.gguf  OUT/README.md  OUT/export.json
 
-Every arrow is checked before the next one starts (export_checks.py); OUT appears whole or not at
-all, and not when a check fails. `edge-agent pull OUT` takes the model by OUT/export.json, hash
-included. Flows in: a `FinishedRun` and an `ExportRequest`. Flows out: OUT and the document of
-export.json. Needs room for the model twice in float32 beside OUT. Not here: each step's own work
-(converters/).
+Every arrow is checked before the next one starts (export_checks.py). OUT appears complete or not at
+all, and not when a check fails. `edge-agent pull OUT` finds the model and its hash in
+OUT/export.json. Flows in: a FinishedRun and an ExportRequest. Flows out: OUT and the content of
+export.json. The work needs room beside OUT for the model in float32 twice. Not here: the steps
+themselves (converters/).
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ SPARE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to make. `name` None: the run's; `chunks` 0: no importance matrix.
+    """What to make. `name` None: the run's name; `chunks` 0: no importance matrix.
 
-    `data_licence` is the user's word for the rows, for the card.
+    `data_licence` is the licence of the rows as the user states it, for the card.
     """
 
     type: str = "Q4_K_M"
@@ -64,7 +64,7 @@ class ExportRequest:
 
 @dataclass
 class _Work:
-    """One export on its way: where it writes and what it found."""
+    """One export in progress: where it writes and what it has found."""
 
     run: FinishedRun
     wanted: ExportRequest
@@ -76,9 +76,12 @@ class _Work:
     notes: list[str] = field(default_factory=list)
 
     def stage(self, name: str, made: str, check: Callable[[], export_checks.Stage] | None) -> None:
-        """Note a finished step with its check's figures. Raises ConversionError if it fails."""
+        """Record a finished step with the figures of its check.
+
+        Raises ConversionError if it fails.
+        """
         if check is None or not self.wanted.is_verified:
-            reason = "there is nothing to compare it with" if check is None else "not asked for"
+            reason = "there is nothing to compare it with" if check is None else "not requested"
             self.stages.append({"stage": name, "made": made, "passed": None, "reason": reason})
             return
         started_s = time.monotonic()
@@ -94,8 +97,10 @@ class _Work:
 
 
 def default_type(run: FinishedRun) -> str:
-    """What a QAT run was trained for; Q8_0 from a quantized base, where a coarser type would round
-    the lesson away (dev/log/2026-11.md); else Q4_K_M. Raises ModelFormatError.
+    """The type to export to when the user names none. Raises ModelFormatError.
+
+    A QAT run: the type it was trained for. A quantized base: Q8_0, because a coarser type would
+    round away what was learned (dev/log/2026-11.md). Otherwise Q4_K_M.
     """
     trained_for = run.settings.get("qat_type")
     return str(trained_for).upper() if trained_for else "Q8_0" if _is_quantized(run) else "Q4_K_M"
@@ -106,9 +111,12 @@ def _is_quantized(run: FinishedRun) -> bool:
 
 
 def export(run: FinishedRun, out: Path, wanted: ExportRequest, how: How) -> dict[str, Any]:
-    """Make `out`, which must not exist, and return its export.json.
+    """Make `out`, which must not exist, and return the content of its export.json.
 
-    Raises UsageError, ConversionError (a failed check too), DataRefused; `out` then does not exist.
+    Raises UsageError, ConversionError (also for a failed check), DataRefused; `out` then does not
+    exist.
+
+    Example: `export(read_run(Path("my-run")), Path("out"), ExportRequest("Q8_0"), How())`
     """
     _check(run, out, wanted)
     name = name_from_file(wanted.name or run.path.resolve().name)
@@ -138,7 +146,7 @@ def _check(run: FinishedRun, out: Path, wanted: ExportRequest) -> None:
     if trained.upper() != wanted.type or (run.method == "qat" and wanted.token_embedding_type):
         raise UsageError(
             f"{run.path} was trained for {trained}, not for {wanted.type.lower()}",
-            "its weights lie where that quantizer puts them, and another would move them",
+            "its weights are values that this quantizer keeps, and another would round them",
             f"give --type {trained} and no other types",
         )
     needed = 2 * 4 * _n_params(run) + SPARE_BYTES
@@ -163,8 +171,8 @@ def _carry_out(work: _Work) -> dict[str, Any]:
     start = work.run.document.get("adapter") or {}
     if start.get("sha256"):
         work.notes.append(
-            f"it went on from the adapter `{Path(start['origin']).name}`, SHA-256"
-            f" `{start['sha256']}`: what that had learned, and the terms of it, are not said here"
+            f"training started from the adapter `{Path(start['origin']).name}`, SHA-256"
+            f" `{start['sha256']}`: what it had learned and its licence are not known here"
         )
     directory = _merge(work)
     exact = _convert(work, directory)
@@ -188,7 +196,8 @@ def _carry_out(work: _Work) -> dict[str, Any]:
 
 
 def _merge(work: _Work) -> Path:
-    """The whole model as a float32 directory: what the run trained, or base and adapter summed."""
+    """The whole model as a float32 directory: what the run trained, or the sum of base and
+    adapter."""
     run = work.run
     if run.model is not None:
         work.stage("merge", "nothing: the run trained the whole model", None)
@@ -249,8 +258,9 @@ def _adapter(work: _Work) -> Path | None:
 
 
 def _lesson(work: _Work, files: answer_loss.Files) -> None:
-    """What of the lesson is in the file, said to the user and to the card."""
-    made = "nothing: the answers that were learned are asked of each model"
+    """Measure how much of what was learned is in the file, and note it for the user and the
+    card."""
+    made = "nothing: measures the loss of learned answers"
     work.stage("lesson", made, lambda: answer_loss.kept(work.run, files, work.how))
     is_quantized = _is_quantized(work.run)
     text = answer_loss.note(work.stages[-1].get("figures") or {}, files, is_quantized)
@@ -259,8 +269,8 @@ def _lesson(work: _Work, files: answer_loss.Files) -> None:
     elif is_quantized and files.adapter is not None:
         work.notes.append(
             "the base was quantized already: merging what was learned and quantizing again rounds"
-            " part of it away, how much was not measured; `edge-agent adapters import"
-            f" {files.adapter.name}` beside that file keeps it"
+            " part of it away (how much was not measured); `edge-agent adapters import"
+            f" {files.adapter.name}` uses the adapter beside that base and keeps all of it"
         )
 
 
@@ -268,7 +278,7 @@ def _lesson(work: _Work, files: answer_loss.Files) -> None:
 
 
 def _own_keys(work: _Work) -> Metadata:
-    """What the file says about its making; the licence is the base's."""
+    """Keys that say how the file was made; the licence is the base's."""
     base = open_base(work.run.base_gguf or work.run.base_directory).metadata
     keys = Metadata()
     for key in ("license", "license.name", "license.link"):

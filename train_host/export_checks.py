@@ -1,10 +1,10 @@
-"""Is what a step of the export made still the model that was trained?
+"""Checks after each step of an export that the result is still the model that was trained.
 
-Flows in: both sides of one step. Flows out: a `Stage` with figures and a verdict. The steps are
-compared pair by pair, so that a failure names its step: merged against PEFT's own sum, the float32
-file against the directory, the quantized file against the float32 file, the adapter's matrices
-against PEFT's. Not here: the comparisons themselves (converters/verify.py), what to do about a
-failure (export.py).
+Flows in: both sides of one step. Flows out: a Stage with figures and a verdict. Each step is
+compared by itself, so that a failure names its step: the merged directory against PEFT's own sum,
+the float32 file against the directory, the quantized file against the float32 file, the adapter's
+matrices against PEFT's. Not here: the comparisons themselves (converters/verify.py), the
+consequences of a failure (export.py).
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ SHOWN = ("kl_mean", "kl_p99", "kl_max", "top1_agreement", "served_kl_mean", "flo
          "bits_per_byte_a", "bits_per_byte_b", "tokenizer_equal", "template_equal", "bytes_equal",
          "n_tokens")  # fmt: skip
 ADAPTER_GATE = 1e-6
-"""Largest relative difference of an adapter's product: folding a scale rounds in float32."""
+"""Largest relative difference of an adapter's `b`; multiplying a scale into it rounds."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`figures` of one comparison; `reason` says what failed, or why `passed` is None: there was
-    nothing to compare.
+    """The `figures` of one comparison.
+
+    `passed` None: there was nothing to compare. `reason` says why, or what failed.
     """
 
     passed: bool | None
@@ -86,7 +87,7 @@ def same_adapter(run: FinishedRun, base: Path, path: Path) -> Stage:
 
 
 def _difference(a: Pair, b: Pair) -> float:
-    """Largest difference of scale * b, relative to its largest value; `a` must be equal."""
+    """Largest difference of scale * b, relative to its largest value; infinity if `a` differs."""
     if not np.array_equal(a.a, b.a):
         return float("inf")
     x, y = a.b.astype(np.float64) * a.scale, b.b.astype(np.float64) * b.scale

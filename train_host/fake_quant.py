@@ -1,14 +1,14 @@
-"""Weights as the quantized file will have them, while the float weights behind them learn.
+"""Forward passes with the weights of the later quantized file, while float weights learn.
 
-Why it exists: training sees what serving will see only if the rounding is ggml's own, so the same
-two calls that write and read a GGUF file (edge_agent/llama/ggml.py) make the weights of a forward
-pass. The gradient passes straight through to the latent float32 weights (straight-through
-estimator, Bengio et al. 2013, arXiv:1308.3432). Flows in: tensors and the type each one gets.
-Flows out: tensors of the same shape on the grid of that type. All weights that changed are
-quantized together, a slab of rows at a time on several threads; what did not change since the last
-time (accumulation of gradients, evaluation) is not touched. Not here: which type (qat.py), the
-activations that llama.cpp quantizes too. Needs torch; the quantizer runs on the processor wherever
-the weights lie. Sharded weights (FSDP) are not possible: a rank would see a part of the rows.
+Why it exists: training sees the weights that will be served only if the rounding is ggml's own, so
+the same two calls that write and read a GGUF file (edge_agent/llama/ggml.py) make the weights of a
+forward pass. The gradient goes unchanged to the latent float32 weights (straight-through estimator,
+Bengio et al. 2013, arXiv:1308.3432). Flows in: tensors and the type of each. Flows out: tensors of
+the same shape whose values that type can store. All weights that have changed are quantized
+together, a slab of rows at a time on several threads; unchanged weights are not quantized again
+(accumulation of gradients, evaluation). Not here: which type (qat.py), the activations, which
+llama.cpp quantizes too. Needs torch; the quantizer runs on the processor, on whatever device the
+weights are. Sharded weights (FSDP) are not possible: a process would have parts of the rows only.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from converters.rows import F32, check_finite
 from edge_agent.llama import ggml
 
 SAMPLED = 512
-"""Elements that are compared to see a change that torch's version counter misses (`.data`)."""
+"""Elements compared to detect a change that torch's version counter misses (through `.data`)."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a weight's values may lie: a ggml type and, if it was used, its imatrix entry."""
+    """The values that a weight may have: a ggml type and, where one is used, its importance."""
 
     type: str
     importance: F32 | None = None
 
 
 def round_trip(rows: F32, grid: Grid, out: F32) -> None:
-    """dequantize(quantize(rows)) into `out`; both (n_rows, n_columns), contiguous.
+    """dequantize(quantize(rows)) into `out`; both are contiguous float32 (n_rows, n_columns).
 
-    Raises ValueError when the rows do not divide into blocks.
+    Raises ValueError when a row does not divide into the type's blocks.
     """
     packed = np.empty(len(rows) * ggml.row_bytes(grid.type, rows.shape[1]), np.uint8)
     ggml.quantize(grid.type, rows, packed, grid.importance)
@@ -48,7 +48,7 @@ def round_trip(rows: F32, grid: Grid, out: F32) -> None:
 
 
 class StraightThrough(torch.autograd.Function):  # type: ignore[misc]
-    """Forward: the values on the grid. Backward: the gradient, unchanged, to the latent weight."""
+    """Forward: the quantized values. Backward: the gradient, unchanged, to the latent weight."""
 
     @staticmethod
     def forward(ctx: Any, latent: Any, values: Any) -> Any:
@@ -61,7 +61,8 @@ class StraightThrough(torch.autograd.Function):  # type: ignore[misc]
 
 @dataclass
 class _Entry:
-    """One weight. `host` is float32 memory that ggml writes to, `values` the same on its device."""
+    """One weight. ggml writes to `host`, float32 on the processor; `values` is that on the weight's
+    device."""
 
     name: str
     module: Any
@@ -76,7 +77,7 @@ class _Entry:
 
 
 class FakeQuantizer:
-    """The weights of one model on their grids."""
+    """The quantized weights of one model."""
 
     def __init__(self, threads: int | None = None) -> None:
         """`threads` None: as many as torch uses."""
@@ -92,19 +93,20 @@ class FakeQuantizer:
         return {name: entry.grid for name, entry in self._entries.items()}
 
     def weight(self, name: str) -> Any:
-        """The weight on its grid; its gradient goes to the latent weight.
+        """The quantized weight; its gradient goes to the latent weight.
 
         Raises ConversionError when a latent weight is not finite.
         """
         entry = self._entries[name]
         if entry.state != _state(entry.latent):
-            # What is made in an evaluation must be of use to the training after it.
+            # An evaluation may call this, and training uses the result later, so the result must
+            # not be an inference tensor.
             with torch.inference_mode(False), torch.no_grad():
                 self._refresh()
         return StraightThrough.apply(entry.latent, entry.values)
 
     def _refresh(self) -> None:
-        """All that changed, together: an optimizer step changes everything at once."""
+        """Quantize all changed weights together, because an optimizer step changes all of them."""
         jobs, changed = [], []
         for entry in self._entries.values():
             state = _state(entry.latent)
@@ -123,7 +125,7 @@ class FakeQuantizer:
 
 
 def _state(latent: Any) -> tuple[Any, ...]:
-    """Differs from the last one when the weight does, however it was written to."""
+    """A value that changes with the weight, in whatever way the weight was written."""
     flat = latent.detach().reshape(-1)
     sample = flat[:: max(1, flat.numel() // SAMPLED)].cpu().numpy().tobytes()
     return latent.data_ptr(), latent._version, sample
@@ -136,7 +138,8 @@ def _allocate(entry: _Entry) -> None:
 
 
 def _publish(entry: _Entry) -> None:
-    """Where a graph still holds the old values, its backward pass now fails instead of lying."""
+    """Make new values visible. A graph that still holds the old ones then fails in its backward
+    pass instead of computing with wrong values."""
     if entry.values is entry.host:
         torch.autograd.graph.increment_version(entry.values)
     else:

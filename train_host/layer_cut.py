@@ -1,10 +1,10 @@
-"""A shallower model from a deep one: some blocks are kept, in their order, and the rest left out.
+"""Makes a shallower model from a deep one: some blocks are kept, in their order.
 
-Why it exists: a student for distillation that shares its teacher's tokenizer, embedding and head,
-and most of what it knows. Flows in: a model directory and the numbers of the blocks to keep. Flows
-out: a directory like it. Where kinds of blocks alternate (Gemma 3: five that see a window, one that
-sees everything) the kept ones must repeat that pattern, because GGUF files do not store another.
-Not here: teaching it (distill.py).
+Why it exists: for distillation, a student that shares its teacher's tokenizer, embedding and head,
+and most of its knowledge. Flows in: a model directory and the numbers of the blocks to keep. Flows
+out: a directory of the same kind. Where kinds of blocks alternate (Gemma 3: five with a sliding
+window, one with full attention) the kept blocks must repeat that pattern, because a GGUF file does
+not store another pattern. Not here: teaching the student (distill.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from converters.safetensors_file import map_file
 from edge_agent.errors import UsageError
 
 GEMMA_PATTERN = 6
+"""Every sixth block of Gemma 3 has full attention."""
 _BLOCK = re.compile(r"(model\.layers\.)(\d+)(\..+)")
 
 
@@ -45,7 +46,7 @@ def parse_blocks(text: str, n_layer: int) -> list[int]:
 
 
 def write_cut(source: Path, keep: Sequence[int], directory: Path) -> int:
-    """Write the model with these blocks only, in float32; returns the bytes of its weights.
+    """Write the model with the blocks `keep` only, in float32; returns the bytes of its weights.
 
     Raises UsageError when the pattern of blocks would break, ConversionError.
     """

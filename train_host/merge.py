@@ -1,6 +1,6 @@
-"""What a run learned becomes one model directory: the base with its adapter added, in float32.
+"""Makes one model directory of a run: the base with its adapter added, in float32.
 
-Flows in: a finished `Run`. Flows out: a directory that transformers loads and `edge-convert` takes,
+Flows in: a finished run. Flows out: a directory that transformers loads and `edge-convert` reads,
 and figures that say how far it is from PEFT's own base with adapter. A run that trained a whole
 model has nothing to merge. Not here: the sum (converters/merge.py), quantizing (export.py).
 """
@@ -21,13 +21,13 @@ from edge_agent.errors import UsageError
 from train_host.run_directory import FinishedRun
 
 GATE = 1e-5
-"""Largest mean KL between PEFT's sum and ours, in nats: float32 rounding stays far below it."""
+"""Largest mean KL between PEFT's sum and ours, in nats. Float32 rounding stays far below it."""
 
 
 def merge(run: FinishedRun, directory: Path, dtype: str, how: How) -> int:
     """Write the merged model and return the bytes of its weights.
 
-    `dtype`: f32, f16 or bf16. A base that was loaded in NF4 is merged in its stored precision.
+    `dtype` is f32, f16 or bf16. A base that was loaded in NF4 is merged in its stored precision.
     Raises UsageError when the run trained no adapter, ConversionError.
     """
     return write_hf(_merged(run), directory, dtype, how)
@@ -48,7 +48,7 @@ def divergence_from_peft(
 ) -> Divergence:
     """KL(PEFT's base with adapter || merged directory) over token windows, both in float32.
 
-    Each window has at most WINDOW tokens. Raises EdgeAgentError without torch and peft.
+    At most WINDOW tokens of each window are used. Raises EdgeAgentError without torch and peft.
     """
     assert run.adapter is not None
     windows = [list(window)[:WINDOW] for window in windows]

@@ -1,4 +1,4 @@
-"""The four ways to train, as a loaded model and what of it may change.
+"""The four methods of training, each as a loaded model and the set of weights that learn.
 
     lora    adapters beside frozen weights of --dtype
     qlora   adapters beside weights that bitsandbytes holds in NF4 (arXiv 2305.14314)
@@ -6,8 +6,8 @@
     qat     every weight, seen through the quantizer of the export (qat.py)
 
 Flows in: a directory and settings. Flows out: a model for TRL, and a PEFT configuration or None.
-Weights are read from safetensors only and no code of the directory runs. Needs torch. Not here: the
-training loop (trainer.py), which file becomes the directory (model_source.py).
+Weights are read from safetensors only, and no code of the directory runs. Needs torch. Not here:
+the training loop (trainer.py), how a directory is made of --model (model_source.py).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from train_host.settings import SftSettings
 
 
 def load_model(directory: Path, settings: SftSettings, local_rank: int = 0) -> Any:
-    """The model, with `requires_grad` only where it learns (adapters come later, from TRL).
+    """The model, with `requires_grad` only where it learns. TRL adds the adapters later.
 
-    Raises ConversionError when a quantization-aware plan cannot be made.
+    Raises ConversionError when the weights cannot be prepared for quantization-aware training.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -51,7 +51,8 @@ def load_model(directory: Path, settings: SftSettings, local_rank: int = 0) -> A
 
 
 def nf4(settings: SftSettings) -> Any:
-    """QLoRA's own choice: NF4 with its scales quantized again, computing in --dtype."""
+    """The quantization of the QLoRA paper: NF4, its scales quantized again, computing in
+    --dtype."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -81,10 +82,10 @@ def adapter_config(settings: SftSettings) -> Any:
 
 
 def widen_adapter(model: Any) -> None:
-    """Adapter weights in float32, whatever the base is in.
+    """Make the adapter's weights float32. Call it before the optimizer is made.
 
     TRL makes those of a quantized base bfloat16, whose 8 bits lose steps smaller than 1/512 of a
-    weight. Call before the optimizer is made.
+    weight.
     """
     import torch
 
@@ -94,7 +95,7 @@ def widen_adapter(model: Any) -> None:
 
 
 def _train_layers(model: Any, layers: list[int] | None) -> None:
-    """Only the named blocks learn; with None everything does."""
+    """Let only these blocks learn; None: everything learns."""
     if layers is None:
         return
     parts = tuple(f".layers.{layer}." for layer in layers)

@@ -1,8 +1,8 @@
-"""The README.md of an export: what the model is, from what, how good, under which terms.
+"""The README.md of an export: what the model is, its origin, its scores, its licences.
 
-Flows in: the document of export.json, the run's metrics and settings. Flows out: Markdown with the
-front matter that model hubs read. Every figure is copied from the run or the export; what was not
-measured is named as missing. Pure. Not here: measuring.
+Flows in: the content of export.json, the run's metrics and settings. Flows out: Markdown with the
+front matter that model hubs read. Every figure is copied from the run or the export; a figure that
+was not measured is named as missing. Not here: measuring.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMPARED = ("kl_mean", "kl_max", "top1_agreement", "served_kl_mean", "floor_kl_m
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is written from: export.json, metrics.json, the settings of run.json."""
+    """The sources of a card: export.json, metrics.json, the settings of run.json."""
 
     export: Mapping[str, Any]
     metrics: Mapping[str, Any]
@@ -79,7 +79,7 @@ def _body(source: Card) -> Iterator[str]:
 
 
 def _named(origin: str) -> str:
-    """A path by its last part: where it lay on the maker's machine is nobody's business.
+    """A path by its last part, because the directories of the maker's machine are private.
 
     >>> _named("/home/me/gemma.gguf"), _named("hf:Qwen/Qwen2.5-0.5B"), _named("blocks 0 of /a/b")
     ('gemma.gguf', 'hf:Qwen/Qwen2.5-0.5B', 'blocks 0 of b')

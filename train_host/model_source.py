@@ -1,13 +1,13 @@
-"""What --model may name, made into what training needs: a directory, and a vocabulary in GGUF.
+"""Makes of --model what training needs: a directory, and a vocabulary in GGUF.
 
     ./gemma-3-1b-it     a Hugging Face directory
     hf:owner/name       the same, fetched from the hub
     model.gguf          converted by `edge-convert to-hf`, its weights dequantized
 
-Why it exists: rows are tokenized by the device's own code, which reads a GGUF vocabulary, while
-torch reads a directory; each is made from the other once and kept in a cache under the hash of what
-it was made from. Flows in: the text after --model. Flows out: a `ModelSource`. No code of a
-checkpoint is run. Not here: loading weights (methods.py).
+Why it exists: the device's own code tokenizes the rows and reads a GGUF vocabulary, while torch
+reads a directory. Each is made from the other once and cached under the hash of its source. Flows
+in: the text after --model. Flows out: a ModelSource. No code of a checkpoint is run. Not here:
+loading weights (methods.py).
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ from edge_agent.regular_file import sha256_of
 
 HUB = "hf:"
 FETCHED = ("*.json", "*.safetensors", "tokenizer.model", "LICENSE*", "README.md")
-"""Patterns of what is taken from the hub: never code, never pickles."""
+"""Patterns of the files fetched from the hub: no code and no pickles."""
 HASHED = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-"""Beside the weights, what makes a directory another model."""
+"""The files that, with the weights, identify a model."""
 EMBEDDING = "token_embd.weight"
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """`origin` is what the user gave. `gguf`: the (quantized) file, when that was one."""
+    """`origin` is what the user gave; `gguf` the file if the user gave one.
+
+    `sha256` identifies it.
+    """
 
     directory: Path
     vocabulary: Path
@@ -48,7 +51,12 @@ class ModelSource:
 
 
 def open_source(text: str, cache: Path) -> ModelSource:
-    """Raises ModelNotFound, DownloadError, ConversionError, ModelFormatError."""
+    """Find and prepare the model that `text` names, below `cache` where something must be made.
+
+    Raises ModelNotFound, DownloadError, ConversionError, ModelFormatError.
+
+    Example: `open_source("hf:Qwen/Qwen2.5-0.5B-Instruct", Path("cache")).directory`
+    """
     if text.startswith(HUB):
         return _from_directory(_fetched(text.removeprefix(HUB)), text, cache)
     path = Path(text).expanduser()
@@ -64,7 +72,7 @@ def open_source(text: str, cache: Path) -> ModelSource:
 
 
 def directory_sha256(directory: Path) -> str:
-    """Of the weights and of what decides how they are read, by name and content.
+    """Hash of the names and contents of the weights and of HASHED.
 
     Raises ConversionError for a directory that is not a model's.
     """
@@ -97,8 +105,8 @@ def _from_directory(directory: Path, origin: str, cache: Path) -> ModelSource:
 def write_vocabulary(directory: Path, path: Path) -> None:
     """A GGUF file with the metadata of the model and a hole in place of its embedding.
 
-    llama.cpp reads the vocabulary of it and nothing else; the hole takes no room on a disk that
-    knows sparse files. Raises ConversionError.
+    llama.cpp reads only its vocabulary; a file system with sparse files stores nothing for the
+    hole. Raises ConversionError.
     """
     metadata, tensors = load(directory)
     shape = next(tensor.shape for tensor in tensors if tensor.name == EMBEDDING)
@@ -132,7 +140,7 @@ def _fetched(repo: str) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time makes the cached copy; the others find it made."""
+    """Hold a lock while the cached copy is made, so that a second process waits and finds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

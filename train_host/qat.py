@@ -1,15 +1,15 @@
-"""Quantization-aware training: the types the export will give, put on a model that trains.
+"""Quantization-aware training: the types that the export will use, applied to a model that trains.
 
-Why it exists: a quantized model loses least when it was trained with the very rounding its file
-will have, tensor by tensor: k-quants give some layers more bits, widths that do not divide fall
-back to other types, a tied embedding takes the head's. llama.cpp decides that, so it is asked
-(`type_plan`), and the same plan is used by `export`. Flows in: a Hugging Face directory, a type
-name, a loaded model. Flows out: the model with fake-quantized weights, later a directory with the
-latent float32 weights, which quantize to exactly what was trained. Not here: the rounding
-(fake_quant.py), the training loop (sft.py).
+Why it exists: a quantized model loses least when it was trained with the rounding of its file,
+tensor by tensor. The types differ between tensors: k-quants give some layers more bits, a width
+that does not divide into blocks gets another type, a tied embedding gets the head's type. llama.cpp
+decides that, so it is asked (`type_plan`), and `export` uses the same plan. Flows in: a Hugging
+Face directory, a type name, a loaded model. Flows out: the model with fake-quantized weights, and
+later a directory with the latent float32 weights, which quantize to exactly the trained ones. Not
+here: the rounding (fake_quant.py), the training loop (sft.py).
 
-An importance matrix changes what ggml writes: train and export with the same one, or with none.
-The parameters keep their names and stay float32; `module.weight` reads as the quantized weight.
+An importance matrix changes what ggml writes: train and export with the same one, or with none. The
+parameters keep their names and stay float32; `module.weight` reads as the quantized weight.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
     from train_host.fake_quant import FakeQuantizer
 
 KEEPER = "_fake_quantizer"
-"""Attribute of a model that was attached."""
+"""The attribute that holds the FakeQuantizer of an attached model."""
 
 
 def type_plan(
     directory: Path, type_name: str, imatrix: Mapping[str, F32] | None = None
 ) -> dict[str, str]:
-    """Checkpoint name of every stored tensor -> ggml type in a file of `type_name` ("q4_k_m").
+    """Checkpoint name of every stored tensor -> its ggml type in a file of `type_name` ("q4_k_m").
 
-    `imatrix` is importance by GGUF name (Imatrix.importance()); some plans depend on it.
-    Raises ConversionError, UsageError for an unknown type.
+    `imatrix` is importance by GGUF name (Imatrix.importance()), on which some plans depend. Raises
+    ConversionError, UsageError for an unknown type.
     """
     name = type_name.upper()
     if name not in FILE_TYPES:
@@ -74,9 +74,11 @@ def attach(
 ) -> list[str]:
     """Fake-quantize every matrix that `plan` does not leave in F32; returns their names.
 
-    A module that shares its weight with a named one (a tied head) sees the same quantized weight.
+    A module that shares its weight with a planned one (a tied head) sees the same quantized weight.
     Attach before an optimizer is made and before DDP; FSDP is not possible. Raises ConversionError
-    when a weight is missing, is not float32, or its type needs an importance that is not given.
+    when a weight is missing or not float32, or when its type needs an importance that is not given.
+
+    Example: `attach(model, type_plan(Path("gemma"), "q4_0"))`
     """
     from train_host.fake_quant import FakeQuantizer, Grid
 
@@ -100,7 +102,7 @@ def attach(
 
 
 def detach(model: Any) -> None:
-    """The plain model again, with its latent weights."""
+    """Make it the plain model again, with its latent weights."""
     for module in model.modules():
         if isinstance(module, _OnGrid):
             module.__class__ = type(module).__mro__[2]
@@ -111,16 +113,17 @@ def detach(model: Any) -> None:
 
 
 def quantized_weights(model: Any) -> dict[str, F32]:
-    """The weights that an attached model computes with, by checkpoint name, as arrays."""
+    """The weights with which an attached model computes, as arrays by checkpoint name."""
     keeper: FakeQuantizer = getattr(model, KEEPER)
     return {name: keeper.weight(name).detach().cpu().numpy() for name in keeper.grids}
 
 
 def write_latent(model: Any, source: Path, directory: Path) -> int:
-    """Write the latent weights as a float32 directory, to be quantized by `export`.
+    """Write the latent weights as a float32 directory, which `export` quantizes.
 
-    config.json, tokenizer and template are those of `source`, the directory the model was loaded
-    from. Returns the bytes of the weights. Raises ConversionError; `directory` must not exist.
+    config.json, tokenizer and template are copied from `source`, the directory that the model was
+    loaded from. Returns the bytes of the weights. `directory` must not exist. Raises
+    ConversionError.
     """
     checkpoint = open_checkpoint(source)
     latent = {plain_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
@@ -142,7 +145,7 @@ def write_latent(model: Any, source: Path, directory: Path) -> int:
 
 
 def differences(model: Any, gguf: Path) -> dict[str, int]:
-    """Elements of each fake-quantized weight that are not, bit for bit, those of the file.
+    """How many elements of each fake-quantized weight differ from the file, bit for bit.
 
     Only tensors that differ are listed: {} means that the file is what was trained. Raises
     ModelFormatError, ConversionError.
@@ -162,7 +165,8 @@ def differences(model: Any, gguf: Path) -> dict[str, int]:
 
 
 def plain_name(name: str) -> str:
-    """The checkpoint's name of a parameter of a loaded model, text part of multimodal ones too."""
+    """The checkpoint's name of a parameter of a loaded model, also of a multimodal model's text
+    part."""
     plain = name.removeprefix("module.").replace("language_model.model.", "model.")
     return plain.replace("language_model.", "").replace("model.model.", "model.")
 
@@ -174,7 +178,7 @@ def _placements(checkpoint: Checkpoint) -> dict[str, TensorPlacement]:
 
 
 def _weight_modules(model: Any) -> Iterator[tuple[str, Any]]:
-    """(checkpoint name of the weight, module), tied ones once under each of their names."""
+    """(checkpoint name of the weight, module); a tied module comes under each of its names."""
     for name, module in model.named_modules(remove_duplicate=False):
         if module._parameters.get("weight") is not None:
             yield plain_name(f"{name}.weight"), module
@@ -203,7 +207,8 @@ def _refusal(
 
 
 class _OnGrid:
-    """Mixed into the class of a module: its `weight` is the quantized one, its parameter is not."""
+    """Mixed into the class of a module: `weight` is the quantized weight, the parameter is the
+    latent."""
 
     _parameters: dict[str, Any]
     _grid_keeper: FakeQuantizer
@@ -221,7 +226,8 @@ def _wear(module: Any, name: str, keeper: FakeQuantizer) -> None:
 
 
 class _LatentParameters:
-    """`model.get_parameter`, for who saves or ties weights: torch's own reads the attribute."""
+    """`model.get_parameter` for code that saves or ties weights; torch's own would read
+    `weight`."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""What is written and shown while a run goes on: a line a step, a bar, TensorBoard.
+"""What is written and shown while a run goes on: a log line per step, progress, TensorBoard.
 
 Flows in: the Trainer's events. Flows out: RUN/log.jsonl, progress and notes on the terminal, and
 TrainingFailed when a loss is not a number (before that step can be saved). Needs transformers. Not
@@ -25,7 +25,7 @@ from train_host.energy_meter import EnergyMeter
 
 @dataclass(frozen=True)
 class RunTools:
-    """What a run has around it. `monotonic`: seconds."""
+    """The log, the energy meter and the outputs of a run. `monotonic` returns seconds."""
 
     log: RunLog
     meter: EnergyMeter
@@ -35,10 +35,10 @@ class RunTools:
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Only the first process has one."""
+    """The callback of the run's first process; the other processes have none."""
 
     def __init__(self, tools: RunTools, tensorboard: Path | None, learning_rate: float) -> None:
-        """`tensorboard`: directory, None when it is not installed."""
+        """`tensorboard` is a directory; None: TensorBoard is not installed."""
         self._tools = tools
         self._board_path, self._board = tensorboard, None
         self._learning_rate = learning_rate
@@ -110,7 +110,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
 
 def tensorboard_directory(path: Path) -> Path | None:
-    """`path` where TensorBoard is installed."""
+    """`path` if TensorBoard is installed, else None."""
     return path if importlib.util.find_spec("tensorboard") else None
 
 

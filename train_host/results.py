@@ -1,8 +1,8 @@
-"""What a run came to, computed from its log: the document metrics.json.
+"""The results of a run, computed from its log: the content of metrics.json.
 
-Flows in: rows of log.jsonl and what the run knows of its data. Flows out: plain numbers, None with
-a reason where there is none. Times are of training steps alone; validation and saving are left out.
-Pure. Not here: writing it.
+Flows in: the rows of log.jsonl, and the run's samples. Flows out: plain numbers, or None with a
+reason. Times are those of training steps; validation and saving are left out. Not here: writing the
+file (run_directory.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Log = Sequence[Mapping[str, Any]]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Whole lines; a torn last one is left out. [] when there is no file."""
+    """The complete lines of a log; a torn last line is left out. [] when there is no file."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
@@ -27,7 +27,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Drop the lines beyond `step`: a resumed run writes them again."""
+    """Remove the lines after `step`, because a resumed run writes them again."""
     from edge_agent import atomic_file
 
     kept = [row for row in read_log(path) if row["step"] <= step]
@@ -35,7 +35,7 @@ def cut_log(path: Path, step: int) -> None:
 
 
 def data_summary(train: Samples, validation: Samples) -> dict[str, Any]:
-    """Rows, tokens and the share that is learned; what was left out, and why."""
+    """Rows, tokens and the share that is learned; how many rows were left out, by reason."""
     dropped: dict[str, int] = {}
     for samples in (train, validation):
         for reason, count in samples.dropped.items():
@@ -51,7 +51,7 @@ def data_summary(train: Samples, validation: Samples) -> dict[str, Any]:
 
 
 def speed(log: Log) -> dict[str, Any]:
-    """Real tokens a second: padding is not counted. None when no step was made."""
+    """Steps, seconds, and tokens per second without padding (None when no step was made)."""
     steps = [row for row in log if "loss" in row]
     seconds, tokens = sum(row["seconds"] for row in steps), sum(row["tokens"] for row in steps)
     return {
@@ -63,7 +63,7 @@ def speed(log: Log) -> dict[str, Any]:
 
 
 def losses(log: Log) -> dict[str, Any]:
-    """First and last training loss; bits per byte before, at best and at the end."""
+    """First and last training loss in nats; bits per byte before training and at the best step."""
     steps = [row["loss"] for row in log if "loss" in row]
     scores = [(row["validation_bits_per_byte"], row["step"]) for row in log if _is_validation(row)]
     before = next((score for score, step in scores if step == 0), None)
@@ -80,7 +80,7 @@ def losses(log: Log) -> dict[str, Any]:
 
 
 def energy(log: Log, reason: str) -> dict[str, Any]:
-    """Joules of all steps, or None and why; a figure with gaps is none."""
+    """Joules of all steps; None and the reason when any step was not measured."""
     steps = [row for row in log if "loss" in row]
     known = [row["joules"] for row in steps if row["joules"] is not None]
     if steps and len(known) == len(steps):

@@ -1,9 +1,9 @@
-"""The course of a run that may be killed: begin, go on where it stood, train, keep what it cost.
+"""The sequence of a run that may be killed: begin, resume, train, record the cost.
 
 Why it exists: sft and distill-logits differ in what they train and not in how a run is kept. Flows
-in: run files, the data, a sealed trainer (resumable_trainer.py). Flows out: a directory that can be
-resumed, a log with tokens, seconds and joules of each step. Imports no torch until it trains. Not
-here: what is decided before the run, and what is saved after it (sft.py, distill.py).
+in: run files, the data, a trainer of resumable_trainer.py. Flows out: a directory that can be
+resumed, and a log with tokens, seconds and joules of each step. Imports no torch before it trains.
+Not here: decisions before the run and saving after it (sft.py, distill.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from train_host.samples import Data, Samples, lines_of
 
 @dataclass(frozen=True)
 class Console:
-    """Where a run shows itself."""
+    """Where a run shows progress and notes."""
 
     progress: Progress
     note: Callable[[str], None]
@@ -31,7 +31,7 @@ class Console:
 
 @dataclass(frozen=True)
 class ResumableRun:
-    """Of one run. `is_first`: this process writes the run directory."""
+    """One run. `is_first`: this process writes the run directory."""
 
     files: RunFiles
     console: Console
@@ -41,7 +41,8 @@ class ResumableRun:
 
 
 def begin(files: RunFiles, data: Data, document: Mapping[str, Any], samples: Samples) -> None:
-    """The run directory before training, or a check that it is this run's. Raises UsageError."""
+    """Fill the run directory before training, or check that it belongs to this run. Raises
+    UsageError."""
     files.checkpoints.mkdir(exist_ok=True)
     if files.run.exists():
         run_directory.check_same(files, document)
@@ -52,7 +53,10 @@ def begin(files: RunFiles, data: Data, document: Mapping[str, Any], samples: Sam
 
 
 def follow(trainer: Any, resumable: ResumableRun) -> str:
-    """Train to the end, from the newest complete checkpoint; why joules are missing, "" if none."""
+    """Train to the end, from the newest complete checkpoint.
+
+    Returns why joules are missing, or "".
+    """
     from train_host.energy_meter import EnergyMeter
 
     resumed = _resume_point(trainer, resumable)
@@ -66,7 +70,7 @@ def follow(trainer: Any, resumable: ResumableRun) -> str:
 
 
 def _resume_point(trainer: Any, resumable: ResumableRun) -> checkpoints.Sealed | None:
-    """The newest complete checkpoint; what a kill left beside it is removed."""
+    """The newest complete checkpoint; incomplete ones, which a kill left, are removed."""
     root, note = resumable.files.checkpoints, resumable.console.note
     if resumable.is_first:
         for name in checkpoints.clear_incomplete(root):
@@ -100,7 +104,7 @@ def _train(
 
 
 def peak_memory(device: str) -> dict[str, int | None]:
-    """Of this process: resident (mapped files included), and of its GPU where it has one."""
+    """Bytes of this process: resident (mapped files included), and on its GPU where it has one."""
     import torch
 
     cuda = torch.cuda.max_memory_allocated() if device == "cuda" else None

@@ -1,10 +1,9 @@
 """The rows of a run in an order that the user gives, instead of a shuffled one.
 
-Why it exists: a curriculum, or a run that must see what another trainer saw. The file has one
-number a line: the line of a row in the data, from 1. One pass goes through the file from top to
-bottom, --epochs says how many passes. A row may come several times; a row that is not in the file
-is not learned, and counted. Flows in: --order. Flows out: samples in that order. Not here: batches
-(trainer.py).
+Why it exists: for a curriculum, or for a run that must see the rows of another trainer. The file
+has one number per line: the line of a row in the data, from 1. One epoch goes through the file from
+top to bottom. A row may occur several times; a row that is not in the file is not learned, and
+counted. Flows in: --order. Flows out: samples in that order. Not here: batches (trainer.py).
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from train_host.settings import SftSettings
 _NUMBER = re.compile(rb"[1-9]\d{0,17}")
 
 LEFT_OUT = "not_in_order"
-"""The reason under which rows that the file does not name are counted."""
+"""The reason in Samples.dropped for rows that the file does not name."""
 
 
 @dataclass(frozen=True)
 class RowOrder:
-    """`numbers`: lines of the data, from 1, in the order in which they are learned."""
+    """`numbers` are lines of the data, from 1, in the order in which they are learned."""
 
     path: Path
     numbers: list[int]
@@ -35,7 +34,7 @@ class RowOrder:
 
 
 def read_order(path: Path) -> RowOrder:
-    """Blank lines are passed over. Raises DataRefused."""
+    """Read the file; blank lines are skipped. Raises DataRefused."""
     content = read_content(path, "order", "--order")
     numbers = []
     for place, line in enumerate(content.splitlines(), start=1):
@@ -70,7 +69,8 @@ def settle(settings: SftSettings) -> SftSettings:
 def ordered(samples: Samples, order: RowOrder, held_back: Container[int]) -> Samples:
     """All samples of each named row, in the order of the file.
 
-    `held_back`: rows to validate with. Raises DataRefused for a row that is not in `samples`.
+    `held_back` are the rows kept for validation. Raises DataRefused for a row that is not in
+    `samples`.
     """
     places: dict[int, list[int]] = {}
     for place, row in enumerate(samples.rows):

@@ -1,4 +1,4 @@
-"""The directory of a run: what lies where, who may write, what `export` reads of it.
+"""The directory of a run: its files, the lock on it, and what `export` reads of it.
 
     RUN/run.json          every resolved setting, versions, hashes of data and model
     RUN/data.jsonl        the rows as they were given; a later edit belongs to another run
@@ -10,8 +10,8 @@
     RUN/curves.svg        losses over steps
     RUN/tensorboard/      when TensorBoard is installed
 
-Flows in: a path. Flows out: paths, documents, a frozen `Run`. Imports no torch. Not here: how the
-files come about (sft.py).
+Flows in: a path. Flows out: paths, documents, a frozen FinishedRun. Imports no torch. Not here: how
+the files are made (sft.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The paths. `path` is the directory itself."""
+    """The paths of a run's files. `path` is the directory itself."""
 
     path: Path
 
@@ -79,9 +79,10 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run as `export` and `merge` see it. `adapter` or `model` is None.
+    """A finished run as `export` and `merge` see it. Either `adapter` or `model` is None.
 
-    `base_gguf` is set when --model was a GGUF file; `base_directory` is then what was made of it.
+    `base_gguf` is set when --model was a GGUF file; `base_directory` is then the directory made of
+    it.
     """
 
     path: Path
@@ -101,7 +102,10 @@ class FinishedRun:
 
 
 def read_run(path: Path) -> FinishedRun:
-    """Raises UsageError for what is not a finished run."""
+    """Open a finished run. Raises UsageError for a directory that is none.
+
+    Example: `read_run(Path("my-run")).metrics["final_loss"]`
+    """
     files = RunFiles(path)
     document, metrics = _object(files.run, path), _object(files.metrics, path)
     base, data = document["model"], document["data"]
@@ -140,13 +144,13 @@ def _object(file: Path, path: Path) -> dict[str, Any]:
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Whole and durable, or as it was; `v` is added. Raises OSError."""
+    """Write a complete, durable JSON file with `v` added, or leave the old one. Raises OSError."""
     text = json.dumps({"v": VERSION, **document}, ensure_ascii=False, indent=1, allow_nan=False)
     atomic_file.write(path, text.encode("utf-8", "backslashreplace") + b"\n", 0o644)
 
 
 def lock(path: Path) -> int:
-    """Make the directory if need be, and keep others out until the process ends.
+    """Create the directory if needed, and keep other processes out until this one ends.
 
     Returns the descriptor to close. Raises TrainingBusy, OSError.
     """
@@ -164,7 +168,7 @@ def lock(path: Path) -> int:
 
 
 def check_start(files: RunFiles, resume: bool) -> None:
-    """A new run needs an unused directory; a finished one cannot go on. Raises UsageError."""
+    """Raise UsageError for a finished run, and for an unfinished one without `resume`."""
     if files.metrics.exists():
         raise UsageError(
             f"{files.path} holds a finished run", "it has a metrics.json", "give another directory"
@@ -178,7 +182,7 @@ def check_start(files: RunFiles, resume: bool) -> None:
 
 
 def check_same(files: RunFiles, document: Mapping[str, Any]) -> None:
-    """A resumed run must be the one that began. Raises UsageError, naming what differs."""
+    """Raise UsageError that names the first difference to the run that is to be resumed."""
     begun = json.loads(files.run.read_bytes())
     for part in ("settings", "model", "data", "adapter", "order"):
         for key, value in document.get(part, {}).items():

@@ -1,10 +1,10 @@
-"""Rows as the two columns that training sees: input_ids and labels, -100 where none is learned.
+"""Rows as the two columns of training: input_ids, and labels with -100 where none is learned.
 
 Why it exists: TRL would tokenize by itself, with a template that differs from the device's, and
-with a completion mask beside ready ids it learns every token. So it gets ids and labels and nothing
-else, made by the code that serves the device (edge_agent/prompt/training_sequence.py): every
-assistant turn is learned, the token that ends it too. Flows in: rows. Flows out: `Samples`; a row
-that is too long is left out whole and counted, never cut. Not here: batches, padding, packing
+with a completion mask beside ready ids it learns every token. Therefore it gets only ids and
+labels, made by the code that serves the device (edge_agent/prompt/training_sequence.py): every
+assistant turn is learned, with the token that ends it. Flows in: rows. Flows out: Samples. A row
+that is too long is left out as a whole and counted, never cut. Not here: batches, padding, packing
 (TRL's).
 """
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 BOM = b"\xef\xbb\xbf"
 IGNORED = -100
-"""torch's cross_entropy leaves this label out."""
+"""The label that torch's cross_entropy ignores."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Columns of equal length, and why rows are not among them.
+    """Columns of equal length, and how many rows were left out.
 
     `n_bytes`: UTF-8 bytes of the answers; `rows`: the line of each sample in its file; `dropped`:
-    how many rows were left out, by reason.
+    the number of rows left out, by reason.
     """
 
     input_ids: list[list[int]]
@@ -51,21 +51,22 @@ class Samples:
 
     @property
     def n_supervised(self) -> int:
+        """Number of tokens with a label."""
         return sum(label != IGNORED for labels in self.labels for label in labels)
 
     @property
     def supervised_share(self) -> float:
-        """Of all tokens, those with a label; 0 when there are none."""
+        """Share of all tokens that have a label; 0 when there are no tokens."""
         return self.n_supervised / self.n_tokens if self.n_tokens else 0.0
 
     def columns(self) -> dict[str, list[list[int]]]:
-        """What TRL gets, and all it gets."""
+        """The only columns that TRL gets."""
         return {"input_ids": self.input_ids, "labels": self.labels}
 
 
 @dataclass(frozen=True)
 class Data:
-    """A file of rows, read once: its bytes, what they mean, their SHA-256."""
+    """A file of rows, read once: its bytes, its parsed rows, its SHA-256."""
 
     content: bytes
     rows: list[ChatRow]
@@ -73,14 +74,17 @@ class Data:
 
 
 def read_data(path: Path) -> Data:
-    """Of any size, unlike on the device. Raises DataRefused, which names the bad lines."""
+    """Read a file of any size, unlike on the device.
+
+    Raises DataRefused that names the bad lines.
+    """
     content = read_content(path, "training data", "--data")
     rows = dataset.parse_rows(content.removeprefix(BOM).split(b"\n"), str(path))
     return Data(content, rows, hashlib.sha256(content).hexdigest())
 
 
 def read_content(path: Path, what: str, flag: str) -> bytes:
-    """The whole file. Raises DataRefused that names `what` and the `flag` it was given with."""
+    """The whole file. Raises DataRefused that names `what`, and the `flag` it was given with."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -89,7 +93,7 @@ def read_content(path: Path, what: str, flag: str) -> bytes:
 
 
 def lines_of(data: Data, numbers: Sequence[int]) -> bytes:
-    """The lines with these numbers (from 1), as they stand in the file."""
+    """The lines with these numbers (from 1), unchanged."""
     lines = data.content.removeprefix(BOM).split(b"\n")
     return b"".join(lines[number - 1].rstrip(b"\r") + b"\n" for number in sorted(set(numbers)))
 
@@ -107,7 +111,7 @@ def encode_rows(rows: Sequence[ChatRow], prompts: PromptBuilder, max_length: int
 
 
 def labels_of(ids: Sequence[int], learned: Sequence[bool]) -> list[int]:
-    """The label of a token is the token itself; the model shifts by one.
+    """The label of a learned token is the token itself; the model shifts by one.
 
     >>> labels_of([7, 8, 9], [False, True, True])
     [-100, 8, 9]
@@ -116,7 +120,7 @@ def labels_of(ids: Sequence[int], learned: Sequence[bool]) -> list[int]:
 
 
 def refuse_unlearnable(samples: Samples, path: str, max_length: int) -> None:
-    """Raises DataRefused when no token of the samples would be learned."""
+    """Raise DataRefused when the samples have no token to learn."""
     if samples.n_supervised:
         return
     counts = ", ".join(f"{count} {reason}" for reason, count in samples.dropped.items())

@@ -1,14 +1,14 @@
-"""Every setting of a fine-tune: what the user wishes, and what it is resolved to.
+"""Every setting of a fine-tune: what the user wishes, and the value that is used.
 
-Why it exists: a run must be repeatable from its directory, so nothing may be left to a library's
-default that changes with a release. Flows in: `Wishes` (None where the choice is ours) and `Facts`
-about model and machine. Flows out: `SftSettings`, all of them decided, written to run.json. Imports
-no torch. Not here: what is done with them (sft.py).
+Why it exists: a run must be repeatable from its directory, so no setting may depend on a library's
+default, which changes with releases. Flows in: Wishes (None where the choice is ours) and Facts
+about model and machine. Flows out: SftSettings, all of them decided, written to run.json. Imports
+no torch. Not here: applying them (sft.py).
 
-The defaults are meant for 0.27 B to 7 B parameters. LoRA goes on all seven linear layers at ten
-times the rate of full training (arXiv 2405.09673 finds both to be right) with lora_alpha / r = 2,
-the device's own scale. No dropout, as on the device. Packing is off: a small lesson packed into
-long rows has too few steps to learn.
+The defaults are meant for 0.27 B to 7 B parameters. LoRA is applied to all seven linear layers,
+with ten times the learning rate of full training (both from arXiv 2405.09673), and with lora_alpha
+/ r = 2 and no dropout, as on the device. Packing is off, because a few rows packed into long ones
+give too few steps to learn.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ LAYERS, R, LORA_ALPHA = "all", 16, 32.0
 DTYPES = ("auto", "bf16", "fp32")
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5, "qat": 2e-5}
 CHECKPOINTING_PARAMS = 1_000_000_000
-"""From here on activations are recomputed by default: they no longer fit beside the weights."""
+"""Larger models recompute activations by default, which no longer fit beside the weights."""
 EVALUATIONS = 10
-"""Checkpoints and validations of a run, when --save-every does not say."""
+"""Number of checkpoints and validations of a run without --save-every."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the command line says. None: to be chosen."""
+    """The settings of the command line. None: to be chosen."""
 
     method: str = "lora"
     layers: str | None = None
@@ -58,7 +58,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Facts:
-    """About the model and the machine. `attention`: transformers' name of the implementation."""
+    """About the model and the machine. `attention` is transformers' name of the implementation."""
 
     n_layer: int
     n_params: int
@@ -71,10 +71,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class SftSettings:
-    """All decided. `layers` None: every one; `qat_type` None: the method is another.
+    """Every setting, decided. `layers` None: every block; `qat_type` None: the method is not qat.
 
-    `batch_size` counts rows of one optimizer step over all processes; `save_every` is in steps, a
-    validation goes with each save. `sampling`: random (shuffled by the seed), or sequential.
+    `batch_size` counts the rows of one optimizer step over all processes. `save_every` is in steps,
+    and each save includes a validation. `sampling` is "random" (shuffled by the seed) or
+    "sequential".
     """
 
     method: str
@@ -114,6 +115,7 @@ class SftSettings:
 
     @property
     def accumulation_steps(self) -> int:
+        """Micro-batches of one process in an optimizer step."""
         return self.batch_size // (self.micro_batch_size * self.n_processes)
 
     def as_json(self) -> dict[str, Any]:
@@ -121,7 +123,7 @@ class SftSettings:
 
 
 def resolve(wishes: Wishes, facts: Facts) -> SftSettings:
-    """Decide everything but `save_every` (0 until `with_rows`). Raises UsageError."""
+    """Decide every setting but `save_every`, which is 0 until `with_rows`. Raises UsageError."""
     _check(wishes)
     micro = wishes.micro_batch_size or _micro_batch(wishes, facts)
     _check_batch(wishes.batch_size, micro, facts.n_processes)
@@ -162,7 +164,7 @@ def resolve(wishes: Wishes, facts: Facts) -> SftSettings:
 
 
 def with_rows(settings: SftSettings, n_rows: int) -> SftSettings:
-    """`save_every` decided, now that the rows of an epoch are counted."""
+    """The settings with `save_every` decided, when the number of rows in an epoch is known."""
     if settings.save_every:
         return settings
     return replace(settings, save_every=max(1, total_steps(settings, n_rows) // EVALUATIONS))
@@ -178,11 +180,11 @@ def total_steps(settings: SftSettings, n_rows: int) -> int:
 def _check(wishes: Wishes) -> None:
     if wishes.method not in METHODS:
         known = ", ".join(METHODS)
-        raise UsageError(f"--method is {wishes.method!r}", "there is no such one", f"give {known}")
+        raise UsageError(f"--method is {wishes.method!r}", "it is not known", f"give {known}")
     if wishes.dtype not in DTYPES:
         raise UsageError(
             f"--dtype is {wishes.dtype!r}",
-            "there is no such one",
+            "there is no such data type",
             f"give one of {', '.join(DTYPES)}",
         )
     if not 0.0 <= wishes.validation_share <= 0.5:
@@ -198,7 +200,7 @@ def _check(wishes: Wishes) -> None:
 
 
 def _layers(text: str, n_layer: int) -> list[int] | None:
-    """None for all of them. Raises UsageError."""
+    """The numbers of the blocks that learn; None for all. Raises UsageError."""
     from edge_agent.adapt.trainer.layer_choice import parse_layers  # NumPy: not for --help
 
     layers = parse_layers(text, n_layer)

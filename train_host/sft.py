@@ -1,11 +1,11 @@
 """Supervised fine-tuning from rows to a trained adapter or model, in one resumable run.
 
-Why it exists: the libraries train; what goes wrong around them is the data, a silent default, a
-half-written checkpoint. So every step here is explicit: model source, ids made by the device's
-code, resolved settings on disk before the first step, sealed checkpoints, a result written last.
-Flows in: a `Job`. Flows out: a run directory (run_directory.py) and the document of metrics.json.
-Starts under torchrun and `accelerate launch` as well; the first process writes. Not here: flags
-(commands/sft.py), merging and quantizing what was learned (export.py).
+Why it exists: the libraries train; the usual failures are around them: the data, a silent default,
+a half-written checkpoint. So every step here is explicit: the model source, ids made by the
+device's code, resolved settings on disk before the first step, sealed checkpoints, a result that is
+written last. Flows in: an SftJob. Flows out: a run directory (run_directory.py) and the content of
+metrics.json. It also runs under torchrun and `accelerate launch`; the first process writes. Not
+here: options (commands/sft.py), merging and quantizing what was learned (export.py).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from train_host.start_adapter import StartAdapter
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
 RECORDED = (*PACKAGES, "bitsandbytes", "safetensors", "edge-agent", "llama_cpp_python", "numpy")
-"""Their versions are part of a run."""
+"""Packages whose versions are recorded with a run."""
 
 
 @dataclass(frozen=True)
 class SftJob:
-    """What a user asks for. `environ` carries what a launcher of several processes says."""
+    """The user's request. `environ` holds the variables of a launcher of several processes."""
 
     model: str
     data: Path
@@ -73,11 +73,14 @@ class Prepared:
     validation: Samples
     start: StartAdapter | None
     is_first: bool
-    """This process writes the run directory."""
+    """Whether this process writes the run directory."""
 
 
 def train(job: SftJob, console: Console) -> dict[str, Any]:
-    """Run or resume; the content of metrics.json. Raises EdgeAgentError."""
+    """Run or resume; returns the content of metrics.json, {} in all processes but the first.
+
+    Raises EdgeAgentError.
+    """
     _load_packages(job.wishes.method)
     files, is_first = RunFiles(job.output), distributed.rank(job.environ) == 0
     lock = run_directory.lock(job.output) if is_first else None
@@ -173,7 +176,7 @@ def _facts(source: ModelSource, job: SftJob) -> Facts:
 def _document(
     source: ModelSource, settings: SftSettings, data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """run.json. What is compared when a run is resumed: see check_same."""
+    """The content of run.json; run_directory.check_same compares it when a run is resumed."""
     return {
         "method": settings.method,
         "settings": settings.as_json(),
@@ -189,7 +192,7 @@ def _document(
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of every package in RECORDED; None: not installed."""
+    """Versions of Python and of every package in RECORDED; None: not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in RECORDED:
         try:
@@ -212,7 +215,7 @@ def _carry_out(job: SftJob, prepared: Prepared, console: Console) -> dict[str, A
     files, settings = prepared.files, prepared.settings
     torch.set_num_threads(settings.threads)
     if settings.n_processes > 1:
-        # Before the weights: with FSDP only the first process then reads them.
+        # Set up before the weights are loaded: with FSDP only the first process then reads them.
         PartialState(cpu=settings.device == "cpu")
     model = load_model(prepared.source.directory, settings, distributed.local_rank(job.environ))
     trainer = new_trainer(model, settings, prepared.train, prepared.validation, files.checkpoints)
@@ -245,7 +248,8 @@ def _announcement(prepared: Prepared, trainer: Any, kind: str) -> str:
 
 
 def _save_result(trainer: Any, prepared: Prepared, kind: str) -> None:
-    """RUN/adapter or RUN/model, whole or not there. Every process calls it: shards are gathered."""
+    """Write RUN/adapter or RUN/model, complete or not at all. Every process calls it to give its
+    shard."""
     files, settings = prepared.files, prepared.settings
     target = files.adapter if settings.trains_adapter else files.model
     if prepared.is_first:
@@ -267,7 +271,7 @@ def _save_by_trainer(trainer: Any, prepared: Prepared, target: Path) -> None:
     trainer.accelerator.wait_for_everyone()
     if not prepared.is_first:
         return
-    for name in ("training_args.bin", "README.md"):  # a pickle, and an empty form
+    for name in ("training_args.bin", "README.md"):  # a pickle, and a card without content
         (temp / name).unlink(missing_ok=True)
     if target == prepared.files.model:
         for name in COPIED:

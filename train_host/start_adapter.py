@@ -1,10 +1,10 @@
-"""The adapter a run starts from, when it is not a fresh one: a PEFT directory or a GGUF file.
+"""The adapter from which a run starts, if it is not a fresh one: a PEFT directory or a GGUF file.
 
-Why it exists: more can be taught to an adapter that was trained before, here or on the device. Its
-file decides r, lora_alpha, layers and modules; a flag that says something else is refused, never
-obeyed. Flows in: --adapter and the model. Flows out: settings, and values in a PEFT model. Where
-one r, one scaling and the same modules in every block do not describe the adapter, it is refused.
-Its optimizer is not in the file: moments begin at 0. Not here: reading either form
+Why it exists: an adapter that was trained before, here or on the device, can learn more. Its file
+decides r, lora_alpha, layers and modules; an option that contradicts it is refused. Flows in:
+--adapter and the model. Flows out: settings, and values in a PEFT model. An adapter is refused
+unless it has one r, one scaling, and the same modules in every block it covers. Its optimizer state
+is not in the file, so the moments start at 0. Not here: reading either form
 (converters/adapter.py).
 """
 
@@ -33,7 +33,7 @@ from train_host.model_source import ModelSource
 from train_host.settings import SftSettings, Wishes
 
 Slot = tuple[int, str]
-"""Block and PEFT's name of the module: (3, "q_proj")."""
+"""(block, PEFT's name of the module), as in (3, "q_proj")."""
 
 _WEIGHT = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 _MODULE = re.compile(r".*\.layers\.(\d+)\.\w+\.(\w+)")
@@ -41,7 +41,8 @@ _MODULE = re.compile(r".*\.layers\.(\d+)\.\w+\.(\w+)")
 
 @dataclass(frozen=True)
 class StartAdapter:
-    """Every pair has the same rank and scale; `b` has the row order of the checkpoint."""
+    """An adapter whose pairs all have the same rank and scale; `b` has the checkpoint's row
+    order."""
 
     path: Path
     sha256: str
@@ -54,7 +55,8 @@ class StartAdapter:
 
     @property
     def lora_alpha(self) -> float:
-        """Of PEFT's plain scaling lora_alpha / r, also where rsLoRA's was used."""
+        """For PEFT's plain scaling lora_alpha / r, also when the adapter was trained with
+        rsLoRA."""
         return next(iter(self.pairs.values())).scale * self.r
 
     @property
@@ -70,7 +72,7 @@ class StartAdapter:
 
 
 def read_start(path: Path, source: ModelSource) -> StartAdapter:
-    """Raises ConversionError for a file that is no adapter, or not one for this model."""
+    """Read an adapter. Raises ConversionError when it is none, or not one for this model."""
     checkpoint = open_checkpoint(source.directory)
     family = family_of_config(source.directory, checkpoint.config)
     places = family.placements(checkpoint.config, n_vocab(checkpoint))
@@ -85,7 +87,8 @@ def read_start(path: Path, source: ModelSource) -> StartAdapter:
 
 
 def settle(settings: SftSettings, wishes: Wishes, start: StartAdapter) -> SftSettings:
-    """The settings with what the adapter decides. Raises UsageError where a flag says otherwise."""
+    """The settings with what the adapter decides. Raises UsageError for an option that contradicts
+    it."""
     if not settings.trains_adapter:
         raise UsageError(
             f"--adapter does not go with --method {settings.method}",
@@ -109,7 +112,8 @@ def settle(settings: SftSettings, wishes: Wishes, start: StartAdapter) -> SftSet
 
 
 def put(start: StartAdapter, model: Any) -> None:
-    """Overwrite the fresh matrices of a PEFT model. Raises ConversionError when it has others."""
+    """Overwrite the fresh matrices of a PEFT model. Raises ConversionError when it has other
+    modules."""
     import torch
 
     slots = {}
@@ -129,7 +133,7 @@ def put(start: StartAdapter, model: Any) -> None:
 
 
 def _refuse_other(flag: str, wished: Any, found: Any, start: StartAdapter) -> None:
-    """`wished` None: the flag was not given."""
+    """Raise UsageError when the option was given (not None) and contradicts the adapter."""
     if wished is not None and wished != found:
         raise UsageError(
             f"{flag} {wished} contradicts the adapter {start.path}",
@@ -139,7 +143,7 @@ def _refuse_other(flag: str, wished: Any, found: Any, start: StartAdapter) -> No
 
 
 def _check_base(path: Path, source: ModelSource) -> None:
-    """As on the device."""
+    """Raise ConversionError when a GGUF adapter names another base, as the device does."""
     if path.is_dir() or source.gguf is None:
         return
     try:

@@ -1,14 +1,15 @@
-"""Which rows each training step takes: the same ones for any number of processes.
+"""Which rows each training step takes: the same for any number of processes.
 
-Why it exists: where the rows do not fill the last step of an epoch, accelerate gives rows of the
-first step to the processes that have none, and those count twice. Here they get an empty row: one
-token, nothing to learn. And rows of unequal length make padding, which costs as much as text: the
-rows of a step are sorted by length before they are cut into micro-batches. That changes no step,
-whose gradient is the mean over all of its tokens (transformers' group_by_length changes them: its
-steps are short or long as a whole, depend on the number of processes, and are others after a
-resume). The order depends on seed and epoch alone, so a resumed run finds its place. Flows in:
-lengths, the steps made. Flows out: numbers of rows. Needs torch and datasets. Not here: what the
-rows hold (samples.py), an order that the user gives (row_order.py).
+Why it exists: where the rows do not fill the last step of an epoch, accelerate gives the processes
+without rows some rows of the first step, which then count twice. Here such a process gets an empty
+row: one token, nothing to learn. Rows of unequal length also make padding, which costs as much as
+text, so the rows of a step are sorted by length before they are cut into micro-batches. Sorting
+inside a step changes nothing, because the gradient of a step is the mean over all its tokens.
+(transformers' group_by_length does change the steps: each is short or long as a whole, depends on
+the number of processes, and differs after a resume.) The order depends on seed and epoch alone, so
+a resumed run continues at the right row. Flows in: lengths, the number of steps made. Flows out:
+numbers of rows. Needs torch and datasets. Not here: the content of rows (samples.py), an order that
+the user gives (row_order.py).
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from train_host.samples import IGNORED
 
 @dataclass(frozen=True)
 class Epoch:
-    """Its rows and how they are dealt out. `lengths`: tokens of each, the empty row left out.
+    """The rows of an epoch and how they are distributed.
 
-    `batch_size`: rows of a step; `n_together`: of all processes at a time, 1 for a single process;
-    `shuffles`, or takes the rows as they stand; `sorts` the rows of a step by length.
+    `lengths`: tokens of each row, without the empty row. `batch_size`: rows of a step.
+    `n_together`: rows that all processes take at a time; 1 for a single process. `shuffles`:
+    shuffle, or take the rows in their order. `sorts`: sort the rows of a step by length.
     """
 
     lengths: Sequence[int]
@@ -45,15 +47,17 @@ class Epoch:
 
     @property
     def n_empty(self) -> int:
-        """Empty rows at its end: then every process has as many micro-batches."""
+        """Empty rows at the end of the epoch, which give every process equally many
+        micro-batches."""
         return -len(self.lengths) % self.n_together
 
 
 class StepRows(Sampler[int]):  # type: ignore[misc]
-    """Shuffles anew in each epoch; every process iterates over all rows and keeps its own."""
+    """Shuffles anew in each epoch. Every process iterates over all rows and keeps its own."""
 
     def __init__(self, epoch: Epoch, steps_made: Callable[[], int]) -> None:
-        """`steps_made`: of the whole run; asked for when an epoch begins or is resumed."""
+        """`steps_made` returns the steps of the whole run; it is called when an epoch begins or
+        resumes."""
         self._epoch, self._steps_made = epoch, steps_made
 
     def __len__(self) -> int:
@@ -75,14 +79,14 @@ class StepRows(Sampler[int]):  # type: ignore[misc]
 
 
 def with_empty_row(rows: Dataset) -> Dataset:
-    """The same rows and an empty one behind them."""
+    """The same rows, followed by an empty one."""
     empty = {"input_ids": [[0]], "labels": [[IGNORED]], "seq_lengths": [[1]]}
     columns = {name: empty[name] for name in rows.column_names}
     return concatenate_datasets([rows, Dataset.from_dict(columns, features=rows.features)])
 
 
 def n_real_tokens(batch: Mapping[str, Any]) -> int:
-    """Of a batch as TRL makes it, padded or packed; padding and empty rows are left out.
+    """Tokens of a batch that TRL made, padded or packed, without padding and empty rows.
 
     >>> n_real_tokens({"attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])})
     5

@@ -1,10 +1,10 @@
 """TRL's SFTTrainer with other validation, schedule and order of rows.
 
-Why it exists: the Trainer's eval_loss is a mean of batch means and depends on how rows fall into
-batches; bits per byte of the answers is a property of the model, and comparable between
-tokenizers. Its order of rows depends on the number of processes (step_rows.py). Flows in: ids and
-labels, which pass TRL untouched. Flows out: a trained model. Needs torch and trl. Not here: saving
-(resumable_trainer.py), where the samples come from (samples.py), what is written about the run
+Why it exists: the Trainer's eval_loss is a mean of batch means and depends on how rows are put into
+batches. Bits per byte of the answers is a property of the model, and comparable between tokenizers.
+The Trainer's order of rows also depends on the number of processes (step_rows.py). Flows in: ids
+and labels, which TRL does not change. Flows out: a trained model. Needs torch and trl. Not here:
+saving (resumable_trainer.py), making the samples (samples.py), what is written about the run
 (recorder.py).
 """
 
@@ -37,7 +37,7 @@ METRIC = "eval_bits_per_byte"
 
 
 class Trainer(SealedTrainer, SFTTrainer):  # type: ignore[misc]
-    """Validates in bits per byte and seals what it saves. Make it with `new_trainer`."""
+    """Validates in bits per byte and seals its checkpoints. Made by `new_trainer`."""
 
     validation_bytes: int = 0
     """UTF-8 bytes of all answers in the validation set."""
@@ -53,14 +53,15 @@ class Trainer(SealedTrainer, SFTTrainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The batches of a step and the supervised tokens of all processes; tokens are counted."""
+        """The batches of a step and the supervised tokens of all processes; also counts all
+        tokens."""
         batches, n_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         n_tokens = torch.tensor(sum(map(n_real_tokens, batches)), device=device)
         self.n_tokens += int(self.accelerator.reduce(n_tokens))
         return batches, n_items
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The device's own schedule: its first step already learns."""
+        """The device's schedule, whose first step already learns."""
         if self.lr_scheduler is None:
             ratio = self.warmup_ratio
 
@@ -92,14 +93,14 @@ class Trainer(SealedTrainer, SFTTrainer):  # type: ignore[misc]
         return metrics
 
     def _validation_sums(self) -> tuple[float, float]:
-        """(nats, supervised tokens). Each process takes every n-th batch."""
+        """(nats, supervised tokens) of all processes; each evaluates every n-th batch."""
         batches = _chunks(len(self.eval_dataset), self.args.per_device_eval_batch_size)
         n_processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         self.model.eval()
         for first in range(0, len(batches), n_processes):
-            # Without a batch of its own a process repeats one and does not count it: sharded models
-            # need every process in every forward pass.
+            # A process without a batch repeats the first one and does not count it, because a
+            # sharded model needs every process in every forward pass.
             mine = first + rank
             rows = batches[mine] if mine < len(batches) else batches[0]
             found = self._batch_sums([self.eval_dataset[row] for row in rows])
@@ -152,13 +153,14 @@ def _epoch(rows: Dataset, settings: SftSettings) -> Epoch:
 
 
 def train_dataset(samples: Samples, settings: SftSettings) -> Dataset:
-    """input_ids and labels; with packing TRL's best-fit-decreasing rows and `seq_lengths`."""
+    """input_ids and labels; with packing, TRL's best-fit-decreasing rows and their
+    `seq_lengths`."""
     rows = Dataset.from_dict(samples.columns())
     return pack_dataset(rows, settings.max_length, "bfd") if settings.packing else rows
 
 
 def padding_only() -> PreTrainedTokenizerFast:
-    """TRL asks a tokenizer for its padding and for nothing else."""
+    """A tokenizer that knows only padding, which is all that TRL asks of it."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
@@ -167,7 +169,7 @@ def padding_only() -> PreTrainedTokenizerFast:
 
 
 def trainer_arguments(settings: SftSettings, directory: Path, has_validation: bool) -> SFTConfig:
-    """Every setting said out loud; what is not ours to choose stays the library's."""
+    """All our settings as TRL's; settings that we do not choose keep the library's default."""
     return SFTConfig(
         output_dir=str(directory),
         # What TRL does with the data: nothing.

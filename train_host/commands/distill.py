@@ -1,4 +1,4 @@
-"""edge-train distill-logits: a large model teaches a small one by its distributions."""
+"""edge-train distill-logits: a small model learns the token distributions of a large one."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def merge(options: MergeOptions, terminal: Terminal) -> int:
     if options.dtype not in DTYPES:
         raise UsageError(
             f"--dtype is {options.dtype!r}",
-            "there is no such one",
+            "there is no such data type",
             f"give one of {', '.join(DTYPES)}",
         )
     run = read_run(options.run)

@@ -169,7 +169,7 @@ def sft(options: SftOptions, terminal: Terminal) -> int:
     with terminal.progress(counts_bytes=False) as progress:
         document = train(job, Console(progress, terminal.note))
     if not document:
-        return 0  # one of several processes; the first one reports
+        return 0  # only the first of several processes gets a document and reports
     if options.json:
         terminal.document(document)
     else:
@@ -178,7 +178,7 @@ def sft(options: SftOptions, terminal: Terminal) -> int:
 
 
 def cache_directory(terminal: Terminal) -> Path:
-    """XDG's cache directory, else ~/.cache."""
+    """The directory of converted models below XDG_CACHE_HOME, else ~/.cache."""
     root = terminal.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(root) / CACHE
 
@@ -198,7 +198,7 @@ def _report(document: dict[str, Any], terminal: Terminal) -> None:
 
 
 def report_cost(document: dict[str, Any], terminal: Terminal) -> None:
-    """Speed, memory and energy of a metrics.json."""
+    """Print speed, memory and energy of a metrics.json."""
     memory = size_text(document["peak_memory_bytes"])
     terminal.line(f"{document['tok_s']:.0f} real tokens/s, peak memory {memory}")
     joules, reason = document["energy"]["joules"], document["energy"]["reason"]
