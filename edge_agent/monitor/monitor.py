@@ -1,10 +1,10 @@
-"""The daemon's senses put together: sampler, history, guard, and what one answer cost.
+"""What the daemon measures: the sampler, the telemetry, the guard, and what one answer cost.
 
 Flows in: settings, the store, the supervisor. Flows out: a `Measured` for every answer (joules,
-heat, memory peak, throttling) and the sensors as JSON for /status. The sampler calls `_seen` once a
-second in its own thread; everything else runs on the event loop. Not here: reading sensors
-(sensors/, board_sampler.py), the arithmetic of joules (energy.py), what pressure leads to
-(pressure_guard.py).
+temperature, memory peak, throttling) and the sensors as JSON for GET /status. The sampler calls its
+subscribers once a second in its own thread; everything else runs on the event loop. Not here:
+reading sensors (sensors/, board_sampler.py), the second's points (telemetry.py), the arithmetic of
+joules (energy.py), what pressure leads to (pressure_guard.py).
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge_agent.config import Settings
@@ -24,47 +22,39 @@ from edge_agent.monitor.energy import energy_of
 from edge_agent.monitor.pressure_guard import PressureGuard, thresholds
 from edge_agent.monitor.telemetry import Telemetry
 from edge_agent.records import Done, Energy, Measured
+from edge_agent.store.rows import alarm_list
 from edge_agent.store.store import Store
 from edge_agent.supervisor.supervisor import Supervisor
 
 _LOG = logging.getLogger(__name__)
 
-SEEN_S = 1800
-"""Seconds of once-a-second observations kept: as long as the sampler keeps power."""
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One second: monotonic time, hottest zone, the worker's RssAnon, active alarms."""
-
-    at_s: float
-    celsius: float | None
-    rss_anon_bytes: int | None
-    alarms: tuple[str, ...]
-
 
 @dataclass
 class TokenCount:
-    """Tokens generated since the start; the history makes a rate of it."""
+    """Tokens generated since the daemon's start; telemetry.py makes tokens per second of it."""
 
     total: int = 0
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """Made by `build`; `start` on the running loop, `close` before the store closes."""
+    """The parts that measure, made by `build`.
+
+    Call `start` on the running event loop and `close` before the store is closed.
+
+        monitor = build(settings, store, supervisor)
+        monitor.start()
+        measured = await monitor.measure(done)
+    """
 
     sampler: BoardSampler
     telemetry: Telemetry
     guard: PressureGuard | None
     tokens: TokenCount
-    _history: deque[_Seen] = field(default_factory=lambda: deque(maxlen=SEEN_S))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
         """Begin to sample; the guard's actions run on the loop this is called on."""
         loop = asyncio.get_running_loop()
-        self.sampler.subscribe(self._note)
         if self.guard is not None:
             feed = self.guard.feed
             self.sampler.subscribe(lambda seen: _hand_over(loop, feed, seen))
@@ -74,16 +64,6 @@ class Monitor:
         """Stop sampling and store what is still in memory. Idempotent."""
         self.sampler.close()
         self.telemetry.close()
-
-    def _note(self, snapshot: Snapshot) -> None:
-        seen = _Seen(
-            snapshot.at_s,
-            snapshot.thermal.hottest_celsius,
-            snapshot.rss_anon_bytes.get("worker"),
-            snapshot.alarms.active,
-        )
-        with self._lock:
-            self._history.append(seen)
 
     async def measure(self, done: Done) -> Measured:
         """What the sensors saw while a request ran. Never raises: an answer is not lost for it."""
@@ -101,18 +81,16 @@ class Monitor:
         idle_w, _ = self.sampler.idle_w()
         trace = self.sampler.trace(start_s, end_s)
         energy = energy_of(done.spans, trace, idle_w, done.timings.completion_tokens)
-        seen = self._between(start_s, end_s)
-        temperatures = [one.celsius for one in seen if one.celsius is not None]
-        peaks = [one.rss_anon_bytes for one in seen if one.rss_anon_bytes is not None]
-        alarms = sorted({cause for one in seen for cause in one.alarms})
-        return Measured(energy, max(temperatures, default=None), max(peaks, default=None), alarms)
-
-    def _between(self, start_s: float, end_s: float) -> list[_Seen]:
-        """Observations of a window; the latest before its end when it is shorter than a second."""
-        with self._lock:
-            earlier = [one for one in self._history if one.at_s <= end_s]
-        inside = [one for one in earlier if one.at_s >= start_s]
-        return inside or earlier[-1:]
+        points = self.telemetry.between(start_s, end_s)
+        celsius = [point.celsius for point in points if point.celsius is not None]
+        rss = [n for n in (point.worker_rss_anon_bytes for point in points) if n is not None]
+        alarms = alarm_list(point.throttle for point in points)
+        return Measured(
+            energy,
+            max(celsius, default=None),
+            max(rss, default=None),
+            alarms.split(",") if alarms else [],
+        )
 
     def as_json(self) -> dict[str, Any] | None:
         """The latest snapshot for /status; None before the first one."""
@@ -133,7 +111,7 @@ def _hand_over(
 
 
 def build(settings: Settings, store: Store, supervisor: Supervisor) -> Monitor:
-    """The senses of a daemon, not started yet."""
+    """The monitor of a daemon, not started yet."""
     tokens = TokenCount()
     sampler = BoardSampler(
         settings.sensors_root,

@@ -1,9 +1,10 @@
-"""The last ten minutes of the board in memory, one point a second, and its history in the store.
+"""The last half hour of the board in memory, one point a second, and its history in the store.
 
 Flows in: the sampler's snapshots, in the sampler's thread, and a counter of generated tokens. Flows
-out: points for /telemetry and the answers, and ten-second rows for the store, handed over once a
-minute so that an SD card sees one commit. Not here: reading sensors (board_sampler.py), joules
-(energy.py), how long rows are kept (store/sample_table.py).
+out: points for /telemetry and for the Measured of an answer (monitor.py), and rows of ten seconds
+for the store. Six rows are written together once a minute, because each commit wears an SD card.
+Not here: reading sensors (board_sampler.py), power samples (power_history.py), joules (energy.py),
+how long rows are kept (store/sample_table.py).
 """
 
 from __future__ import annotations
@@ -23,19 +24,28 @@ if TYPE_CHECKING:
     from edge_agent.store.store import Store
 
 Point: TypeAlias = SampleRow
-"""What is seen once a second is a row of one second."""
+"""The board over one second: a row whose `span_s` is 1."""
 
+KEEP_S = 1800
+"""Points kept, as long as power_history.py keeps power samples: an answer that takes longer is
+measured over its last half hour."""
 KEEP_POINTS = 600
+"""Points that `points` gives at most."""
 POINTS_A_ROW = 10
 ROWS_A_FLUSH = 6
 GAP_S = 3.0
-"""A row does not reach over a longer silence of the sampler."""
+"""Seconds without a snapshot after which a new row begins, so that no row spans a gap."""
 
 _LOG = logging.getLogger(__name__)
 
 
 class Telemetry:
-    """Thread-safe. `tokens` counts all tokens generated since the start; `unix` gives seconds."""
+    """Thread-safe. `tokens` gives the number of tokens generated since the start of the daemon,
+    `unix` the Unix time in seconds.
+
+        telemetry = Telemetry(store, sampler, lambda: tokens.total)
+        telemetry.points(60.0)[-1].celsius
+    """
 
     def __init__(
         self,
@@ -49,7 +59,8 @@ class Telemetry:
         self._tokens = tokens
         self._unix = unix
         self._lock = threading.Lock()
-        self._points: deque[Point] = deque(maxlen=KEEP_POINTS)
+        self._points: deque[tuple[float, Point]] = deque(maxlen=KEEP_S)
+        """Monotonic seconds of the snapshot, and its point."""
         self._row: list[Point] = []
         """Points of the row that is not full yet."""
         self._rows: list[SampleRow] = []
@@ -63,7 +74,19 @@ class Telemetry:
         """The last `seconds`, at most KEEP_POINTS of them, oldest first."""
         since = self._unix() - seconds
         with self._lock:
-            return [point for point in self._points if point.at > since]
+            newest = list(self._points)[-KEEP_POINTS:]
+        return [point for _, point in newest if point.at > since]
+
+    def between(self, start_s: float, end_s: float) -> list[Point]:
+        """The points of a window of monotonic seconds, oldest first.
+
+        A window that holds none (a request shorter than a second) gets the latest point before its
+        end, if there is one.
+        """
+        with self._lock:
+            earlier = [(at_s, point) for at_s, point in self._points if at_s <= end_s]
+        inside = [point for at_s, point in earlier if at_s >= start_s]
+        return inside or [point for _, point in earlier[-1:]]
 
     def close(self) -> None:
         """Hand everything to the store, the unfinished row too; later snapshots are ignored."""
@@ -84,7 +107,7 @@ class Telemetry:
             if self._last is not None and snapshot.at_s - self._last[0] > GAP_S:
                 self._finish_row()
             self._last = (snapshot.at_s, tokens)
-            self._points.append(point)
+            self._points.append((snapshot.at_s, point))
             self._row.append(point)
             if len(self._row) >= POINTS_A_ROW:
                 self._finish_row()

@@ -8,19 +8,16 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 from fake_sampler import NOTHING, FakeSampler
 
 from edge_agent.errors import StoreError
-from edge_agent.store.rows import SampleRow
-
-if TYPE_CHECKING:
-    pass
 from edge_agent.monitor.board_sampler import BoardSampler
-from edge_agent.monitor.sensors.readings import Alarms
-from edge_agent.monitor.telemetry import KEEP_POINTS, Telemetry
+from edge_agent.monitor.sensors.readings import Alarms, Thermal
+from edge_agent.monitor.telemetry import KEEP_POINTS, KEEP_S, Telemetry
+from edge_agent.store.rows import SampleRow
 from edge_agent.store.store import Store
 
 START = 1_000_000.0
@@ -112,6 +109,26 @@ def test_memory_is_bounded_and_points_are_cut_by_age(rig: Rig) -> None:
         rig.second()
     assert len(rig.telemetry.points(1e9)) == KEEP_POINTS
     assert [point.at - START for point in rig.telemetry.points(3.0)] == [648.0, 649.0, 650.0]
+
+
+def test_an_answer_sees_the_points_of_its_own_seconds_only(rig: Rig) -> None:
+    for celsius in (90.0, 50.0, 60.0, 55.0, 95.0):
+        rig.second(thermal=Thermal({"CPU": celsius}))
+    assert [point.celsius for point in rig.telemetry.between(1.5, 4.2)] == [50.0, 60.0, 55.0]
+
+
+def test_an_answer_shorter_than_a_second_gets_the_latest_point_before_its_end(rig: Rig) -> None:
+    assert rig.telemetry.between(0.1, 0.4) == []
+    for celsius in (50.0, 60.0, 70.0):
+        rig.second(thermal=Thermal({"CPU": celsius}))
+    assert [point.celsius for point in rig.telemetry.between(2.1, 2.4)] == [60.0]
+
+
+def test_an_answer_of_more_than_half_an_hour_is_measured_over_the_last_one(rig: Rig) -> None:
+    for _ in range(KEEP_S + 50):
+        rig.second()
+    found = rig.telemetry.between(0.0, 1e9)
+    assert (len(found), found[0].at - START) == (KEEP_S, 51.0)
 
 
 def test_a_minute_is_written_at_once_in_rows_of_ten_seconds(rig: Rig) -> None:

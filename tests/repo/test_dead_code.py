@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
-
-from vulture import Vulture
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -15,8 +14,8 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_exception_is_needed_and_nothing_else_is_dead() -> None:
+def test_every_name_that_vulture_shall_ignore_still_occurs() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["vulture"]
-    vulture = Vulture(ignore_decorators=settings["ignore_decorators"])
-    vulture.scavenge([str(ROOT / path) for path in settings["paths"]])
-    assert {item.name for item in vulture.get_unused_code()} == set(settings["ignore_names"])
+    files = (path for folder in settings["paths"] for path in (ROOT / folder).rglob("*.py"))
+    words = {word for path in files for word in re.findall(r"\w+", path.read_text())}
+    assert set(settings["ignore_names"]) - words == set()
