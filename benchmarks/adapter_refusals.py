@@ -1,15 +1,15 @@
 """Does a bad adapter ever end the worker, or change an answer of the adapter that is in use?
 
-Every kind of tests/helpers/bad_adapters.py (the classes of reliability M1 and F13, and more) meets
-the two gates it would meet in a daemon. First adapter_file.check_adapter, through which every
-adapter gets into the registry: it must refuse, for the reason that is wrong with this file. Then,
-as if somebody had changed the file behind the registry, the worker process itself: while it answers
-with a good adapter it is told to check the bad one (CheckAdapter) and to answer with it (Generate).
-It must live, and the good adapter's answer and the base's, temperature 0, must be those of before.
-What the worker takes all the same is shown: "made for another base" is a question only the registry
-asks, and a link is whatever it names, held to its SHA-256. Exit status 1: a kind was not refused by
-the registry's check, a kind of M1 or F13 that can be computed with was not refused by the worker,
-an answer changed, or the worker died.
+Every kind of tests/helpers/bad_adapters.py meets the two checks that it would meet in a daemon.
+First check_adapter of edge_agent/gguf/adapter_file.py, through which every adapter gets into the
+registry: it must refuse the file for the reason that is wrong with it. Then, as if somebody had
+changed the file after its registration, the worker process: while it answers with a good adapter,
+it is told to check the bad one (CheckAdapter) and to answer with it (Generate). The worker must
+live, and the answers of the good adapter and of the base at temperature 0 must stay the same. The
+kinds that the worker takes are shown: only the registry compares an adapter's base ("made for
+another base"), and the worker opens what a link names and compares its SHA-256. Exit status 1: the
+registry's check did not refuse a kind, the worker did not refuse a kind of the sources "tried" and
+"near" that can be computed with, an answer changed, or the worker died.
 
     .venv/bin/python benchmarks/adapter_refusals.py                   # last line: JSON
     .venv/bin/python benchmarks/adapter_refusals.py --model embedded:smollm2-135m
@@ -163,7 +163,7 @@ def measure(name: str, scratch: Path) -> dict[str, Any]:
     named = [one for one in outcomes if one.source != "more"]
     return {
         "kinds": len(outcomes),
-        "kinds_of_m1_and_f13": len(named),
+        "kinds_tried_or_near": len(named),
         "refused_by_check": sum(one.check is not None for one in outcomes),
         "for_their_own_reason": sum(one.is_expected for one in outcomes),
         "refused_by_worker": sum(one.worker is not None for one in outcomes),
@@ -184,10 +184,10 @@ def _model(name: str, scratch: Path) -> Path:
 
 def show(report: dict[str, Any]) -> str:
     head = (
-        f"{'':4} {'kind':34} {'worker':8} {'alive':6} {'same':5} why the registry's check refuses"
+        f"{'':5} {'kind':34} {'worker':8} {'alive':6} {'same':5} why the registry's check refuses"
     )
     lines = [
-        f"{one['source']:4} {one['kind']:34} {'refused' if one['worker'] else 'TAKEN':8} "
+        f"{one['source']:5} {one['kind']:34} {'refused' if one['worker'] else 'TAKEN':8} "
         f"{'yes' if one['is_alive'] else 'DEAD':6} {'yes' if one['is_unchanged'] else 'NO':5} "
         f"{(one['check'] or 'TAKEN')[:100]}"
         for one in report["outcomes"]

@@ -42,7 +42,7 @@ class Slow:
 
 
 def slow_clients(target: Target) -> list[Slow]:
-    """The four classes of reliability.md M14."""
+    """The four classes of slow clients."""
     whole = head(target, "GET /v1/models")
     stalled = {"Content-Type": "application/json", "Content-Length": "100"}
     return [

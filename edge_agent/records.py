@@ -343,7 +343,7 @@ class Done(Struct, frozen=True, tag="done"):
     spans: list[Span] = field(default_factory=list)
     """When the engine worked on it, for the energy; at most MAX_SPANS, the rest merged."""
     measured: Measured | None = None
-    """Never sent by a worker: the front fills it in (service.py)."""
+    """Never sent by a worker: the front fills it in (server/generation.py)."""
 
 
 class Scores(Struct, frozen=True, tag="scores"):

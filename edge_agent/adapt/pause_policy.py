@@ -3,7 +3,7 @@
 Flows in: `Conditions` once a second. Flows out: the reason to pause, or None. Pure, with
 hysteresis: a pause for a request ends QUIET_S after the last one, any other CALM_S after its cause
 is gone, so that a trainer does not flutter. A sensor that is missing never pauses anything. Not
-here: reading sensors (lesson_runner.py), pausing (trainer_link.py).
+here: reading sensors (lesson_runner.py), pausing (trainer_control.py).
 """
 
 from __future__ import annotations

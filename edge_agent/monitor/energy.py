@@ -1,10 +1,10 @@
 """Joules of a stretch of time and of a request, from power samples taken around it.
 
-Flows in: a Trace (samples in order of time) and the spans the worker noted. Flows out: Integral and
-records.Energy. Pure functions of their arguments. The method is the one of
-shared/anchors/runtime.md 5: trapezoid over the monotonic clock, prefill and decode apart, total and
-marginal, nothing below ten samples. Not here: taking samples (board_sampler.py), which rail
-(sensors/).
+Flows in: a Trace (samples in order of time) and the spans that the worker noted. Flows out:
+Integral and records.Energy. The functions are pure. Watts are integrated by the trapezoid rule over
+the monotonic clock; prefill and decode are kept apart; energy is given in total and above idle
+(marginal); below MIN_SAMPLES samples no energy is given. Not here: taking samples
+(board_sampler.py), which rail (sensors/).
 """
 
 from __future__ import annotations

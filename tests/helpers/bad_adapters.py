@@ -1,9 +1,10 @@
 """Adapter files that must not reach llama.cpp, each with the reason it must be refused for.
 
-For test_adapter_file.py and benchmarks/adapter_refusals.py: the twelve classes of reliability M1,
-the three of F13, and what else we could think of. Packed by hand, so that every byte can be wrong
-and nothing of the code under test is trusted. In: a base model with 2-d weights and a directory.
-Out: paths. The good adapter they are all made from is here as well.
+For tests/gguf/test_adapter_file.py and benchmarks/adapter_refusals.py: twelve kinds that were given
+to llama.cpp without a check (eight of them ended the process), three kinds near them, and more. The
+files are packed by hand, so that every byte can be wrong and the code under test is not used. Flows
+in: a base model with 2-d weights, and a directory. Flows out: paths. The good adapter from which
+all bad ones are made is here as well.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def good_adapter(base: Path, weights: Sequence[str] = (Q, FFN), scale: float = 0
 
 @dataclass(frozen=True)
 class BadAdapter:
-    """`why`: a part of the sentence it must be refused with. `source`: M1, F13 or more."""
+    """`why`: a part of the sentence it must be refused with. `source`: tried, near or more."""
 
     kind: str
     path: Path
@@ -187,8 +188,11 @@ NAN, INF = float("nan"), float("inf")
 Kinds = dict[str, tuple[Change, str]]
 
 
-def m1_kinds(width: int) -> Kinds:
-    """Reliability M1: most of these ended the process. `width`: inputs and outputs of Q."""
+def tried_kinds(width: int) -> Kinds:
+    """Kinds that were tried on llama.cpp without a check: most of them ended the process.
+
+    `width`: inputs and outputs of Q.
+    """
     other = width + 32
     return {
         "inputs of another size": (
@@ -212,8 +216,8 @@ def m1_kinds(width: int) -> Kinds:
     }  # fmt: skip
 
 
-def f13_kinds(width: int) -> Kinds:
-    """What reliability F13 adds."""
+def near_kinds(width: int) -> Kinds:
+    """Kinds near those that were tried."""
     return {
         "three dimensions": (resized(A, width, R, 2), "has 3 dimensions"),
         "made for another base": (
@@ -277,7 +281,7 @@ def write_bad_adapters(base: Path, directory: Path) -> list[BadAdapter]:
     """All of them, those that are no regular files included. Q of the base must be square."""
     good = good_adapter(base)
     (width,) = {tensor.shape[0] for tensor in good.tensors if tensor.name == A}
-    sources = {"M1": m1_kinds(width), "F13": f13_kinds(width),
+    sources = {"tried": tried_kinds(width), "near": near_kinds(width),
                "more": {**other_metadata(), **other_tensors(width)}}  # fmt: skip
     found = []
     for source, kinds in sources.items():

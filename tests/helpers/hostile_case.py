@@ -1,7 +1,7 @@
 """One hostile request: its bytes, and the only statuses that are a right answer to it.
 
 Flows in: a table row. Flows out: the outcome of sending it to a live server on a real socket. Used
-by test_server_hostile.py (fake engine) and benchmarks/hostile.py (a real daemon).
+by tests/server/test_hostile.py (fake engine) and benchmarks/hostile.py (a real daemon).
 """
 
 from __future__ import annotations

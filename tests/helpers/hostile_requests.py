@@ -1,6 +1,7 @@
 """The table of hostile requests: every class has ten, every case the statuses it may end in.
 
-Used by test_server_hostile.py against a fake engine and by benchmarks/hostile.py against a daemon.
+Used by tests/server/test_hostile.py against a fake engine, and by benchmarks/hostile.py against a
+daemon.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ps, stop, status: the running daemon and the model in it.
 
 Flows in: a model's name, or nothing. Flows out: tables or the daemon's own JSON documents. Not
-here: finding the daemon (client/daemon_socket.py).
+here: finding the daemon (client/connection.py).
 """
 
 from __future__ import annotations
