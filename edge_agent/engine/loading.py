@@ -101,6 +101,7 @@ class DryRun:
         self._model.close()
 
     def compute_bytes(self, n_ctx: int, slots: int) -> int:
+        """Bytes of the compute buffer for `slots` slots of `n_ctx` tokens."""
         context = Context(self._model, self._settings, self._log, n_ctx=n_ctx, slots=slots)
         context.close()
         return context.buffer_bytes["compute"]

@@ -41,6 +41,7 @@ class Passage:
 
     @property
     def first_target(self) -> int:
+        """The first position with a target."""
         return next(at for at, target in enumerate(self.targets) if target is not None)
 
 
@@ -99,6 +100,7 @@ class Reading(Work):
         return min(common_prefix(known, self.prompt_ids), self.sequences[0].first_target)
 
     def answer(self) -> FromWorker:
+        """The record for the front, after the last sequence has been read."""
         if isinstance(self.message, Score):
             return Scores(self.id, self.logprobs, self.n_bytes, self.n_tokens)
         return Text(self.id, "")

@@ -91,6 +91,7 @@ class Slot:
 
     @property
     def is_prefilling(self) -> bool:
+        """Whether the work has not produced its first token yet."""
         return self.work is not None and self.work.first_token is None
 
     @property

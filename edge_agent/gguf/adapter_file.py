@@ -31,7 +31,6 @@ LORA_A, LORA_B = ".lora_a", ".lora_b"
 MAX_FILE_BYTES = 1 << 30
 """r 64 on every linear layer of a 1B model is 420 MB."""
 MAX_ALPHA = 65536.0
-_BLOCK_BYTES = 1 << 18
 
 BASE_SHA256_KEY, BASE_QUANTIZATION_KEY = "edge_agent.base.sha256", "edge_agent.base.quantization"
 TOKENIZER_KEY, TEMPLATE_KEY = "edge_agent.tokenizer.sha256", "edge_agent.template.sha256"

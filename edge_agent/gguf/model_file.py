@@ -76,6 +76,7 @@ class GgufFile:
 
     @property
     def n_ctx_train(self) -> int:
+        """Tokens of the longest context that the model was trained for."""
         return self._size("context_length")
 
     @property
@@ -99,6 +100,7 @@ class GgufFile:
 
     @property
     def chat_template(self) -> str | None:
+        """The source of the Jinja chat template; None when the file has none."""
         value = self.metadata.get("tokenizer.chat_template")
         return value if isinstance(value, str) else None
 

@@ -42,14 +42,17 @@ class Abort:
         self._callback = ctypes.cast(libc.strlen, lib.ggml_abort_callback)
 
     def attach(self, context_handle: Any) -> None:
+        """Let this object abort the decode calls of a llama_context."""
         lib.llama_set_abort_callback(
             context_handle, self._callback, ctypes.cast(self._flag, ctypes.c_void_p)
         )
 
     def request(self) -> None:
+        """Abort the decode call that runs now, or the next one until `clear`."""
         self._flag[0] = b"x"
 
     def clear(self) -> None:
+        """Let the next decode call run."""
         self._flag[0] = b"\0"
 
 
@@ -121,6 +124,7 @@ class Context:
     # ---- one decode call ----
 
     def clear_batch(self) -> None:
+        """Start an empty batch."""
         self._batch.raw.n_tokens = 0
 
     def add(self, token: int, position: int, slot: int, *, output: bool) -> int:

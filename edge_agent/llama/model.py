@@ -190,6 +190,7 @@ class Model:
 
     @property
     def n_ctx_train(self) -> int:
+        """Tokens of the longest context that the model was trained for."""
         return int(lib.llama_model_n_ctx_train(self.handle))
 
     @property
@@ -211,6 +212,7 @@ class Model:
 
     @property
     def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
         return int(lib.llama_model_size(self.handle))
 
     @staticmethod

@@ -60,6 +60,8 @@ class Array:
 
 @dataclass(frozen=True)
 class Property:
+    """One property of an object."""
+
     name: str
     value: Node
     required: bool
@@ -76,6 +78,8 @@ class Object:
 
 @dataclass(frozen=True)
 class Union:
+    """Any one of several nodes."""
+
     options: tuple[Node, ...]
 
 

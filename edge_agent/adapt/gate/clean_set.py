@@ -55,6 +55,7 @@ class CleanRow(msgspec.Struct, frozen=True):
 
 @cache
 def clean_set() -> tuple[CleanRow, ...]:
+    """All rows of the clean set, in the order of the file."""
     return tuple(
         msgspec.json.decode(line, type=CleanRow) for line in _FILE.read_bytes().splitlines()
     )

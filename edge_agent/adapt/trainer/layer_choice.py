@@ -81,6 +81,7 @@ def candidates(n_layer: int) -> list[int]:
 
 
 def lora_settings(settings: RunSettings, layers: Sequence[int]) -> LoraSettings:
+    """The adapter's part of a run's settings, for these blocks."""
     return LoraSettings(
         r=settings.r,
         lora_alpha=settings.lora_alpha,

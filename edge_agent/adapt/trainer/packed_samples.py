@@ -62,12 +62,14 @@ class PackedSamples:
         return packed, np.concatenate(parts)
 
     def tokens(self, row: Sequence[int]) -> int:
+        """Tokens of these samples together."""
         return sum(len(self.samples[n]) for n in row)
 
     def supervised(self, row: Sequence[int]) -> int:
         return sum(supervised(self.samples[n]) for n in row)
 
     def n_bytes(self, row: Sequence[int]) -> int:
+        """UTF-8 bytes of these samples' answers."""
         return sum(self.samples[n].n_bytes for n in row)
 
     def sha256(self) -> str:

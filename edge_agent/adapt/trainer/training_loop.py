@@ -63,6 +63,7 @@ class LoopState:
 
     @property
     def train_s(self) -> float:
+        """Seconds of steps and validations, pauses left out."""
         return self.step_s + self.validate_s
 
     @property

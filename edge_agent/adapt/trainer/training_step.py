@@ -36,6 +36,7 @@ class Stepped:
 
     @property
     def loss(self) -> float:
+        """Mean nats per supervised token."""
         return self.loss_sum / self.n_supervised
 
 

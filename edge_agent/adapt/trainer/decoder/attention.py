@@ -45,6 +45,7 @@ class Places:
         self.masks = {window: mask(compute, window, longest) for window in set(shape.windows)}
 
     def at(self, rope: Rope, window: int) -> tuple[Rotations, Array]:
+        """The rotations and the mask (longest, longest) of one kind of layer."""
         return self.rotations[rope], self.masks[window]
 
 
@@ -75,6 +76,7 @@ class RowText:
 
 
 def texts(lengths: tuple[int, ...], n_head: int) -> Iterator[RowText]:
+    """The texts of a packed row with these lengths in tokens."""
     token = score = 0
     for n in lengths:
         yield RowText(slice(token, token + n), slice(score, score + n_head * n * n))

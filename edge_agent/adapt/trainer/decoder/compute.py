@@ -85,6 +85,7 @@ class Compute:
         self._pool = ThreadPoolExecutor(self.n_threads - 1) if self.n_threads > 1 else None
 
     def empty(self, *shape: int) -> Array:
+        """A new array of `shape` with undefined contents."""
         found: Array = self.xp.empty(shape, self.dtype)
         return found
 

@@ -43,6 +43,7 @@ class PackedRow:
 
     @property
     def supervised(self) -> NDArray[np.int64]:
+        """The supervised positions (S), ascending."""
         return np.flatnonzero(self.targets >= 0)
 
 

@@ -49,6 +49,7 @@ class LoraSettings:
 
     @property
     def scale(self) -> float:
+        """lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora."""
         root = self.r**0.5 if self.use_rslora else self.r
         return float(self.lora_alpha / root)
 
@@ -106,6 +107,7 @@ class LoraWeight:
         compute.split(to.shape, work)
 
     def clear(self) -> None:
+        """Set both gradients to 0."""
         self.grad_a[:] = 0
         self.grad_b[:] = 0
 

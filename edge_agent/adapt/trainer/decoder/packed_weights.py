@@ -57,6 +57,7 @@ class PackedMatrix:
 
     @property
     def unpacked_bytes(self) -> int:
+        """Bytes of the whole matrix in `compute`'s dtype."""
         return self.n_out * self.n_in * self.compute.dtype.itemsize
 
     @property
