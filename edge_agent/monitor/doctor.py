@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edge_agent.monitor.sensors import alarms, board, cpu, gpu, memory, power, thermal
+from edge_agent.llama.symbols import WANTED
+from edge_agent.monitor.sensors import alarms, board, cpu, gpu, memory, power, rapl, thermal
 from edge_agent.monitor.sensors.readings import Looked
 from edge_agent.store.store import ModelRow
 
@@ -208,12 +209,13 @@ def check_desktop(root: Path) -> DoctorCheck:
 # ---- llama.cpp ---------------------------------------------------------------------------------
 
 _PROBE = """
+import sys
+from edge_agent.errors import EdgeAgentError
+from edge_agent.llama.binding import build_name, system_info
 try:
-    from edge_agent.llama.binding import build_name, system_info
     print(build_name()); print(system_info())
-except ImportError:
-    import llama_cpp.llama_cpp as lib
-    print("unknown build"); print(lib.llama_print_system_info().decode())
+except EdgeAgentError as error:
+    sys.exit(str(error))
 """
 
 
@@ -243,7 +245,7 @@ def check_llama_cpp(environ: Mapping[str, str], jetson: bool, probe: Probe) -> D
     try:
         text = probe(environ)
     except (OSError, RuntimeError) as error:
-        hint = "reinstall llama-cpp-python in this environment (make install), then try again"
+        hint = f"pip install '{WANTED}' (in a clone: make venv), then try again"
         return DoctorCheck("llama.cpp", "fail", f"cannot be loaded: {error}", hint)
     detail = " | ".join(line.strip() for line in text.splitlines() if line.strip())
     if jetson and "CUDA" not in text:
@@ -329,15 +331,18 @@ def _check_model(state_dir: Path, model: ModelRow) -> DoctorCheck:
 
 def check_power(root: Path) -> DoctorCheck:
     """Whether answers will carry joules: a reading of the rail that feeds the whole board."""
-    reading = power.read(root)
-    reason = reading.reasons.get("total", "")
+    sensor = power.find(root)
+    reading = sensor.read()
     rail = reading.total_rail
     if rail is None:
-        if "root only" in reason:
-            return DoctorCheck(
-                "power", "warn", reason, "sudo chmod a+r on that file until the next boot"
-            )
-        return DoctorCheck("power", "info", f"watts will be null: {reason}")
+        denied = next((one.reason for one in sensor.looked if rapl.NOT_ALLOWED in one.reason), "")
+        if denied:
+            hint = "sudo chmod a+r on that file until the next boot"
+            return DoctorCheck("power", "warn", denied, hint)
+        reason = reading.reasons.get("total", "")
+        return DoctorCheck(
+            "power", "info", f"watts will be null: {reason}; the sensors list has the places"
+        )
     if rail in reading.joules:
         return DoctorCheck("power", "ok", f"RAPL counter {rail} of {len(reading.joules)}")
     rails = ", ".join(

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.monitor.doctor import DoctorCheck, check_llama_cpp, examine, probe_llama_cpp
+from edge_agent.monitor.doctor import (
+    DoctorCheck,
+    check_llama_cpp,
+    examine,
+    probe_llama_cpp,
+    sensors,
+)
 from edge_agent.store.store import ModelRow
 
 TREES = Path(__file__).resolve().parents[1] / "fixtures" / "sysfs"
@@ -92,9 +98,11 @@ def test_power_sensor_of_each_generation_is_found(tmp_path, tree, source):
     assert check.status == "ok" and check.detail.startswith(source)
 
 
-def test_missing_power_sensor_is_reported_with_the_places_looked_at(tmp_path):
+def test_missing_power_sensor_is_reported_and_the_places_are_listed(tmp_path):
     check = findings(tmp_path / "empty", tmp_path)["power"]
-    assert check.status == "info" and "null" in check.detail and "/intel-rapl" in check.detail
+    assert check.status == "info" and "null: no power sensor found" in check.detail
+    assert "/sys" not in check.detail, "each place has a line of its own"
+    assert any("/intel-rapl" in one.where for one in sensors(tmp_path / "empty"))
 
 
 def test_every_place_a_sensor_was_looked_for_is_listed(tmp_path):
@@ -129,6 +137,16 @@ def test_llama_cpp_that_kills_its_process_is_a_finding_and_not_our_death(tmp_pat
     environ = {"PYTHONPATH": str(tmp_path)}
     check = check_llama_cpp(environ, jetson=False, probe=probe_llama_cpp)
     assert check.status == "fail" and "signal 6" in check.detail and check.hint
+
+
+def test_llama_cpp_that_lacks_a_function_is_named(tmp_path):
+    other = tmp_path / "llama_cpp"
+    other.mkdir()
+    (other / "llama_cpp.py").write_text("")
+    (other / "__init__.py").write_text("")
+    check = check_llama_cpp({"PYTHONPATH": str(tmp_path)}, jetson=False, probe=probe_llama_cpp)
+    assert check.status == "fail" and "does not have ggml_abort_callback" in check.detail
+    assert "Error" not in check.detail and "pip install 'llama-cpp-python>=" in check.hint
 
 
 def test_real_llama_cpp_tells_its_features(tmp_path):

@@ -131,7 +131,7 @@ def test_nothing_found_names_every_place_looked_at() -> None:
     reading = sensor.read()
     assert reading.source == "none" and reading.total_rail is None
     for place in ("ina3221x", "ina3221/", "intel-rapl"):
-        assert place in reading.reasons["total"]
+        assert any(place in one.where and one.found is None for one in sensor.looked)
     assert len(sensor.looked) == 3 and all(one.found is None for one in sensor.looked)
 
 
@@ -182,8 +182,23 @@ def test_several_packages_have_no_total(pc: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_counter_for_root_only_says_so(pc: Path) -> None:
     (pc / ENERGY).chmod(0)
-    reading = power.read(pc)
-    assert reading.source == "none" and "root only" in reading.reasons["total"]
+    sensor = power.find(pc)
+    assert sensor.read().reasons == {"total": "no power sensor but RAPL, which only root may read"}
+    assert any("chmod a+r" in one.reason and ENERGY in one.reason for one in sensor.looked)
+
+
+def test_a_counter_that_cannot_be_read_is_no_power_sensor(pc: Path) -> None:
+    (pc / ENERGY).unlink()
+    sensor = power.find(pc)
+    assert sensor.read().reasons == {"total": "no power sensor that can be read"}
+    assert any(ENERGY in one.reason for one in sensor.looked)
+
+
+def test_the_reason_beside_every_answer_is_short_and_the_places_are_listed(tmp_path: Path) -> None:
+    for source, reason in (("auto", "no power sensor found"), ("ina3221", "no INA3221 found")):
+        sensor = power.find(tmp_path, source)  # type: ignore[arg-type]
+        assert sensor.read().reasons == {"total": reason}
+        assert str(tmp_path / power.JETPACK4) in sensor.looked[0].where
 
 
 # ---- jtop ------------------------------------------------------------------------------------

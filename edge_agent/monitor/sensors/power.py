@@ -75,10 +75,14 @@ class Ina3221:
 
 @dataclass
 class NoPower:
-    """There is no power source; `looked` lists the places that were searched."""
+    """There is no power source.
+
+    `reason` is short, because it stands beside every answer; `looked` lists the places that were
+    searched and why a sensor there cannot be used, as `edge-agent doctor` shows them.
+    """
 
     looked: tuple[Looked, ...] = field(default=())
-    reason: str = "no power sensor"
+    reason: str = "no power sensor found"
 
     def read(self) -> Power:
         return Power("none", None, reasons={"total": self.reason})
@@ -97,15 +101,16 @@ def find(root: Path, source: PowerChoice = "auto") -> PowerSensor:
     if rails and source in ("auto", "ina3221"):
         return Ina3221(rails, looked)
     if source == "ina3221":
-        return NoPower(looked, f"no INA3221 below {root / JETPACK4} or {root / JETPACK5}")
+        return NoPower(looked, "no INA3221 found")
     counter = rapl.find(root)
     looked = (*looked, *counter.looked)
     if counter.is_usable or source == "rapl":
         counter.looked = looked
         return counter
-    places = ", ".join(one.where for one in looked)
-    why = next((one.reason for one in looked if one.reason), "")
-    return NoPower(looked, f"no power sensor ({why})" if why else f"no power sensor: {places}")
+    if any(rapl.NOT_ALLOWED in one.reason for one in looked):
+        return NoPower(looked, "no power sensor but RAPL, which only root may read")
+    is_broken = any(one.reason for one in looked)
+    return NoPower(looked, "no power sensor that can be read" if is_broken else NoPower.reason)
 
 
 def read(root: Path, source: PowerChoice = "auto") -> Power:
