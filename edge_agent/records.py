@@ -1,9 +1,8 @@
 """The records that cross a process border or reach a client: one frozen struct each.
 
-Leaf file: imports nothing of ours. The worker's socket carries `ToWorker` one way and `FromWorker`
-the other, msgpack-encoded by `wire.py`; decoding is typed, so a malformed frame is an error and not
-an object. Units are suffixes (_s seconds, _bytes). Not here: HTTP bodies (server/), database rows
-(store/store.py).
+The worker's socket carries `ToWorker` one way and `FromWorker` the other, as msgpack (wire.py).
+Decoding checks every type, so that a malformed frame is an error. Units are suffixes (_s seconds,
+_bytes). Imports nothing of ours. Not here: HTTP bodies (server/), database rows (store/rows.py).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ PowerChoice = Literal["auto", "ina3221", "rapl", "jtop", "none"]
 
 
 class Sampling(Struct, frozen=True):
-    """How the next token is drawn. Penalties see generated tokens only, never the prompt."""
+    """How the next token is drawn. Penalties count generated tokens only, never the prompt's."""
 
     temperature: float = 0.3
     top_k: int = 40
@@ -43,17 +42,17 @@ class Message(Struct, frozen=True):
 
 
 class AdapterRef(Struct, frozen=True):
-    """A GGUF LoRA adapter to answer with. The worker loads it on demand and keeps the newest."""
+    """A GGUF LoRA adapter to answer with. The worker loads it when a request first names it."""
 
     path: str
     sha256: str
-    """Of the whole file; a file that differs is refused (adapter_refused)."""
+    """Of the whole file; a file with another SHA-256 is refused (adapter_refused)."""
     scale: float = 1.0
-    """0 is the base."""
+    """The adapter's change is multiplied by it; 0 is the base."""
 
 
 class EngineSettings(Struct, frozen=True):
-    """How a model is loaded. None means: decide, and say what was decided in ModelInfo."""
+    """How a model is loaded. None: the worker decides, and says in ModelInfo what it decided."""
 
     n_ctx: int | None = None
     """Tokens per slot; None = min(4096, the model's, what fits); 0 = the model's own maximum."""
@@ -67,11 +66,9 @@ class EngineSettings(Struct, frozen=True):
     swa_full: bool = False
     n_gpu_layers: int = -1
     adapters: list[str] = field(default_factory=list)
-    """Paths of GGUF LoRA adapters, all active at scale 1 for every request that names no adapter of
-    its own; for benchmarks."""
+    """Paths; applied at scale 1 to every request that names no adapter. For benchmarks."""
     repack: bool = True
-    """Let llama.cpp copy weights into the layout its kernels like best: faster, but the copy is
-    memory that mmap would not have taken."""
+    """Let llama.cpp copy the weights into its kernels' layout: faster, but more memory."""
     memory_budget_bytes: int | None = None
     prefill_call_s: float = 0.2
 
@@ -105,11 +102,11 @@ class ModelInfo(Struct, frozen=True):
     system_info: str
     build: str
     notes: list[str] = field(default_factory=list)
-    """Sentences: what was decided and why, for status and doctor."""
+    """Sentences for status and doctor: what was decided and why."""
 
 
 class TokenLogprob(Struct, frozen=True):
-    """Log-probability of one token over the raw (unsampled) row. `raw` is the token's own bytes."""
+    """Log-probability of one token, before sampling changes the logits. `raw`: its bytes."""
 
     id: int
     text: str
@@ -138,28 +135,25 @@ class Timings(Struct, frozen=True):
 
 
 class Span(Struct, frozen=True):
-    """A stretch of time the engine worked on one request, and the request's share of that work.
-
-    A lone request has share 1. In a shared decode call the share is its tokens / all tokens of the
-    call, so the shares of a call sum to 1. Equal neighbouring steps are merged. Monotonic seconds.
-    """
+    """When the engine worked on a request (monotonic seconds), and the request's share of the work:
+    its tokens / all tokens of the decode call. Equal neighbouring calls are one span."""
 
     start_s: float
     end_s: float
     phase: Literal["prefill", "decode"]
     share: float
     tokens: int
-    """Prompt tokens prefilled, or tokens generated, for this request in this stretch."""
+    """Prompt tokens prefilled, or tokens generated, for this request in this time."""
 
 
 class Energy(Struct, frozen=True):
-    """Joules of one request. None: not measured, and `reason` says why. Contract of every API."""
+    """Joules of one request, as every API shows them. None: not measured; `reason` says why."""
 
     prefill_j: float | None = None
     decode_j: float | None = None
     total_j: float | None = None
     marginal_j: float | None = None
-    """total_j less what the board takes when idle, idle_w x time (share by share)."""
+    """total_j less the energy of the idle board: idle_w times each span's time and share."""
     j_per_token: float | None = None
     """decode_j / tokens generated."""
     mean_w: float | None = None
@@ -173,11 +167,11 @@ class Energy(Struct, frozen=True):
 
 
 class Measured(Struct, frozen=True):
-    """What the front's sensors saw while a request ran; stands beside its timings."""
+    """What the front's sensors measured while a request ran."""
 
     energy: Energy
     temperature_celsius: float | None = None
-    """Hottest zone, highest reading of the request."""
+    """Highest reading of the hottest zone during the request."""
     memory_peak_bytes: int | None = None
     """Highest RssAnon of the worker seen during the request."""
     throttle: list[str] = field(default_factory=list)
@@ -185,7 +179,7 @@ class Measured(Struct, frozen=True):
 
 
 class MemoryPlan(Struct, frozen=True):
-    """What a model will take, and the shape it was computed for. All bytes."""
+    """The bytes that a model takes with this context and number of slots."""
 
     n_ctx: int
     slots: int
@@ -210,8 +204,7 @@ class Load(Struct, frozen=True, tag="load"):
     sha256: str | None = None
     """When given, the file is hashed and refused (model_corrupt) if it differs."""
     plan: MemoryPlan | None = None
-    """Given when this daemon has loaded this very file (inode, size, mtime) with these settings
-    before: header check and dry run are skipped, so that a crashed worker is back sooner."""
+    """Of an earlier load of the same file with these settings: skip header check and dry run."""
 
 
 class Generate(Struct, frozen=True, tag="generate"):
@@ -222,16 +215,16 @@ class Generate(Struct, frozen=True, tag="generate"):
     max_tokens: int
     messages: list[Message] | None = None
     text: str | None = None
-    """Raw completion: BOS is added where the vocabulary asks for it, control tokens stay text."""
+    """Raw completion: BOS is added if the vocabulary says so; control tokens stay text."""
     tokens: list[int] | None = None
     stop: list[str] = field(default_factory=list)
     stream: bool = True
     """False: no Chunk is sent, Done carries the whole text."""
     cache_prompt: bool = True
     logprobs: int | None = None
-    """None: none; 0: the chosen token only; n: and the n most likely ones."""
+    """None: no logprobs; 0: the chosen token's; n: also those of the n most likely tokens."""
     json_schema: dict[str, Any] | None = None
-    """Checked in the front by json_schema.check_schema; {} means any JSON object."""
+    """The front has checked it (prompt/json_schema.py); {} means any JSON object."""
     ignore_eos: bool = False
     adapter: AdapterRef | None = None
     """None: the base."""
@@ -246,7 +239,7 @@ class Score(Struct, frozen=True, tag="score"):
 
 
 class CheckAdapter(Struct, frozen=True, tag="check_adapter"):
-    """Load the adapter, and see that it computes numbers. Text(id, "") or Failed."""
+    """Load the adapter and compute a token with it. Answered by Text(id, "") or Failed."""
 
     id: int
     adapter: AdapterRef
@@ -281,11 +274,8 @@ class QuerySlots(Struct, frozen=True, tag="query_slots"):
 
 
 class RawRun(Struct, frozen=True, tag="raw_run"):
-    """One repetition of a benchmark without tokenizing and sampling, as llama-bench does it.
-
-    Refused while a request runs. The context is emptied, `n_depth` tokens are put in untimed, then
-    `n_prompt` in batches, then `n_gen` one by one.
-    """
+    """One repetition of a benchmark, as llama-bench does it: empty the context, decode `n_depth`
+    tokens untimed, `n_prompt` in batches, `n_gen` one by one. Refused while a request runs."""
 
     id: int
     n_prompt: int
@@ -294,7 +284,7 @@ class RawRun(Struct, frozen=True, tag="raw_run"):
 
 
 class Ping(Struct, frozen=True, tag="ping"):
-    """Answered by the engine thread between two decode calls: proves it is not wedged."""
+    """The engine thread answers it between two decode calls: it shows that the thread lives."""
 
     id: int
 
@@ -320,15 +310,19 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 
 class Chunk(Struct, frozen=True, tag="chunk"):
-    """Text that is safe to show: whole UTF-8 characters, no part of a stop string.
-
-    `text` may be empty when only logprobs or progress are to be told.
-    """
+    """Whole UTF-8 characters, no part of a stop string; "" when only progress is told."""
 
     id: int
     text: str
     completion_tokens: int
     logprobs: list[ChosenLogprob] = field(default_factory=list)
+
+
+class Began(Struct, frozen=True):
+    """The first record of a generation, made by the front. `adapter` None: the base answers."""
+
+    model: str
+    adapter: str | None = None
 
 
 class Done(Struct, frozen=True, tag="done"):
@@ -341,13 +335,16 @@ class Done(Struct, frozen=True, tag="done"):
     stop_text: str | None = None
     logprobs: list[ChosenLogprob] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
-    """When the engine worked on it, for the energy; at most MAX_SPANS, the rest merged."""
+    """When the engine worked on the request; at most engine/work_spans.py's MAX_SPANS."""
     measured: Measured | None = None
-    """Never sent by a worker: the front fills it in (server/generation.py)."""
+    """The front fills it in (server/generation.py); None from a worker."""
+
+
+Generation = Began | Chunk | Done  # one Began, any number of Chunks, one Done
 
 
 class Scores(Struct, frozen=True, tag="scores"):
-    """Answer to Score. Bits per byte are -sum(logprobs) / ln 2 / n_bytes."""
+    """Answer to Score. Bits per byte: -sum(logprobs) / ln 2 / n_bytes."""
 
     id: int
     logprobs: list[float]

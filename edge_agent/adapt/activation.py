@@ -34,7 +34,15 @@ from edge_agent.errors import (
     WorkerFailed,
 )
 from edge_agent.models.adapter_registry import BASE, AdapterRegistry
-from edge_agent.records import AdapterRef, Chunk, Done, Generate, Message, ModelInfo, Sampling
+from edge_agent.records import (
+    AdapterRef,
+    Done,
+    Generate,
+    Generation,
+    Message,
+    ModelInfo,
+    Sampling,
+)
 from edge_agent.store.rows import AdapterRow
 
 _LOG = logging.getLogger("edge_agent")
@@ -58,7 +66,7 @@ class CanaryEngine(Protocol):
 
     def generate(
         self, model: str | None, request: Generate
-    ) -> AsyncGenerator[Chunk | Done, None]: ...
+    ) -> AsyncGenerator[Generation, None]: ...
 
 
 async def activate(

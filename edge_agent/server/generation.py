@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,7 +21,15 @@ import msgspec
 from edge_agent.adapt.recent_answers import RecentAnswer
 from edge_agent.errors import EdgeAgentError
 from edge_agent.model_names import split_name
-from edge_agent.records import AdapterRef, Chunk, Done, Generate, Measured, Timings
+from edge_agent.records import (
+    Began,
+    Chunk,
+    Done,
+    Generate,
+    Generation,
+    Measured,
+    Timings,
+)
 from edge_agent.server.error_body import Refusal
 from edge_agent.server.service import _LOG, Service
 from edge_agent.store.store import GenerationRow
@@ -43,7 +50,7 @@ class Call:
 
 @dataclass
 class _Outcome:
-    """What is known so far; becomes the row."""
+    """What is known of a generation so far; `_record` makes its row from it. Monotonic seconds."""
 
     started_at: float
     started: float
@@ -57,24 +64,25 @@ class _Outcome:
     text: list[str] = field(default_factory=list)
 
 
-async def generate(service: Service, call: Call) -> AsyncGenerator[Chunk | Done, None]:
-    """The supervisor's stream with accounting around it. Closing it cancels the generation.
+async def generate(service: Service, call: Call) -> AsyncGenerator[Generation, None]:
+    """The supervisor's records, counted and recorded. Closing the generator cancels the generation.
 
-    Done comes last of all: by then the slot is free and the row is on its way to the disk.
+    When Done comes, the slot is free and the row is on its way to the disk.
     """
     requests, outcome = service.requests, _Outcome(service.clock(), time.monotonic())
     done: Done | None = None
     requests.total += 1
     _enter(service, 1)
     try:
-        async with aclosing(_events(service, call, outcome)) as events:
-            async for event in events:
-                outcome.model = outcome.model or service.supervisor.status().model or ""
-                _note(service, outcome, event)
-                if isinstance(event, Done):
-                    done = _finished(event)
+        supervisor = service.supervisor
+        answer = supervisor.generate(call.model, call.request, keep_alive_s=call.keep_alive_s)
+        async with aclosing(answer) as records:
+            async for record in records:
+                _note(service, outcome, record)
+                if isinstance(record, Done):
+                    done = _finished(record)
                 else:
-                    yield event
+                    yield record
         if done is not None and service.monitor is not None:
             outcome.measured = await service.monitor.measure(done)
             done = msgspec.structs.replace(done, measured=outcome.measured)
@@ -99,17 +107,8 @@ def _enter(service: Service, step: int) -> None:
         service.monitor.sampler.set_busy(service.requests.in_flight > 0)
 
 
-def _events(service: Service, call: Call, outcome: _Outcome) -> AsyncGenerator[Chunk | Done, None]:
-    def told(adapter: AdapterRef | None) -> None:
-        outcome.adapter = None if adapter is None else Path(adapter.path).stem
-
-    return service.supervisor.generate(
-        call.model, call.request, keep_alive_s=call.keep_alive_s, told=told
-    )
-
-
 def _finished(done: Done) -> Done:
-    """`done`, unless nobody but the daemon ended it: then its text is not an answer."""
+    """`done`. Raises Refusal when the daemon ended it early: its text is not an answer then."""
     if done.finish_reason != "cancelled":
         return done
     raise Refusal(
@@ -121,27 +120,34 @@ def _finished(done: Done) -> Done:
     )
 
 
-async def whole(service: Service, call: Call) -> Done:
-    """The end of a generation that is not streamed. Raises whatever ended it early."""
-    async with aclosing(generate(service, call)) as events:
-        async for event in events:
-            if isinstance(event, Done):
-                return event
+async def whole(service: Service, call: Call) -> tuple[Began, Done]:
+    """Both ends of a generation that is not streamed. Raises the error that ended it early."""
+    began = Began("")
+    async with aclosing(generate(service, call)) as records:
+        async for record in records:
+            if isinstance(record, Began):
+                began = record
+            elif isinstance(record, Done):
+                return began, record
     raise EdgeAgentError("the generation ended without a result", "no Done arrived", "try again")
 
 
-def _note(service: Service, outcome: _Outcome, event: Chunk | Done) -> None:
+def _note(service: Service, outcome: _Outcome, record: Generation) -> None:
     before = outcome.completion_tokens
-    if isinstance(event, Done):
-        outcome.timings = event.timings
-        outcome.finish_reason = event.finish_reason
-        outcome.completion_tokens = event.timings.completion_tokens
-    else:
-        outcome.completion_tokens = event.completion_tokens
+    match record:
+        case Began():
+            outcome.model, outcome.adapter = record.model, record.adapter
+            return
+        case Chunk():
+            outcome.completion_tokens = record.completion_tokens
+        case Done():
+            outcome.timings = record.timings
+            outcome.finish_reason = record.finish_reason
+            outcome.completion_tokens = record.timings.completion_tokens
     if service.monitor is not None:
         service.monitor.tokens.total += outcome.completion_tokens - before
     if service.settings.log_text or service.settings.feedback:
-        outcome.text.append(event.text)
+        outcome.text.append(record.text)
 
 
 def _remember(service: Service, call: Call, outcome: _Outcome) -> None:

@@ -19,7 +19,7 @@ from aiohttp import web
 from edge_agent import __version__
 from edge_agent.errors import EdgeAgentError, RequestError
 from edge_agent.model_names import BASE_TAG, split_name
-from edge_agent.records import Done, Generate, Message, ModelInfo
+from edge_agent.records import Began, Done, Generate, Message, ModelInfo
 from edge_agent.server.auth import CALLER
 from edge_agent.server.body import read_request
 from edge_agent.server.error_body import error_json, typed
@@ -255,7 +255,8 @@ async def _answer(
     call = Call(api, shown, record, keep_alive_s, request[CALLER])
     if record.stream:
         return await _stream(request, call, lines)
-    return json_response(lines.whole(await whole(service, call)))
+    _, done = await whole(service, call)
+    return json_response(lines.whole(done))
 
 
 def _record(
@@ -279,22 +280,22 @@ async def _stream(request: web.Request, call: Call, lines: Lines) -> web.StreamR
     """Send the answer line by line; an error after the first line becomes the last line."""
     service = request.app[SERVICE]
     stream = Stream(request, NDJSON, service.limits)
-    opened = False
     try:
-        async with aclosing(generate(service, call)) as chunks:
-            async for chunk in chunks:
-                if not opened:
+        async with aclosing(generate(service, call)) as records:
+            async for record in records:
+                if isinstance(record, Began):
+                    continue  # `lines` has its model: the call names the model that was loaded
+                if not stream.is_open:
                     await stream.open()
-                    opened = True
-                if isinstance(chunk, Done):
-                    return await stream.close(lines.ending(chunk))
-                if line := lines.line(chunk):
+                if isinstance(record, Done):
+                    return await stream.close(lines.ending(record))
+                if line := lines.line(record):
                     await stream.write(line)
         raise EdgeAgentError("the generation ended without a result")
     except ConnectionError:
         raise
     except Exception as error:
-        if not opened:
+        if not stream.is_open:
             raise
         return await stream.close(encoded(error_json(typed(error), "ollama")) + b"\n")
 

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from edge_agent.errors import EdgeAgentError
-from edge_agent.records import Done, Generate
+from edge_agent.records import Began, Done, Generate
 from edge_agent.server.auth import CALLER
 from edge_agent.server.body import read_request
 from edge_agent.server.error_body import FieldError, Refusal, error_json, typed
@@ -145,38 +145,41 @@ async def _answer(
     call = replace(call, user=request[CALLER])
     if call.request.stream:
         return await _stream(request, call, shape, body.wants_usage())
-    done = await whole(service, call)
-    return json_response(shape(_head(service, call), False).whole(done))
+    began, done = await whole(service, call)
+    return json_response(shape(_head(service, call, began), False).whole(done))
 
 
-def _head(service: Service, call: Call) -> dict[str, Any]:
-    """What every body and event of one answer begins with; known once the model has answered."""
+def _head(service: Service, call: Call, began: Began) -> dict[str, Any]:
+    """The members that every body and event of one answer begins with."""
     prefix = "chatcmpl-" if call.api == "openai_chat" else "cmpl-"
     return {
         "id": prefix + call.answer_id,
         "created": int(service.clock()),
-        "model": shown_name(call.model, service.supervisor.status().model),
+        "model": shown_name(call.model, began.model),
     }
 
 
 async def _stream(
     request: web.Request, call: Call, shape: type[ChatEvents], include_usage: bool
 ) -> web.StreamResponse:
-    """One write per chunk. The role event travels with the first one."""
+    """One write per chunk. The role event is sent with the first chunk."""
     service = request.app[SERVICE]
     stream = Stream(request, EVENT_STREAM, service.limits)
     events: ChatEvents | None = None
     lead = b""
     try:
-        async with aclosing(generate(service, call)) as chunks:
-            async for chunk in chunks:
-                if events is None:
-                    events = shape(_head(service, call), include_usage)
+        async with aclosing(generate(service, call)) as records:
+            async for record in records:
+                if isinstance(record, Began):
+                    events = shape(_head(service, call, record), include_usage)
                     lead = events.opening()
+                    continue
+                assert events is not None, "Began comes first"
+                if not stream.is_open:
                     await stream.open()
-                if isinstance(chunk, Done):
-                    return await stream.close(lead + events.ending(chunk))
-                piece = events.piece(chunk)
+                if isinstance(record, Done):
+                    return await stream.close(lead + events.ending(record))
+                piece = events.piece(record)
                 if piece:
                     await stream.write(lead + piece)
                     lead = b""
@@ -184,7 +187,7 @@ async def _stream(
     except ConnectionError:
         raise
     except Exception as error:
-        if events is None:
+        if not stream.is_open:
             raise
         return await stream.close(lead + event(error_json(typed(error), "openai")))
 

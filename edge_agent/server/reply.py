@@ -40,6 +40,7 @@ class Stream:
     """
 
     def __init__(self, request: web.Request, content_type: str, limits: Limits) -> None:
+        self.is_open = False
         self._request = request
         self._limits = limits
         self._response = web.StreamResponse(
@@ -48,7 +49,8 @@ class Stream:
         self._writer: StreamWriter
 
     async def open(self) -> None:
-        """Prepares the headers and bounds the buffers. Raises ReaderGone."""
+        """Prepare the headers and bound the buffers. Raises ReaderGone."""
+        self.is_open = True
         transport = self._request.transport
         if transport is None:
             raise ReaderGone("the client left before the first byte")

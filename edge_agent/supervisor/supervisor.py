@@ -1,18 +1,19 @@
 """The engine as the HTTP layer sees it: requests in, records out, whatever happens to the worker.
 
-Flows in: requests that name a model, or a model and an adapter. Flows out: the worker's Chunk and
-Done records, or a typed error before or between them. It joins four parts: queue_limit.py (how many
-may come in), loaded_model.py (a live worker with the right model), worker_link.py (the
+Flows in: requests that name a model, or a model and an adapter. Flows out: Began, then the worker's
+Chunk and Done records, or a typed error before or between them. It joins four parts: queue_limit.py
+(how many may come in), loaded_model.py (a live worker with the right model), worker_link.py (the
 conversation) and models/adapter_registry.py (which adapter a name means). Not here: HTTP, and
-recording what was generated (server/).
+recording what was generated (server/generation.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -24,12 +25,14 @@ from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.records import (
     AdapterRef,
     ApplyTemplate,
+    Began,
     CheckAdapter,
     Chunk,
     Detokenize,
     Done,
     FromWorker,
     Generate,
+    Generation,
     Message,
     ModelInfo,
     QuerySlots,
@@ -104,11 +107,11 @@ class Supervisor:
         request: Generate,
         *,
         keep_alive_s: float | None = None,
-        told: Callable[[AdapterRef | None], None] = lambda adapter: None,
-    ) -> AsyncGenerator[Chunk | Done, None]:
-        """Chunks, then one Done. aclose() cancels. Raises Overloaded, WorkerFailed and the rest.
+    ) -> AsyncGenerator[Generation, None]:
+        """One Began, Chunks, one Done. aclose() cancels. Raises Overloaded, WorkerFailed and every
+        load error.
 
-        `request.adapter` goes before what `model` means; `told` hears which one answers.
+        `request.adapter` goes before the adapter that `model` means.
         """
         started_s = self._clocks.monotonic()
         self._queue_limit.check_guard()
@@ -116,7 +119,6 @@ class Supervisor:
             worker = await self._loaded.acquire(self.target(model).model)
             # Only now: a rollback may have happened while the worker was started again.
             adapter = self._adapter(worker.row, model, request)
-            told(adapter)
             link = worker.link
             inbox = link.request(
                 msgspec.structs.replace(request, id=link.take_id(), adapter=adapter)
@@ -124,6 +126,7 @@ class Supervisor:
             ticket.is_waiting = False
             worker.at_work(adapter, 1)
             try:
+                yield Began(worker.row.name, None if adapter is None else Path(adapter.path).stem)
                 await link.flush()
                 is_done = False
                 while not is_done:

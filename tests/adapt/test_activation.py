@@ -32,11 +32,12 @@ from edge_agent.gguf.model_file import read_gguf
 from edge_agent.models.adapter_registry import BASE, AdapterRegistry
 from edge_agent.models.pull import model_row
 from edge_agent.records import (
-    AdapterRef,
+    Began,
     ChosenLogprob,
     Chunk,
     Done,
     Generate,
+    Generation,
     Message,
     Sampling,
     Timings,
@@ -312,11 +313,10 @@ def test_each_name_reaches_the_worker_as_its_adapter(store: Store) -> None:
             add(supervisor, "a")
             add(supervisor, "b")
             await activate(supervisor, "tiny", "a")
-            told: list[AdapterRef | None] = []
+            began: list[Generation] = []
             for name in (None, "tiny", "tiny:latest", "tiny:base", "tiny:b"):
-                async for _ in supervisor.generate(name, fakes.generate(), told=told.append):
-                    pass
-            assert [ref and Path(ref.path).stem for ref in told] == ["a", "a", "a", None, "b"]
+                began += [one async for one in supervisor.generate(name, fakes.generate())][:1]
+            assert began == [Began("tiny", name) for name in ("a", "a", "a", None, "b")]
             with pytest.raises(AdapterNotFound, match="it has: a, b"):
                 await supervisor.ensure_loaded("tiny:nosuch")
             await supervisor.score("tiny", [Message("user", "x")], BASE)

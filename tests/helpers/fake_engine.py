@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from waiting import POLL_S
 
@@ -16,11 +17,13 @@ from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.records import (
     AdapterRef,
     ApplyTemplate,
+    Began,
     ChosenLogprob,
     Chunk,
     Detokenize,
     Done,
     Generate,
+    Generation,
     ModelInfo,
     QuerySlots,
     SlotState,
@@ -137,18 +140,18 @@ class FakeSupervisor:
         request: Generate,
         *,
         keep_alive_s: float | None = None,
-        told: Callable[[AdapterRef | None], None] = lambda adapter: None,
-    ) -> AsyncGenerator[Chunk | Done, None]:
+    ) -> AsyncGenerator[Generation, None]:
         await self.ensure_loaded(model)
         chosen = self.target(model).adapter
         adapter = request.adapter or (self.registry.reference(chosen) if chosen else None)
-        told(adapter if adapter is not None and adapter.scale else None)
         self.requests.append(request)
         self.models.append(model)
         self.keep_alives.append(keep_alive_s)
         self.running += 1
         finished = False
         try:
+            name = split_name(model or self.info.name)[0]
+            yield Began(name, Path(adapter.path).stem if adapter and adapter.scale else None)
             for n_passed, event in enumerate(self._events(request)):
                 while n_passed >= self.n_let_pass:
                     await asyncio.sleep(POLL_S)

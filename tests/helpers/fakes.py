@@ -26,6 +26,7 @@ from waiting import until
 
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.records import (
+    Began,
     Cancel,
     CheckAdapter,
     Chunk,
@@ -268,6 +269,8 @@ def run_daemon(arguments: list[str]) -> int:
             try:
                 plan = generate(**await request.json())
                 async for event in supervisor.generate(None, plan):
+                    if isinstance(event, Began):
+                        continue
                     await response.write(json.dumps(event.text).encode() + b"\n")
             except EdgeAgentError as error:
                 await response.write(json.dumps({"error": error.code}).encode() + b"\n")

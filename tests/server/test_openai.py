@@ -11,6 +11,7 @@ import pytest
 from fake_engine import N_VOCAB, FakeSupervisor, model_info
 from http_front import TOKEN, Front, serving
 from pydantic import BaseModel
+from waiting import until
 
 from edge_agent.errors import Overloaded, SchemaError, WorkerFailed
 from edge_agent.server.openai_schema import (
@@ -20,6 +21,7 @@ from edge_agent.server.openai_schema import (
     ModelList,
     OpenAIError,
 )
+from edge_agent.supervisor.engine_status import EngineStatus
 
 TURNS = [{"role": "user", "content": "hi"}]
 
@@ -147,6 +149,23 @@ def test_no_model_named_means_the_default(front: Front, name: str | None) -> Non
     body = {"messages": TURNS} if name is None else {"messages": TURNS, "model": name}
     assert front.post("/v1/chat/completions", body).json()["model"] == "tiny"
     assert front.supervisor.models == [None]
+
+
+def test_the_model_that_answered_is_named_although_another_is_being_loaded(front: Front) -> None:
+    """Another request has the model changed as soon as this answer is done."""
+    front.supervisor.status_now = EngineStatus("loading", model="other")
+    for path, body in (
+        ("/v1/chat/completions", {"messages": TURNS}),
+        ("/v1/completions", {"prompt": "hi"}),
+    ):
+        assert front.post(path, body).json()["model"] == "tiny"
+        *events, _ = front.post(path, {**body, "stream": True}).events()
+        assert {event["model"] for event in events} == {"tiny"}
+    for path, body in (("/api/chat", {"messages": TURNS}), ("/api/generate", {"prompt": "hi"})):
+        lines = front.post(path, {**body, "model": "default"}).lines()
+        assert {line["model"] for line in lines} == {"tiny"}
+    until(lambda: len(front.store.recent_generations(9)) == 6)
+    assert {row.model for row in front.store.recent_generations(9)} == {"tiny"}
 
 
 def test_latest_tag_is_dropped(front: Front) -> None:

@@ -28,7 +28,17 @@ from edge_agent.errors import (
     ShuttingDown,
     WorkerFailed,
 )
-from edge_agent.records import Chunk, Done, Generate, QuerySlots, Sampling, Tokenize, Tokens
+from edge_agent.records import (
+    Began,
+    Chunk,
+    Done,
+    Generate,
+    Generation,
+    QuerySlots,
+    Sampling,
+    Tokenize,
+    Tokens,
+)
 from edge_agent.store.store import ModelRow, Store
 from edge_agent.supervisor import loaded_model
 from edge_agent.supervisor.supervisor import Supervisor
@@ -61,7 +71,11 @@ def add(store: Store, name: str = "tiny", **script: object) -> ModelRow:
 
 async def text_of(supervisor: Supervisor, model: str | None = None, **plan: object) -> str:
     return "".join(
-        [event.text async for event in supervisor.generate(model, fakes.generate(**plan))]
+        [
+            record.text
+            async for record in supervisor.generate(model, fakes.generate(**plan))
+            if not isinstance(record, Began)
+        ]
     )
 
 
@@ -90,7 +104,8 @@ def test_a_request_loads_the_model_and_is_answered(store: Store) -> None:
     async def work() -> None:
         async with supervising(store) as supervisor:
             assert supervisor.status().state == "idle"
-            events = [e async for e in supervisor.generate(None, fakes.generate(chunks=3))]
+            began, *events = [e async for e in supervisor.generate(None, fakes.generate(chunks=3))]
+            assert began == Began("tiny")
             assert [event.text for event in events] == ["1 ", "2 ", "3 ", ""]
             assert isinstance(events[-1], Done)
             status = supervisor.status()
@@ -201,11 +216,11 @@ def test_death_mid_stream_names_the_signal_and_the_next_request_is_answered(
 
     async def work() -> None:
         async with supervising(store) as supervisor:
-            seen: list[Chunk | Done] = []
+            seen: list[Generation] = []
             with pytest.raises(WorkerFailed, match=name):
                 async for event in supervisor.generate(None, fakes.generate(then=f"die:{name}")):
                     seen.append(event)
-            assert [event.text for event in seen] == ["1 ", "2 "]
+            assert [event.text for event in seen if isinstance(event, Chunk)] == ["1 ", "2 "]
             first = supervisor.status().worker_pid
             assert await text_of(supervisor, chunks=1) == "1 "
             status = supervisor.status()
@@ -549,6 +564,25 @@ def test_another_model_waits_for_the_running_requests(store: Store) -> None:
             assert first.done() and (await first).endswith("10 ")
             assert supervisor.status().model == "b"
             assert pid is not None and not is_alive(pid)
+
+    run(work())
+
+
+def test_an_answer_names_its_model_although_another_is_loaded_meanwhile(store: Store) -> None:
+    row = add(store, "a")
+    add(store, "b")
+
+    async def work() -> None:
+        async with supervising(store, model="a") as supervisor:
+            stream = supervisor.generate(None, fakes.generate(chunks=2, held=True))
+            records = [await stream.__anext__()]
+            second = asyncio.create_task(text_of(supervisor, "b", chunks=1))
+            await until_async(lambda: supervisor.status().state == "loading")
+            fakes.release(row.path)
+            records += [record async for record in stream]
+            await second
+            assert supervisor.status().model == "b"
+            assert records[0] == Began("a") and isinstance(records[-1], Done)
 
     run(work())
 
