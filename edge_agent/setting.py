@@ -79,6 +79,27 @@ class Setting:
         except ValueError as error:
             raise WrongSetting(self.name, str(error), self.help) from error
 
+    def number(self, text: str) -> float:
+        """The number in `text`, an int where the schema says so. Raises WrongSetting.
+
+        >>> Setting("top_k", {"type": "integer", "description": "", "minimum": 0}).number("40")
+        40
+        """
+        try:
+            value = int(text) if self.schema["type"] == "integer" else float(text)
+        except ValueError:
+            kind = "whole number" if self.schema["type"] == "integer" else "number"
+            raise WrongSetting(self.name, f"this is no {kind}", self.help) from None
+        infinity = float("inf")
+        is_inside = (
+            self.schema.get("minimum", -infinity) <= value <= self.schema.get("maximum", infinity)
+            and value > self.schema.get("exclusiveMinimum", -infinity)
+            and abs(value) < infinity
+        )
+        if not is_inside:
+            raise WrongSetting(self.name, "this is outside its bounds", self.help)
+        return value
+
     def _default(self) -> str:
         value = self.schema.get("default")
         if value is None:

@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 from edge_agent.errors import UsageError
 from edge_agent.records import Sampling
+from edge_agent.sampling_bounds import SAMPLING_BOUNDS
+from edge_agent.setting import WrongSetting
 
 _DEFAULT = Sampling()
 SAVE_VERSION = 1
@@ -62,6 +64,9 @@ class ChatSettings:
         given = asdict(self)
         del given["verbose"]
         return {name: value for name, value in given.items() if value is not None}
+
+
+_KEYS = tuple(field.name for field in fields(ChatSettings))
 
 
 @dataclass(frozen=True)
@@ -196,16 +201,16 @@ def from_document(value: Any) -> ChatState:
 
 def changed(settings: ChatSettings, key: str, text: str) -> ChatSettings:
     """`settings` with one value replaced. Raises UsageError that names setting and range."""
-    if key not in _PARSERS:
-        raise UsageError(f"unknown setting {key!r}", "", f"known: {', '.join(_PARSERS)}")
-    parse, meaning, optional = _PARSERS[key]
+    if key not in _KEYS:
+        raise UsageError(f"unknown setting {key!r}", "", f"known: {', '.join(_KEYS)}")
+    is_optional = getattr(ChatSettings(), key) is None
     change: dict[str, Any] = {key: None}
-    if not (optional and text == "default"):
+    if not (is_optional and text == "default"):
         try:
-            change = {key: parse(text)}
-        except ValueError:
-            or_default = ", or `default`" if optional else ""
-            raise UsageError(f"{key} cannot be {text!r}", "", meaning + or_default) from None
+            change[key] = _switch(text) if key == "verbose" else SAMPLING_BOUNDS[key].number(text)
+        except WrongSetting as wrong:
+            hint = wrong.hint + ("; or `default`" if is_optional else "")
+            raise UsageError(f"{key} cannot be {text!r}", wrong.why, hint) from None
     return replace(settings, **change)
 
 
@@ -289,7 +294,7 @@ def _file(name: str, action: type[Save] | type[LoadChat]) -> Callable[[ChatState
 
 
 def _help(state: ChatState, _: str) -> Result:
-    return state, (Say(HELP.format(keys=", ".join(_PARSERS)).rstrip()),)
+    return state, (Say(HELP.format(keys=", ".join(_KEYS)).rstrip()),)
 
 
 def _bye(state: ChatState, _: str) -> Result:
@@ -315,45 +320,12 @@ _COMMANDS: Mapping[str, Callable[[ChatState, str], Result]] = {
 }
 
 
-def _number(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:
-            raise ValueError(text)
-        return value
-
-    return parse
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError(text)
-        return value
-
-    return parse
-
-
 def _switch(text: str) -> bool:
     words = {"on": True, "true": True, "yes": True, "1": True}
     words |= {"off": False, "false": False, "no": False, "0": False}
     if text.lower() not in words:
-        raise ValueError(text)
+        raise WrongSetting("verbose", "this is no switch", "on or off")
     return words[text.lower()]
-
-
-_PARSERS: Mapping[str, tuple[Callable[[str], Any], str, bool]] = {
-    "temperature": (_number(0, 2), "a number from 0 (always the likeliest) to 2", False),
-    "top_p": (_number(0, 1), "a number from 0 to 1", False),
-    "top_k": (_whole(0, 1_000_000), "a whole number; 0 is off", True),
-    "min_p": (_number(0, 1), "a number from 0 to 1", True),
-    "repeat_penalty": (_number(0.01, 10), "a number above 0; 1 is off", False),
-    "seed": (_whole(-1, 2**32 - 2), "a whole number; -1 is random", True),
-    "max_tokens": (_whole(1, 131_072), "a whole number of tokens", True),
-    "verbose": (_switch, "on or off", False),
-}
-"""Key -> parser, range in words, and whether `default` (the daemon's choice) is a value."""
 
 
 def _settings(value: Any) -> ChatSettings:
@@ -388,7 +360,7 @@ def _setting_text(settings: ChatSettings, key: str) -> str:
 
 
 def _settings_text(settings: ChatSettings) -> str:
-    return "\n".join(_setting_text(settings, key) for key in _PARSERS)
+    return "\n".join(_setting_text(settings, key) for key in _KEYS)
 
 
 def _unquoted(text: str) -> str:

@@ -19,10 +19,10 @@ import typer
 from typer.core import TyperCommand
 
 from edge_agent.cli.terminal import Terminal
-from edge_agent.errors import EdgeAgentError
+from edge_agent.errors import EdgeAgentError, UsageError
 
 if TYPE_CHECKING:
-    from edge_agent.setting import Setting
+    from edge_agent.setting import Setting, WrongSetting
 
 StateDirOption = Annotated[
     Path | None,
@@ -81,6 +81,11 @@ class SettingFlags:
                 flag, help=setting.help, metavar=setting.metavar, autocompletion=complete
             )
             yield name, Annotated[str | None, option]
+
+
+def flag_error(setting: Setting, typed: object, wrong: WrongSetting) -> UsageError:
+    """The error of a flag whose text its settings model does not take."""
+    return UsageError(f"{setting.flag} is {typed}", wrong.why, wrong.hint)
 
 
 OptionsType = TypeVar("OptionsType")

@@ -15,9 +15,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from edge_agent.records import Message
-from edge_agent.server.openai_schema import MAX_MESSAGES, EnergyBody, TokenLogprobs, checked
+from edge_agent.sampling_bounds import MAX_TOKENS
+from edge_agent.server.openai_schema import (
+    MAX_MESSAGES,
+    MAX_TOP_LOGPROBS,
+    EnergyBody,
+    TokenLogprobs,
+    checked,
+)
 from edge_agent.server.sampling_fields import (
-    MAX_TOKENS,
     Body,
     SamplingFields,
     StopList,
@@ -120,7 +126,7 @@ class OllamaGeneration(Body):
     format: Literal["", "json"] | dict[str, Any] | None = None
     keep_alive: float | str | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     think: Any = Field(None, description="Only false: no model here thinks aloud.")
 
     @field_validator("keep_alive")

@@ -17,17 +17,19 @@ from pydantic import BaseModel, Field, model_validator
 from edge_agent.errors import SchemaError
 from edge_agent.prompt.json_schema import check_schema
 from edge_agent.records import Message
+from edge_agent.sampling_bounds import DEFAULT_MAX_TOKENS, MAX_TOKENS
 from edge_agent.server.error_body import FieldError
 from edge_agent.server.sampling_fields import (
-    MAX_TOKENS,
     Body,
     SamplingFields,
     StopList,
     StopString,
+    number,
     refused,
 )
 
-DEFAULT_MAX_TOKENS = 256
+MAX_TOP_LOGPROBS = 20
+"""Alternatives reported at each position; OpenAI's limit."""
 MAX_MESSAGES = 1024
 MAX_BIASES = 1024
 MAX_LORAS = 64
@@ -118,13 +120,10 @@ class GenerationFields(SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: StopString | StopList | None = None
-    max_tokens: int | None = Field(
-        None, ge=1, le=MAX_TOKENS, description=f"Default {DEFAULT_MAX_TOKENS}."
-    )
+    max_tokens: int | None = number("max_tokens")
     n: int | None = Field(None, description="Only 1 is served.")
-    repetition_penalty: float | None = Field(
-        None, gt=0, le=10, description="Another name of repeat_penalty."
-    )
+    repetition_penalty: float | None = number("repeat_penalty")
+    """Another name of repeat_penalty."""
     logit_bias: dict[BiasKey, BiasValue] | None = Field(None, max_length=MAX_BIASES)
     response_format: ResponseFormat | None = None
     cache_prompt: bool | None = Field(
@@ -158,9 +157,9 @@ class ChatRequest(GenerationFields):
     """POST /v1/chat/completions"""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    max_completion_tokens: int | None = number("max_tokens")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: Any = Field(None, description="Refused unless empty.")
     functions: Any = Field(None, description="Refused unless empty.")
     tool_choice: Any = None
@@ -192,7 +191,7 @@ class CompletionRequest(GenerationFields):
         | Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
         | Annotated[list[str], Field(min_length=1, max_length=1)]
     ) = Field(description="Text, token ids, or a list of one text.")
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = Field(None, description="Refused when true.")
     best_of: int | None = Field(None, description="Only 1 is served.")
     suffix: str | None = Field(None, description="Refused unless empty.")

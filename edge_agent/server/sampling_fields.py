@@ -1,26 +1,21 @@
 """The sampling parameters that OpenAI's and Ollama's requests share, and their checks.
 
 Flows in: JSON members. Flows out: records.Sampling, with our defaults for members that are absent.
-Ranges are OpenAI's for the fields that OpenAI has, llama.cpp's for the others. Not here: sampling
-(llama/sampling.py).
+Ranges are those of sampling_bounds.py. Not here: sampling (llama/sampling.py).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from edge_agent.records import Sampling
+from edge_agent.sampling_bounds import MAX_PENALTY_WINDOW, SAMPLING_BOUNDS
 
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
-MAX_TOKENS = 131_072
-"""The longest context of the supported families; a slot's context usually ends an answer first."""
-MAX_PENALTY_WINDOW = 8192
-"""The largest window of the penalties: llama.cpp allocates a ring buffer of that many token ids."""
-MAX_SEED = 2**64 - 1
 _SEEDS = 2**32 - 1
 """Number of usable seeds: llama.cpp's have 32 bits, and the largest value means "random"."""
 
@@ -35,24 +30,30 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
 
+def number(name: str) -> Any:
+    """The field `name` with the bounds and the meaning of SAMPLING_BOUNDS; null by default."""
+    schema = SAMPLING_BOUNDS[name].schema
+    return Field(
+        None,
+        ge=schema.get("minimum"),
+        gt=schema.get("exclusiveMinimum"),
+        le=schema.get("maximum"),
+        description=SAMPLING_BOUNDS[name].help,
+    )
+
+
 class SamplingFields(Body):
     """How the next token is drawn. null means the default, as in both APIs."""
 
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
-    top_k: int | None = Field(None, ge=-1, le=1_000_000, description="0 or -1 switches it off.")
-    top_p: float | None = Field(None, ge=0, le=1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repeat_penalty: float | None = Field(
-        None, gt=0, le=10, description="Over generated tokens only; 1 is off."
-    )
-    repeat_last_n: int | None = Field(
-        None, ge=-1, le=MAX_PENALTY_WINDOW, description="Window of the penalties; -1 the largest."
-    )
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(
-        None, ge=-1, le=MAX_SEED, description="-1 is random; others are taken modulo 2**32 - 1."
-    )
+    temperature: float | None = number("temperature")
+    top_k: int | None = number("top_k")
+    top_p: float | None = number("top_p")
+    min_p: float | None = number("min_p")
+    repeat_penalty: float | None = number("repeat_penalty")
+    repeat_last_n: int | None = number("repeat_last_n")
+    presence_penalty: float | None = number("presence_penalty")
+    frequency_penalty: float | None = number("frequency_penalty")
+    seed: int | None = number("seed")
 
     def sampling(
         self, logit_bias: dict[int, float] | None = None, repetition_penalty: float | None = None

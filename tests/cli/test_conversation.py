@@ -95,7 +95,7 @@ def test_every_setting_can_be_set(key: str, text: str, value: object) -> None:
         "/set temperature default",
         "/set temperature",
         "/set top_k 1.5",
-        "/set seed 99999999999",
+        "/set seed -2",
         "/set max_tokens 0",
         "/set verbose maybe",
         "/set colour red",

@@ -15,13 +15,20 @@ from pydantic import ValidationError
 
 from edge_agent.adapt.messages import RunSettings, declared_run_settings, run_settings
 from edge_agent.cli.commands.adapt import LessonOptions, _lesson
+from edge_agent.cli.commands.chat import chat
+from edge_agent.cli.commands.run import SAMPLING
 from edge_agent.cli.commands.serve import FLAGS
+from edge_agent.cli.conversation import ChatSettings, changed
 from edge_agent.config import ENV_PREFIX, Settings, declared_settings, load_settings
 from edge_agent.errors import EdgeAgentError, UsageError
+from edge_agent.records import Sampling
+from edge_agent.sampling_bounds import DEFAULT_MAX_TOKENS, SAMPLING_BOUNDS
 from edge_agent.server.adapt import RunBody, _settings
 from edge_agent.server.error_body import FieldError
+from edge_agent.server.openai_schema import ChatRequest, GenerationFields
 from edge_agent.setting import Setting, WrongSetting
 
+HELLO = {"role": "user", "content": "Hello"}
 ROOT = Path(__file__).resolve().parents[2]
 OF_OTHER_PROGRAMS = {
     "--settings": "python -m edge_agent.daemon",
@@ -178,7 +185,7 @@ def around(setting: Setting) -> Iterator[tuple[Any, bool]]:
 def is_taken(make: Any, *given: Any) -> bool:
     try:
         make(*given)
-    except (EdgeAgentError, WrongSetting, msgspec.ValidationError):
+    except (EdgeAgentError, WrongSetting, ValidationError, msgspec.ValidationError):
         return False
     return True
 
@@ -239,3 +246,38 @@ def test_a_schema_cannot_hide_a_setting_from_the_body() -> None:
     )
     with pytest.raises(ValidationError):
         RunBody(name="", rows="{}")
+
+
+# ---- sampling: sampling_bounds -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLING_BOUNDS)
+def test_flag_chat_and_http_have_the_bounds_of_the_table(name: str) -> None:
+    setting, field = SAMPLING_BOUNDS[name], GenerationFields.model_fields[name]
+    values = list(around(setting))
+    assert len(values) == 6, "two bounds"
+    assert field.default is None and field.description == setting.help
+    for value, is_right in values:
+        assert is_taken(setting.number, repr(value)) == is_right
+        assert is_taken(GenerationFields.model_validate, {name: value}) == is_right
+        if name in ChatSettings.__dataclass_fields__:
+            assert is_taken(changed, ChatSettings(), name, repr(value)) == is_right
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_run_refuses_a_wrong_number_before_it_looks_for_a_daemon(name: str, tmp_path: Path) -> None:
+    setting = SAMPLING_BOUNDS[name]
+    for text in ("hot", "nan", "-7"):
+        done = cli("run", f"{setting.flag}={text}", "hi", state_dir=tmp_path)
+        assert done.code == 2
+        assert done.err.startswith(f"error: {setting.flag} is {text}: this is ")
+        assert setting.help in done.err
+
+
+def test_the_default_of_each_sampling_setting_is_the_records() -> None:
+    for name, setting in SAMPLING_BOUNDS.items():
+        assert setting.schema["default"] == getattr(Sampling(), name, DEFAULT_MAX_TOKENS)
+    assert ChatRequest.model_validate({"messages": [HELLO]}).token_limit() == DEFAULT_MAX_TOKENS
+    told = re.sub(r"\s+", " ", str(chat.__doc__))
+    start = "temperature {0.temperature}, top_p {0.top_p} and repeat_penalty {0.repeat_penalty}"
+    assert start.format(Sampling()) in told

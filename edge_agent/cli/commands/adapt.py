@@ -20,10 +20,11 @@ from edge_agent.cli.options import (
     add_command,
     command_group,
     complete_model,
+    flag_error,
 )
 from edge_agent.cli.terminal import Progress, Terminal, duration_text, size_text
 from edge_agent.client.connection import find_daemon
-from edge_agent.errors import TrainingFailed, UsageError, error_from_code
+from edge_agent.errors import TrainingFailed, error_from_code
 
 if TYPE_CHECKING:
     from edge_agent.adapt.messages import RunSettings
@@ -223,8 +224,7 @@ def _run_settings(typed: Mapping[str, Any]) -> RunSettings:
         }
         return run_settings(values, is_text=True)
     except WrongSetting as wrong:
-        what = f"{declared[wrong.name].flag} is {typed[wrong.name]}"
-        raise UsageError(what, wrong.why, wrong.hint) from wrong
+        raise flag_error(declared[wrong.name], typed[wrong.name], wrong) from wrong
 
 
 def _follow(

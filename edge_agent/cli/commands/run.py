@@ -11,22 +11,34 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from edge_agent.cli.commands.persona import read_text, system_prompt
-from edge_agent.cli.options import Options, complete_model
+from edge_agent.cli.options import Options, SettingFlags, complete_model, flag_error
 from edge_agent.cli.terminal import Terminal
 from edge_agent.cli.timing_block import load_s_since, ready_worker, timing_block
 from edge_agent.client.connection import Client, Ending, find_daemon
 from edge_agent.errors import EdgeAgentError, ModelNotFound, TemplateError, UsageError
 
+if TYPE_CHECKING:
+    from edge_agent.setting import Setting
+
 STDIN_PATIENCE_S = 3.0
+
+
+SAMPLING = ("temperature", "top_p", "top_k", "seed", "max_tokens")
+
+
+def _declared() -> Mapping[str, Setting]:
+    from edge_agent.sampling_bounds import SAMPLING_BOUNDS
+
+    return SAMPLING_BOUNDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +56,8 @@ class RunOptions(Options):
     system: Annotated[
         str | None, typer.Option(help="Persona: text, or a file.", metavar="TEXT|FILE")
     ] = None
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy.", metavar="X", min=0, max=2)
-    ] = None
-    top_p: Annotated[
-        float | None, typer.Option(help="Mass of likely tokens kept.", metavar="X", min=0, max=1)
-    ] = None
-    top_k: Annotated[
-        int | None, typer.Option(help="Likeliest tokens kept; 0 all.", metavar="N", min=0)
-    ] = None
-    seed: Annotated[
-        int | None, typer.Option(help="Same seed, same draw; -1 is random.", metavar="N")
-    ] = None
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.", metavar="N", min=1)] = (
-        None
+    sampling: Annotated[dict[str, Any], SettingFlags(_declared, SAMPLING)] = field(
+        default_factory=dict
     )
     format: Annotated[
         str | None,
@@ -92,12 +92,13 @@ def run(options: RunOptions, terminal: Terminal) -> int:
       edge-agent run --raw gemma3-270m "The capital of India is" --max-tokens 16
       edge-agent run "List two colours." --format schema.json --json
     """
+    numbers = _numbers(options.sampling)
     client = find_daemon(options.state_dir, terminal.environ)
     given = [text for text in (options.first, options.second) if text is not None]
     piped = read_stdin(terminal.stdin, terminal.note)
     names = _Names(client)
     model, prompt = model_and_prompt(given, piped, names)
-    path, body = request(options, model, prompt)
+    path, body = request(options, numbers, model, prompt)
     if not options.raw and (note := base_model_note(client, model)):
         terminal.note(note)
     try:
@@ -156,15 +157,13 @@ def checked_text(text: str) -> str:
     return text
 
 
-def request(options: RunOptions, model: str | None, prompt: str) -> tuple[str, dict[str, Any]]:
+def request(
+    options: RunOptions, numbers: Mapping[str, float], model: str | None, prompt: str
+) -> tuple[str, dict[str, Any]]:
     """Path and body of the request. Raises UsageError."""
     fields: dict[str, Any] = {
         "model": model,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "top_k": options.top_k,
-        "seed": options.seed,
-        "max_tokens": options.max_tokens,
+        **numbers,
         "cache_prompt": False if options.no_cache_prompt else None,
         "response_format": response_format(options.format),
     }
@@ -178,6 +177,17 @@ def request(options: RunOptions, model: str | None, prompt: str) -> tuple[str, d
     head = [{"role": "system", "content": system}] if system else []
     messages = [*head, {"role": "user", "content": prompt}]
     return "/v1/chat/completions", {**body, "messages": messages}
+
+
+def _numbers(typed: Mapping[str, str]) -> dict[str, float]:
+    """Sampling settings by name, from the text of their flags. Raises UsageError."""
+    from edge_agent.setting import WrongSetting
+
+    declared = _declared()
+    try:
+        return {name: declared[name].number(text) for name, text in typed.items()}
+    except WrongSetting as wrong:
+        raise flag_error(declared[wrong.name], typed[wrong.name], wrong) from wrong
 
 
 def response_format(value: str | None) -> dict[str, Any] | None:
