@@ -49,18 +49,18 @@ class DistillJob:
     data: Path
     output: Path
     cache: Path
-    on_policy: bool = True
-    beta: float = 0.0
-    max_steps: int = 200
-    batch_size: int = 4
-    learning_rate: float = 1e-4
-    max_new_tokens: int = 64
-    max_length: int = 512
-    validation_share: float = 0.1
-    save_every: int | None = None
-    seed: int = 1
-    threads: int | None = None
-    resume: bool = False
+    on_policy: bool
+    beta: float
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    max_new_tokens: int
+    max_length: int
+    validation_share: float
+    save_every: int | None
+    seed: int
+    threads: int | None
+    resume: bool
 
 
 def distill(job: DistillJob, console: Console) -> dict[str, Any]:

@@ -57,13 +57,13 @@ class TrialPlan:
     """Which tests to run, how often, and how to wait between them."""
 
     tests: tuple[Trial, ...]
-    repetitions: int = 5
-    warmup: bool = True
-    delay_s: float = 0.0
-    idle_s: float = 10.0
-    cool_down_to_celsius: float | None = None
+    repetitions: int
+    warmup: bool
+    delay_s: float
+    idle_s: float
+    cool_down_to_celsius: float | None
     """None: the temperature before the first test plus COOL_DOWN_MARGIN_CELSIUS."""
-    cool_down_s: float = 120.0
+    cool_down_s: float
 
     @property
     def steps(self) -> int:

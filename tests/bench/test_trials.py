@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_runner import cli
@@ -16,8 +17,14 @@ from worker_process import WorkerProcess
 from edge_agent.bench import table as bench_table
 from edge_agent.bench.bandwidth import bytes_per_token, read_bandwidth
 from edge_agent.bench.engines import RequestRun
-from edge_agent.bench.trials import Bench, Trial, TrialPlan
-from edge_agent.cli.commands.bench_options import BenchOptions, engine_settings, numbers, plan_of
+from edge_agent.bench.trials import Bench, TrialPlan
+from edge_agent.cli.commands.bench_options import (
+    BenchOptions,
+    engine_settings,
+    numbers,
+    plan_of,
+    power_choice,
+)
 from edge_agent.errors import UsageError
 from edge_agent.gguf.model_file import read_gguf
 from edge_agent.monitor.board_sampler import BoardSampler
@@ -85,10 +92,29 @@ class FakeEngine:
         return [self.raw(0, 4, n_predict, 0) for _ in conversations]
 
 
+def plan_of_one(**flags: Any) -> TrialPlan:
+    """Five tokens to decode, without an idle baseline."""
+    return plan_of(BenchOptions(scenario="raw", n_prompt="0", n_gen="5", idle_s=0, **flags))
+
+
+def test_the_defaults_of_the_engine_flags_are_the_engines() -> None:
+    options = BenchOptions()
+    (settings,) = engine_settings(options, plan_of(options))
+    names = ("n_batch", "flash_attn", "type_k", "type_v", "n_gpu_layers", "n_threads")
+    for name in names:
+        assert getattr(settings, name) == getattr(EngineSettings(), name), name
+
+
+def test_a_power_source_that_does_not_exist_is_refused() -> None:
+    assert power_choice(BenchOptions(power_source="rapl")) == "rapl"
+    with pytest.raises(UsageError, match="^--power-source is 'sun'"):
+        power_choice(BenchOptions(power_source="sun"))
+
+
 def test_repetitions_are_counted_without_the_warm_up() -> None:
     ticks: list[str] = []
     sampler = BoardSampler(Path("/nowhere"))
-    plan = TrialPlan((Trial("decode", n_gen=5),), repetitions=3, idle_s=0)
+    plan = plan_of_one(repetitions=3)
     runner = Bench(plan, sampler, tick=ticks.append, sleep=lambda s: None)
     (outcome,) = runner.run(FakeEngine(), runner.baseline())
     assert len(outcome.runs) == 3 and ticks == ["tg5"] * 4 and plan.steps == 4
@@ -107,9 +133,7 @@ def test_hot_board_is_waited_for_and_the_wait_is_bounded(tmp_path: Path) -> None
     sampler.start()
     while sampler.snapshot() is None:
         pass
-    plan = TrialPlan(
-        (Trial("decode", n_gen=5),), 1, idle_s=0, cool_down_to_celsius=60, cool_down_s=5
-    )
+    plan = plan_of_one(repetitions=1, cool_down_to=60, cool_down_s=5)
     runner = Bench(plan, sampler, notice=notices.append, sleep=slept.append)
     (outcome,) = runner.run(FakeEngine(), runner.baseline())
     sampler.close()

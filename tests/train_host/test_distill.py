@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 from edge_agent.cli.terminal import Terminal  # noqa: E402
 from edge_agent.errors import UsageError  # noqa: E402
 from train_host.cli import main_with  # noqa: E402
-from train_host.distill import DistillJob, distill  # noqa: E402
+from train_host.commands.distill import DistillOptions, job_of  # noqa: E402
+from train_host.distill import distill  # noqa: E402
 from train_host.layer_cut import parse_blocks, write_cut  # noqa: E402
 from train_host.resumable_run import Console  # noqa: E402
 
@@ -54,13 +55,11 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     flags = ("distill-logits", *flags, policy, *SHORT, "--save-every", "3")
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     assert edge_train(*flags, "-o", whole).code == 0
-    job = DistillJob(
+    options = DistillOptions(
         teacher=str(tiny_llama),
-        model=None,
         keep_layers="0",
         data=pairs,
         output=halved,
-        cache=tmp_path,
         on_policy=policy == "--on-policy",
         max_steps=20,
         learning_rate=3e-3,
@@ -74,7 +73,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill(job, Console(interrupt, lambda note: None))
+        distill(job_of(options, tmp_path), Console(interrupt, lambda note: None))
     begun = edge_train(*flags, "-o", halved)
     assert begun.code == 2 and "--resume" in begun.err
     other = edge_train(*flags, "-o", halved, "--resume", "--beta", "0.5")

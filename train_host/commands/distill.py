@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from converters.commands.options import JsonOptions
 from edge_agent.cli.terminal import Terminal, duration_text
 from train_host.commands.sft import CACHE, cache_directory, report_cost
+
+if TYPE_CHECKING:
+    from train_host.distill import DistillJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,13 @@ class DistillOptions(JsonOptions):
     ] = None
 
 
+def job_of(options: DistillOptions, cache: Path) -> DistillJob:
+    from train_host.distill import DistillJob
+
+    given = {field.name: getattr(options, field.name) for field in fields(DistillJob)}
+    return DistillJob(**{**given, "cache": cache})
+
+
 def distill_logits(options: DistillOptions, terminal: Terminal) -> int:
     """Teach a small model what a large one of its family would say at every place.
 
@@ -77,11 +87,10 @@ def distill_logits(options: DistillOptions, terminal: Terminal) -> int:
       edge-train distill-logits --teacher ./qwen-7b --model ./qwen-0.5b --data d.jsonl -o small
       edge-train distill-logits --teacher ./gemma --keep-layers 0-5,12-17 --data d.jsonl -o cut
     """
-    from train_host.distill import DistillJob, distill
+    from train_host.distill import distill
     from train_host.resumable_run import Console
 
-    given = {field.name: getattr(options, field.name) for field in fields(DistillJob)}
-    job = DistillJob(**{**given, "cache": options.cache or cache_directory(terminal)})
+    job = job_of(options, options.cache or cache_directory(terminal))
     with terminal.progress(counts_bytes=False) as progress:
         document = distill(job, Console(progress, terminal.note))
     if options.json:

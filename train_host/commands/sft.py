@@ -38,7 +38,7 @@ class SftOptions(JsonOptions):
             " (every weight through the quantizer of --qat-type).",
             metavar="METHOD",
         ),
-    ] = "lora"
+    ] = Wishes.method
     layers: Annotated[
         str | None,
         typer.Option(help="Blocks that learn: all, top:K, or numbers: 10,11.", metavar="WHICH"),
@@ -52,7 +52,7 @@ class SftOptions(JsonOptions):
     lora_alpha: Annotated[
         float | None, typer.Option(help="Scale is lora_alpha / r [32].", min=0.001)
     ] = None
-    lora_dropout: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.0
+    lora_dropout: Annotated[float, typer.Option(min=0.0, max=0.9)] = Wishes.lora_dropout
     adapter: Annotated[
         Path | None,
         typer.Option(
@@ -70,35 +70,35 @@ class SftOptions(JsonOptions):
     ] = None
     qat_type: Annotated[
         str, typer.Option(help="What `export --type` will be given.", metavar="TYPE")
-    ] = "q4_k_m"
+    ] = Wishes.qat_type
     learning_rate: Annotated[
         float | None,
         typer.Option("--lr", help="Peak rate [2e-4; 2e-5 for full and qat].", min=1e-9),
     ] = None
-    epochs: Annotated[float, typer.Option(help="Passes over the data, at most.")] = 3.0
+    epochs: Annotated[float, typer.Option(help="Passes over the data, at most.")] = Wishes.epochs
     max_steps: Annotated[
         int | None, typer.Option(help="Optimizer steps instead of --epochs.", metavar="N", min=1)
     ] = None
     batch_size: Annotated[
         int, typer.Option(help="Rows of a step, over all processes.", metavar="N", min=1)
-    ] = 16
+    ] = Wishes.batch_size
     micro_batch_size: Annotated[
         int | None,
         typer.Option(help="Rows at a time in one process [up to 4].", metavar="N", min=1),
     ] = None
     max_length: Annotated[
         int, typer.Option(help="Tokens; longer rows are left out and counted.", metavar="N", min=8)
-    ] = 2048
+    ] = Wishes.max_length
     packing: Annotated[
         bool,
         typer.Option(
             "--packing/--no-packing",
             help="Fill rows of --max-length with several samples, which do not see each other.",
         ),
-    ] = False
+    ] = Wishes.packing
     dtype: Annotated[
         str, typer.Option(help="auto (bf16 on a GPU that has it), bf16 or fp32.", metavar="DTYPE")
-    ] = "auto"
+    ] = Wishes.dtype
     gradient_checkpointing: Annotated[
         bool | None,
         typer.Option(
@@ -108,13 +108,13 @@ class SftOptions(JsonOptions):
     ] = None
     validation_share: Annotated[
         float, typer.Option(help="Part of the rows kept back to validate on; 0: none.")
-    ] = 0.1
+    ] = Wishes.validation_share
     patience: Annotated[
         int,
         typer.Option(
             help="Stop after so many validations without fewer bits per byte; 0: never.", min=0
         ),
-    ] = 3
+    ] = Wishes.patience
     save_every: Annotated[
         int | None,
         typer.Option(
@@ -123,7 +123,7 @@ class SftOptions(JsonOptions):
             min=1,
         ),
     ] = None
-    seed: Annotated[int, typer.Option(min=0)] = 1
+    seed: Annotated[int, typer.Option(min=0)] = Wishes.seed
     threads: Annotated[
         int | None, typer.Option(help="Threads [physical cores].", metavar="N", min=1, max=1024)
     ] = None

@@ -18,7 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.cli.commands.bench_options import BenchOptions, engine_settings, plan_of
+from edge_agent.cli.commands.bench_options import (
+    BenchOptions,
+    engine_settings,
+    plan_of,
+    power_choice,
+)
 from edge_agent.cli.terminal import Terminal
 from edge_agent.errors import DaemonRunning, EdgeAgentError, UsageError
 
@@ -101,7 +106,7 @@ def _documents(
     pids: dict[str, int] = {}
     sampler = BoardSampler(
         options.sensors_root.absolute(),
-        source=options.power_source,  # type: ignore[arg-type]
+        source=power_choice(options),
         pids=lambda: pids,
     )
     run_id = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -20,7 +20,7 @@ from edge_agent.errors import UsageError
 
 if TYPE_CHECKING:
     from edge_agent.bench.trials import Trial, TrialPlan
-    from edge_agent.records import EngineSettings
+    from edge_agent.records import EngineSettings, PowerChoice
 
 CHAT_N_CTX = 2048
 _ROUND = 256
@@ -161,6 +161,17 @@ def _chat_tests(options: BenchOptions) -> Iterator[Trial]:
             yield Trial("chat", n_gen=options.n_predict, language=language, concurrency=concurrency)
 
 
+def power_choice(options: BenchOptions) -> PowerChoice:
+    """Raises UsageError for a source that does not exist."""
+    from edge_agent.records import PowerChoice
+
+    for choice in get_args(PowerChoice):
+        if options.power_source == choice:
+            return choice  # type: ignore[no-any-return]
+    hint = f"give one of {', '.join(get_args(PowerChoice))}"
+    raise UsageError(f"--power-source is {options.power_source!r}", "there is none", hint)
+
+
 def numbers(flag: str, text: str) -> list[int]:
     """Numbers of a list with ranges. Raises UsageError.
 
@@ -201,18 +212,18 @@ def words(flag: str, text: str, known: Sequence[str]) -> list[str]:
 
 def engine_settings(options: BenchOptions, plan: TrialPlan) -> list[EngineSettings]:
     """Every combination of the engine's lists, with room for the largest test."""
-    from edge_agent.records import EngineSettings
+    from edge_agent.records import EngineSettings, FlashAttention, KvType
 
     needed = max(test.n_prompt + test.n_gen + test.n_depth for test in plan.tests)
     if any(test.scenario == "chat" for test in plan.tests):
         needed = max(needed, CHAT_N_CTX)
-    kv_types = ("f16", "q8_0", "f32")
+    kv_types = get_args(KvType)
     lists = itertools.product(
         numbers("--threads", options.threads) if options.threads else [None],
         numbers("--batch-size", options.batch_size),
         words("--cache-type-k", options.type_k, kv_types),
         words("--cache-type-v", options.type_v, kv_types),
-        words("--flash-attn", options.flash_attn, ("auto", "on", "off")),
+        words("--flash-attn", options.flash_attn, get_args(FlashAttention)),
     )
     return [
         EngineSettings(
