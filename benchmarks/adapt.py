@@ -1,21 +1,25 @@
 """How fast does the trainer learn, in how much memory, against peft + torch on the CPU?
 
-Show 2: steps of the trainer's own parts (adapt_step.py) against the same steps in peft (float32,
-adapt_peft.py); rows of 2 x 256 tokens, r 8, every linear layer. Parts: `270m-all` (real Gemma 3
-270M, all blocks, half supervised: >= 1.0 x its speed at <= 1/6 of its memory), `270m-top` (top
-ceil(L/4) blocks, the states below them stored, against the same peer, all blocks: >= 2.5 x),
-`1b-top` and `1b-all` (random weights of Gemma 3 1B's shape, Q8_0, a quarter supervised: the first
->= 4 x, the second has no target), `270m-same` and `1b-same` (the peer too trains the top blocks
-only: no target).
-Show 3, without a peer: one text of 512 tokens, half supervised, all blocks, r 8, on random weights
-of three models: RssAnon <= 400 MB, all GEMM work of a step over its seconds >= 60 % of the best
-large sgemm of the same process; `limit`: the largest under a hard limit of 2.0 GB. The limit is
-RLIMIT_AS: address space, mapped weights included, which is more than RSS can ever be.
+`--show 2` runs steps of the trainer's own parts (adapt_step.py) and the same steps in peft
+(adapt_peft.py, float32): rows of 2 x 256 tokens, r 8, every linear layer. Its parts:
 
-Each measurement is a process of its own, one at a time, who goes first alternates; RssAnon of
-/proc/PID/status every 20 ms; the same BLAS and OpenMP threads; the machine's OPENBLAS_CORETYPE and
-OPENBLAS_L2_SIZE are taken away. What other programs used meanwhile is measured; a pair or run that
-they took more than 0.1 core from is repeated, --retries times, then kept and marked with a star.
+    270m-all   real Gemma 3 270M, all blocks, half of the tokens supervised: at least 1.0 times the
+               peer's speed in at most 1/6 of its memory
+    270m-top   the top ceil(L/4) blocks, the states below them stored; the peer trains all blocks:
+               at least 2.5 times
+    1b-top     random weights of Gemma 3 1B's shape, Q8_0, a quarter supervised: at least 4 times
+    1b-all     the same with all blocks: no target
+    270m-same, 1b-same   as *-top, but the peer also trains only the top blocks: no target
+
+`--show 3` has no peer: one text of 512 tokens, half supervised, all blocks, r 8, random weights of
+three models. Targets: RssAnon of at most 400 MB, and all GEMM work of a step divided by its seconds
+at least 60 % of the best large sgemm of the same process. The part `limit` trains the largest model
+under RLIMIT_AS of 2.0 GB, which limits address space (mapped weights included) and thus RSS.
+
+Each measurement is a process of its own, one at a time, and the order alternates. RssAnon is read
+from /proc/PID/status every 20 ms. Both use the same BLAS and OpenMP threads, without the machine's
+OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE. A pair or run from which other programs took more than 0.1
+core is repeated up to --retries times, then kept and marked with a star.
 
     .venv/bin/python benchmarks/adapt.py --show 2 --gguf gemma.gguf --hf gemma-hf \\
         --python HOSTVENV/bin/python                                        # last line: JSON
@@ -55,8 +59,11 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Pair:
-    """A part of show 2. `memory`: our peak over the peer's, at most; `ratio`: speed, at least.
-    `peer_layers`: all blocks, or the same as ours."""
+    """A part of --show 2.
+
+    `memory`: the most that our peak may be, as a share of the peer's. `ratio`: the least speed
+    against the peer's. `peer_layers`: all blocks, or the same as ours.
+    """
 
     name: str
     model: str
@@ -69,7 +76,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Alone:
-    """A part of show 3."""
+    """A part of --show 3."""
 
     name: str
     model: str
@@ -95,7 +102,7 @@ PAIR_LENGTHS, ALONE_LENGTHS = (256, 256), (512,)
 
 
 class Bench:
-    """Everything the parts share: files, threads, repeats."""
+    """What all parts share: files, threads, repeats."""
 
     def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
         self._args, self._scratch = args, scratch
@@ -112,7 +119,7 @@ class Bench:
         return path
 
     def job(self, model: Path, size: Size, lengths: tuple[int, ...], **fields: Any) -> Path:
-        """A file for both children. The first row is not timed."""
+        """A job file for both programs. Its first row is not timed."""
         rng = random.Random(SEED)
         rows = [[rng.choices(range(size.n_vocab), k=n) for n in lengths]
                 for _ in range(1 + self._args.steps)]  # fmt: skip
@@ -130,7 +137,7 @@ class Bench:
         return run([str(self._args.python), str(HERE / "adapt_peft.py"), str(job)], self._environ)
 
     def undisturbed(self, measure: Callable[[], list[Measured]]) -> list[Measured]:
-        """Repeated while others ran beside it; the least disturbed of all tries."""
+        """Measure again while others disturbed it; returns the least disturbed try."""
         tries: list[list[Measured]] = []
         for _ in range(1 + self._args.retries):
             wait_for_quiet(self._args.wait)
@@ -148,7 +155,7 @@ def is_disturbed(measured: Measured) -> bool:
 
 
 def compare(bench: Bench, part: Pair, args: argparse.Namespace) -> dict[str, Any]:
-    """Alternating runs; one ratio a pair, the median of the ratios is the result."""
+    """Alternating runs; each pair gives a ratio, and the median of the ratios is the result."""
     size = SIZES[part.model]
     count = size.n_layer if part.layers == "all" else math.ceil(size.n_layer / 4)
     blocks = None if part.layers == "all" else list(range(size.n_layer - count, size.n_layer))
@@ -187,14 +194,15 @@ def peer_config(size: Size) -> dict[str, Any]:
 
 
 def check_same_loss(ours: Measured, peer: Measured) -> None:
-    """Before the first step both have the same weights. Raises ChildFailed."""
+    """Raise ChildFailed unless both have the same loss, and so the same weights, before the first
+    step."""
     first, theirs = ours.document["losses"][0], peer.document["losses"][0]
     if abs(first - theirs) > 1e-4 * theirs:
         raise ChildFailed(f"not the same work: first loss {first}, the peer's {theirs}")
 
 
 def tok_s(measured: Measured) -> float:
-    """Of the median step."""
+    """Tokens per second of the median step."""
     return float(measured.document["tokens"] / median(measured.document["step_s"]))
 
 
@@ -240,7 +248,7 @@ def processor_s(measured: Measured) -> float:
 
 
 def prefix_words(pairs: list[tuple[Measured, Measured]]) -> str:
-    """What storing the states cost, which no step pays."""
+    """How long storing the states took, which is not part of any step."""
     stored = [ours.document for ours, _ in pairs if ours.document["prefix_s"] is not None]
     if not stored:
         return ""
@@ -252,7 +260,7 @@ def prefix_words(pairs: list[tuple[Measured, Measured]]) -> str:
 
 
 def alone(bench: Bench, part: Alone) -> dict[str, Any]:
-    """One run of the trainer's parts, and what it missed."""
+    """One run of the trainer's parts, with the targets that it missed."""
     job = bench.job(
         bench.model(part.model, part.type_name),
         SIZES[part.model],
@@ -285,7 +293,7 @@ def alone(bench: Bench, part: Alone) -> dict[str, Any]:
 
 
 def parts(bench: Bench, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The result of each part that was asked for."""
+    """The result of each requested part."""
     wanted = set(args.only or [])
     if args.show == 3:
         for one in ALONE:
@@ -299,7 +307,7 @@ def parts(bench: Bench, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def scratch_directory(given: Path | None) -> Iterator[Path]:
-    """`given`, kept; or a temporary one, on a disk and not in memory."""
+    """`given`, which is kept; or a temporary directory on a disk and not in memory."""
     if given is not None:
         given.mkdir(parents=True, exist_ok=True)
         yield given

@@ -1,11 +1,11 @@
-"""What does a lesson cost the answers, and answers the lesson, under each policy?
+"""How much does a lesson slow the answers, and answering the lesson, under each policy?
 
 A daemon with Gemma 3 270M learns recipes/lesson while one client asks (`adapt run --while idle`,
-`always`, `exclusive`). Under `idle` and `always` pairs alternate: the lesson held by `adapt pause`,
-then under way, one question each, GAP_S apart so that the pause of `idle` is over each time. Then
-the trainer's steps are counted, with nobody asking and with a client that never stops. Under
-`exclusive` the question must be refused with 429 and the reason. Ratios of one pair; the median is
-the result. No target: exit status 1 only when an answer fails or the trainer does not go on.
+`always`, `exclusive`). Under `idle` and `always`, pairs of questions are asked: one while `adapt
+pause` holds the lesson, one while it runs, GAP_S apart so that the pause of `idle` is over each
+time. Then the trainer's steps are counted without any client, and with a client that never stops.
+Under `exclusive` the question must be refused with 429 and the reason. The result is the median of
+the pairs' ratios. There is no target: exit status 1 only when an answer fails or the trainer stops.
 
     .venv/bin/python benchmarks/adapt_beside.py --pairs 5           # last line: JSON
 """
@@ -34,7 +34,7 @@ MODEL = "gemma3-270m"
 PROMPT = " ".join(f"On day {n} the gate was open for {n + 3} hours." for n in range(1, 9))
 N_TOKENS = 64
 GAP_S = 8.0
-"""More than policy.QUIET_S and the second in which a pause is noticed."""
+"""More than pause_policy.QUIET_S plus the second in which the trainer notices a pause."""
 WINDOW_S = 20.0
 BEGIN_S = 180.0
 REFUSED = 429
@@ -44,7 +44,7 @@ POLICIES = ("idle", "always", EXCLUSIVE)
 
 @dataclass(frozen=True)
 class Asked:
-    """One answer."""
+    """The time to first token and the speed of one answer."""
 
     ttft_s: float
     decode_tok_s: float
@@ -52,8 +52,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Beside:
-    """One policy. `steps_s`: trainer's steps a second with nobody asking; `steps_s_asked`: with a
-    client that asks without a pause, whose answers are `asked`."""
+    """One policy. `steps_s`: the trainer's steps per second without any client.
+
+    `steps_s_asked`: the same with a client that asks without pause, whose answers are `asked`.
+    """
 
     policy: str
     held: list[Asked]
@@ -73,7 +75,7 @@ def ask(server: Server) -> StreamResult:
 
 
 def answered(server: Server) -> Asked:
-    """Raises BenchmarkError when no whole answer came."""
+    """Ask once. Raises BenchmarkError when no complete answer came."""
     result = ask(server)
     if result.ending != "complete":
         raise BenchmarkError(f"the answer ended as {result.ending}: {result.detail}")
@@ -96,7 +98,7 @@ def post(server: Server, path: str) -> None:
 
 @contextmanager
 def learning(server: Server, policy: str, layers: str) -> Iterator[None]:
-    """A lesson that has made its first steps; the daemon's end will stop it."""
+    """A lesson that has made its first steps; it is stopped when the daemon ends."""
     command = [str(Path(sys.executable).parent / "edge-agent"), "adapt", "run", "--json"]
     command += [
         "--from",
@@ -118,7 +120,7 @@ def learning(server: Server, policy: str, layers: str) -> Iterator[None]:
 
 
 def wait_for_step(server: Server, least: int) -> None:
-    """Raises BenchmarkError when the trainer does not get there."""
+    """Raise BenchmarkError when the trainer does not reach this step in time."""
     ends_s = time.monotonic() + BEGIN_S
     while step(server) < least:
         if time.monotonic() > ends_s:
@@ -127,7 +129,7 @@ def wait_for_step(server: Server, least: int) -> None:
 
 
 def pair(server: Server) -> tuple[Asked, Asked]:
-    """Held, then learning."""
+    """One answer while the lesson is held, one while it runs."""
     post(server, "/adapt/pause")
     time.sleep(GAP_S)
     held = answered(server)
@@ -139,7 +141,7 @@ def pair(server: Server) -> tuple[Asked, Asked]:
 
 
 def rate(server: Server, asked: list[Asked] | None = None) -> float:
-    """Steps a second over WINDOW_S; with `asked`, beside a client that fills it."""
+    """Steps per second over WINDOW_S; with `asked`, beside a client that fills that list."""
     began_s, began = time.monotonic(), step(server)
     while (elapsed_s := time.monotonic() - began_s) < WINDOW_S:
         if asked is None:
@@ -165,14 +167,14 @@ def beside(server: Server, policy: str, args: argparse.Namespace) -> Beside:
 
 
 def exclusive(server: Server, layers: str) -> dict[str, Any]:
-    """What a question gets, and the trainer's rate."""
+    """The refusal that a question gets, and the trainer's rate."""
     with learning(server, EXCLUSIVE, layers):
         result = ask(server)
         return {"status": result.status, "detail": result.detail[:200], "steps_s": rate(server)}
 
 
 def row(found: Beside) -> dict[str, Any]:
-    """Medians, and medians of the ratios of the pairs."""
+    """Medians, and medians of the pairs' ratios."""
     pairs = list(zip(found.learning, found.held, strict=True))
     return {
         **asdict(found),

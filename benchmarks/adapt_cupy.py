@@ -1,11 +1,11 @@
 """Does the trainer learn on a CUDA GPU, through CuPy, and how fast beside NumPy on the CPU?
 
-Flows in: a model file, or the name of a shape of random_models.py. One process takes the same
-steps (rows of two texts, half of each supervised, r 8, all linear layers, all blocks) with NumPy,
-with CuPy as the least memory has it (every matrix unpacked on the CPU again and sent to the GPU,
-twice a step), and with CuPy that keeps all it can on the GPU; a round of each in turn, a first
-round untimed. Flows out: real tokens/s, how far the losses lie apart, the pool's bytes on the GPU.
-It says something of this machine only: a Jetson shares one memory between CPU and GPU.
+Flows in: a model file, or the name of a shape of random_models.py. One process takes the same steps
+(rows of two texts, half of each supervised, r 8, all linear layers, all blocks) with NumPy, with
+CuPy in the least memory (every matrix is unpacked on the CPU and sent to the GPU twice a step), and
+with CuPy that keeps on the GPU all it can. The three take turns; the first round is not timed.
+Flows out: real tokens per second, the distance of the losses, the pool's bytes on the GPU. The
+figures hold for a machine like this one only: a Jetson shares one memory between CPU and GPU.
 
     python3 benchmarks/adapt_cupy.py gemma3-1b --type Q8_0     # last line: JSON; needs CuPy
 """

@@ -1,17 +1,18 @@
 """Are the trainer's gradients and losses those of torch autograd and peft?
 
-Three questions, each with its limit. Gradients of real quantized files: two texts packed into one
-row, half of each supervised, random B (zero would hide half of the gradients), ours in float32
-against torch per text on the file's dequantized weights; per tensor ||g - g'|| / ||g'|| < 1e-4. The
-same of tiny models of all four families in float64: < 1e-9. Curves: 50 steps of AdamW on
-recipes/lesson, same start, rows and schedule: the loss of every step within 1 % of peft's. Exit
-status 1 when one is missed. Nothing is timed.
+Three questions, each with a limit. Gradients of real quantized files: two texts packed into one
+row, half of each supervised, random B (with B = 0 half of the gradients would be 0), ours in
+float32 against torch per text on the file's dequantized weights; per tensor ||g - g'|| / ||g'|| <
+1e-4. The same for tiny models of all four families in float64: < 1e-9. Curves: 50 steps of AdamW on
+recipes/lesson with the same start, rows and schedule; the loss of every step within 1 % of peft's.
+Exit status 1 when a limit is missed. Nothing is timed.
 
-torch's float32 cross-entropy adds up a vocabulary so that its probabilities miss 1 by 1e-5, and the
-gradient of a token it is sure of by 1e-3. So two references count, torch in float32 with the loss
-in float64, and torch in float64 throughout; float32 throughout is shown beside its own distance
-from the latter. Of the curves, too, the one with the loss in float64 counts: AdamW's first steps
-are as long for a small gradient as for a large one, so the error grows from step to step.
+torch's float32 cross-entropy sums a vocabulary so inexactly that its probabilities miss 1 by 1e-5,
+and the gradient of a token that the model is sure of by 1e-3. Therefore two references count: torch
+in float32 with the loss in float64, and torch in float64 throughout. torch in float32 throughout is
+shown beside its own distance from the latter. For the curves, too, the reference with the loss in
+float64 counts: AdamW's first steps are as long for a small gradient as for a large one, so the
+error grows from step to step.
 
 Needs torch, transformers and peft: run it in an environment of its own.
 
@@ -66,9 +67,9 @@ F32_LIMIT, F64_LIMIT, CURVE_LIMIT = 1e-4, 1e-9, 0.01
 LESSON = ROOT / "recipes" / "lesson" / "train.jsonl"
 SETTINGS = RunSettings(layers="all", batch_tokens=256)
 REAL_TOKENS = 576, 224
-"""Of the two texts: the first is longer than Gemma's window of 512."""
+"""Lengths of the two texts; the first is longer than Gemma's window of 512."""
 TINY_TOKENS = 48, 24
-"""The tiny Gemma's window is 32."""
+"""Lengths of the two texts; the tiny Gemma's window is 32."""
 CURVE_LOSSES = {"peft float32": np.float32, "peft float32, loss float64": np.float64}
 B_SCALE = 0.02
 """Standard deviation of the random B."""
@@ -76,7 +77,10 @@ B_SCALE = 0.02
 
 @dataclass(frozen=True)
 class Precision:
-    """Of a torch reference: of the model, and of the cross-entropy. No limit: only shown."""
+    """The types of a torch reference: of the model, and of the cross-entropy.
+
+    No limit: only shown.
+    """
 
     dtype: Any
     loss_dtype: Any
@@ -95,7 +99,7 @@ TINY = (Precision(np.float64, np.float64, F64_LIMIT),)
 
 @dataclass(frozen=True)
 class Pass:
-    """One side's gradients of the mean loss, by name, and the losses."""
+    """One side's losses, and the gradients of their mean by name."""
 
     side: str
     gradients: dict[str, np.ndarray]
@@ -139,7 +143,7 @@ class Curve:
 
     @property
     def differences(self) -> list[float]:
-        """Relative, step by step."""
+        """Relative difference of each step."""
         both = zip(self.losses, self.peer_losses, strict=True)
         return [abs(ours - theirs) / theirs for ours, theirs in both]
 
@@ -150,7 +154,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Base:
-    """One model in both forms."""
+    """One model in both forms: GGUF file and directory."""
 
     gguf: Path
     directory: Path
@@ -222,7 +226,7 @@ def verdict(is_met: bool, limit: str) -> str:
 
 @contextmanager
 def opened(path: Path, directory: Path | None) -> Iterator[Base]:
-    """The model as a directory too, made for as long as it is needed unless given."""
+    """The model also as a directory, which is made for the duration unless given."""
     if directory is not None:
         yield Base(path, directory)
         return
@@ -244,7 +248,7 @@ def tiny_gradients(family: str) -> Iterator[Gradients]:
 
 
 def real_gradients(base: Base) -> Iterator[Gradients]:
-    """The last row is torch against itself: how far plain float32 is from float64."""
+    """The last row is torch against itself: the distance of plain float32 from float64."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(base.directory)
     answers = "\n".join(row.messages[-1].content for row in read_rows(LESSON))
     whole = [answers, "\n".join(PASSAGES.values())]
@@ -260,7 +264,8 @@ def half_learned(ids: list[int]) -> Text:
 def compared(
     base: Base, texts: list[Text], dtype: Any, references: Sequence[Precision]
 ) -> Iterator[Gradients]:
-    """Ours against each reference on the same adapters; then the first against the last."""
+    """Ours against each reference on the same adapters; then the first reference against the
+    last."""
     weights, settings = PackedWeights(base.gguf, dtype), LoraSettings()
     loras = random_loras(weights, settings, dtype)
     batch = pack(texts)
@@ -284,7 +289,7 @@ def torch_pass(base: Base, texts: list[Text], precision: Precision, loras: Loras
 
 
 def errors(base: Base, side: Pass, reference: Pass, limit: float | None) -> Gradients:
-    """Raises ValueError when the tensors differ."""
+    """Raises ValueError when the two sides have different tensors."""
     if set(side.gradients) != set(reference.gradients):
         raise ValueError("the two sides have different tensors")
     found = {
@@ -322,8 +327,10 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def curves_of(base: Base, n_steps: int) -> Iterator[Curve]:
-    """`n_steps` of all three on the lesson's rows, every block trained, from B = 0; ours against
-    both references, then peft in float32 against its own with the loss in float64."""
+    """`n_steps` of all three on the lesson's rows, every block trained, from B = 0.
+
+    Ours is compared with both references, then peft in float32 with peft with the loss in float64.
+    """
     packed = prepare(LESSON, base.gguf, SETTINGS).packed
     weights, settings = PackedWeights(base.gguf), LoraSettings()
     loras = new_loras(target_sizes(weights.gguf, settings), settings, seed=1)
@@ -356,7 +363,7 @@ def curves_of(base: Base, n_steps: int) -> Iterator[Curve]:
 
 
 def rows(samples: Sequence[Any], n_steps: int) -> list[list[int]]:
-    """As many packed rows, epoch after epoch."""
+    """`n_steps` packed rows, epoch after epoch."""
     found: list[list[int]] = []
     while len(found) < n_steps:
         epoch = len(found)

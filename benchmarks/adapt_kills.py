@@ -1,9 +1,9 @@
-"""Is a lesson that is killed, whenever it is killed, finished to the same bytes as one that is not?
+"""Does a lesson that is killed at any moment end with the same bytes as one that is not killed?
 
-A run of a random tiny model is carried out once in peace; then again and again with SIGKILL at a
-random moment (any phase), or at the very moment a checkpoint's temporary file is seen (inside a
-save), and resumed until it finishes. Wanted: every adapter.gguf is the undisturbed one, bit for
-bit. The blocks are given (top:1): what `auto` chooses depends on how far its trials get in time.
+A run of a random tiny model is carried out once without a kill. Then it is repeated with SIGKILL at
+random moments of any phase, or while the temporary file of a checkpoint exists (inside a save), and
+resumed until it finishes. Target: every adapter.gguf equals the first one, bit for bit. The blocks
+are given (top:1), because the choice of `auto` depends on how far its trials get in time.
 
     .venv/bin/python benchmarks/adapt_kills.py --kills 50 --inside-saves 10
 """
@@ -29,7 +29,7 @@ from edge_agent.atomic_file import TEMP_SUFFIX
 
 RUN = {"epochs": 20, "patience": 20, "checkpoint_steps": 1, "r": 16, "layers": "top:1"}
 LOOK_S = 0.0002
-"""How often the checkpoint directory is looked at for a save that goes on."""
+"""Seconds between two looks into the checkpoint directory for a save in progress."""
 
 
 def main() -> int:
@@ -62,7 +62,8 @@ def main() -> int:
 
 
 def disturb(start: Start, left: int, whole_s: float, moments: random.Random, found: dict) -> str:
-    """Kill it up to five times, half of them inside a save, then let it finish: its SHA-256."""
+    """Kill the run up to five times, half of them inside a save, then let it finish; its
+    SHA-256."""
     for number in range(min(5, max(1, left))):
         if Path(start.run_dir, "result.json").exists():
             break
@@ -83,7 +84,8 @@ def disturb(start: Start, left: int, whole_s: float, moments: random.Random, fou
 
 
 def again(start: Start) -> Start:
-    """The same run, resumed if it has begun (a kill before the manifest leaves nothing)."""
+    """The same run, resumed if it has begun (a kill before the manifest leaves nothing to
+    resume)."""
     has_begun = Path(start.run_dir, "manifest.json").exists()
     return type(start)(**{**{f: getattr(start, f) for f in start.__struct_fields__},
                           "resume": has_begun})  # fmt: skip
@@ -92,7 +94,7 @@ def again(start: Start) -> Start:
 def wait_for_save(
     directory: Path, process: TrainerProcess, limit_s: float, moments: random.Random
 ) -> None:
-    """Until the temporary file of a save is there, not always the first."""
+    """Wait until the temporary file of a save exists, not always of the first save."""
     skip, deadline = moments.randrange(8), time.monotonic() + limit_s
     was_saving = False
     while time.monotonic() < deadline and process.process.poll() is None:
@@ -110,7 +112,7 @@ def is_saving(directory: Path) -> bool:
 
 
 def finish(start: Start) -> str:
-    """SHA-256 of the adapter; its header names the run, so all runs have one name."""
+    """SHA-256 of the adapter. Its header names the run, so all runs have the same name."""
     with TrainerProcess(start) as process:
         adapter = Path(process.finish().adapter_path)
     return hashlib.sha256(adapter.read_bytes()).hexdigest()

@@ -1,9 +1,9 @@
 """The peer of adapt_step.py: the same steps in torch, transformers and peft, in float32 on the CPU.
 
 Flows in: the same job (adapt.py writes it): a Hugging Face directory, or the sizes of a Gemma 3
-with random weights; blocks that get an adapter, rows, threads. Flows out: one line of JSON. A row's
-texts are a batch, so nothing is padded; optimizer, clipping and settings are the trainer's; the
-attention is transformers' default. Not here: edge_agent.
+with random weights; the blocks that get an adapter, rows, threads. Flows out: one line of JSON. The
+texts of a row are a batch, so nothing is padded; optimizer, clipping and settings are the
+trainer's; the attention is transformers' default. Imports nothing of edge_agent.
 
 Needs torch, transformers and peft; run by adapt.py with its --python.
 """
@@ -53,7 +53,7 @@ def sgemm_flops_s() -> float:
 
 
 def model(job: dict[str, Any]) -> Any:
-    """With adapters, ready to learn."""
+    """The model with adapters, ready to learn."""
     attention = {"attn_implementation": job["attention"]} if job["attention"] else {}
     if job["hf"]:
         base = transformers.AutoModelForCausalLM.from_pretrained(
@@ -75,7 +75,7 @@ def model(job: dict[str, Any]) -> Any:
 
 
 def steps(job: dict[str, Any], training_step: Any) -> dict[str, Any]:
-    """As adapt_step.py's: the first is not timed."""
+    """As adapt_step.py's; the first step is not timed."""
     trained = [value for value in training_step.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
     walls, processor, losses = [], [], []

@@ -1,10 +1,10 @@
 """A few optimizer steps of the trainer's own parts, timed: one program for one measurement.
 
-Why it exists: memory is a process's, so each measurement has one of its own. Flows in: a job, a
-JSON file (adapt.py writes it): model, layers, rows of texts, threads, bytes that may be kept, a
-limit. Flows out: one line of JSON. It opens the file, makes adapters, stores the states below the
-lowest trained block if there is one, and learns: the parts and the order of
-edge_agent/adapt/trainer/training_run.py, without its data, checkpoints and reports. The first step
+Why it exists: memory belongs to a process, so each measurement has a process of its own. Flows in:
+a job, a JSON file that adapt.py writes: model, layers, rows of texts, threads, bytes that may be
+kept, a limit. Flows out: one line of JSON. It opens the file, makes adapters, stores the states
+below the lowest trained block if there is one, and learns, with the parts and in the order of
+edge_agent/adapt/trainer/training_run.py, but without data, checkpoints and reports. The first step
 is not timed. Not here: targets (adapt.py).
 """
 
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def sgemm_flops_s() -> float:
-    """The best rate of large float32 products: square, by what NumPy calls."""
+    """The best rate of large square float32 products, in the library that NumPy calls."""
     import numpy as np
 
     best = 0.0
@@ -62,7 +62,7 @@ def sgemm_flops_s() -> float:
 
 
 def steps(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds, processor seconds and loss of each step; what one step multiplies."""
+    """Seconds, processor seconds and loss of each step; the floating-point operations of a step."""
     from edge_agent.adapt.messages import RunSettings
     from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
     from edge_agent.adapt.trainer.layer_choice import new_decoder, parse_layers
@@ -91,7 +91,7 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
 
 
 class CountedProducts:
-    """`flops` counts multiply-adds times two of each np.matmul within the block, in any thread."""
+    """Counts in `flops` two per multiply-add of each np.matmul within the block, in any thread."""
 
     def __enter__(self) -> CountedProducts:
         import numpy as np
@@ -112,7 +112,7 @@ class CountedProducts:
 
 
 def lesson(job: dict[str, Any]) -> tuple[PackedSamples, list[list[int]]]:
-    """The texts of the job as samples, and the rows they make."""
+    """The texts of the job as samples, and the rows that they make."""
     from array import array
 
     from edge_agent.adapt.trainer.dataset import Sample
@@ -132,7 +132,7 @@ def lesson(job: dict[str, Any]) -> tuple[PackedSamples, list[list[int]]]:
 def plan(
     job: dict[str, Any], decoder: Decoder, packed: PackedSamples, settings: Any, layers: list[int]
 ) -> dict[str, Any]:
-    """What the trainer's plan says of the bytes; spends the rest of `memory_bytes` on speed."""
+    """The bytes that the trainer's plan expects; what `memory_bytes` leaves is spent on speed."""
     from edge_agent.adapt.trainer.memory_estimate import MemoryEstimate, row_sizes
     from edge_agent.gguf.model_file import read_gguf
 
@@ -151,7 +151,8 @@ def plan(
 def store_prefix(
     decoder: Decoder, packed: PackedSamples, rows: list[list[int]], path: Path
 ) -> float | None:
-    """Seconds to store the states that enter the lowest trained block; None when it is block 0."""
+    """Seconds to store the states that enter the lowest trained block; None when that is block
+    0."""
     from edge_agent.adapt.trainer.stored_states import StateStore
 
     if decoder.lowest == 0:

@@ -1,15 +1,14 @@
 """Does a bad adapter ever end the worker, or change an answer of the adapter that is in use?
 
-Every kind of tests/helpers/bad_adapters.py meets the two checks that it would meet in a daemon.
-First check_adapter of edge_agent/gguf/adapter_file.py, through which every adapter gets into the
-registry: it must refuse the file for the reason that is wrong with it. Then, as if somebody had
-changed the file after its registration, the worker process: while it answers with a good adapter,
-it is told to check the bad one (CheckAdapter) and to answer with it (Generate). The worker must
-live, and the answers of the good adapter and of the base at temperature 0 must stay the same. The
-kinds that the worker takes are shown: only the registry compares an adapter's base ("made for
-another base"), and the worker opens what a link names and compares its SHA-256. Exit status 1: the
-registry's check did not refuse a kind, the worker did not refuse a kind of the sources "tried" and
-"near" that can be computed with, an answer changed, or the worker died.
+Every kind of tests/helpers/bad_adapters.py meets the two checks of a daemon. First
+adapter_file.check_adapter, through which every adapter enters the registry: it must refuse the file
+for the reason that is wrong with it. Then, as if the file had been changed after that, the worker
+process: while it answers with a good adapter, it is told to check the bad one (CheckAdapter) and to
+answer with it (Generate). The worker must survive, and the answers of the good adapter and of the
+base, at temperature 0, must stay the same. What the worker accepts is shown: whether an adapter was
+made for another base is checked by the registry only, and a link is read as the file it names and
+held to its SHA-256. Exit status 1: the registry's check accepted a kind, the worker accepted a kind
+of the sources "tried" and "near" (apart from NOT_THE_WORKERS), an answer changed, or it died.
 
     .venv/bin/python benchmarks/adapter_refusals.py                   # last line: JSON
     .venv/bin/python benchmarks/adapter_refusals.py --model embedded:smollm2-135m
@@ -51,14 +50,14 @@ from edge_agent.records import (
 PROMPT = "Name a river."
 N_TOKENS = 24
 STRENGTH = 0.1
-"""Of the good adapter's values: changes the answer, and is no noise."""
+"""Scale of the good adapter's values: enough to change the answer, too little to make it noise."""
 NOT_THE_WORKERS = ("made for another base",)
-"""It can be computed with; which file it belongs to is the registry's question."""
+"""Kinds with which the worker can compute; the registry checks which base they belong to."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`check` and `worker`: why it was refused, None when it was taken."""
+    """`check` and `worker` are the reasons of the refusals; None: it was accepted."""
 
     kind: str
     source: str
@@ -76,7 +75,7 @@ class Outcome:
 
 
 def sha256_of(path: Path) -> str:
-    """Zeros for what is no file: nobody could have registered it."""
+    """Zeros when `path` is no file, which could not have been registered."""
     if not path.is_file():
         return "0" * 64
     digest = hashlib.sha256()
@@ -98,7 +97,7 @@ class Trial:
         self._plain = self._answer(None)
         self._taught = self._answer(good)
         if self._plain == self._taught:
-            raise BenchmarkError("the good adapter changes nothing: nothing could be seen")
+            raise BenchmarkError("the good adapter changes no answer, so a mix-up cannot be seen")
 
     def run(self, bad: BadAdapter) -> Outcome:
         check, is_expected = self._check(bad)
@@ -112,7 +111,8 @@ class Trial:
         return Outcome(bad.kind, bad.source, check, is_expected, worker, is_alive, is_unchanged)
 
     def _check(self, bad: BadAdapter) -> tuple[str | None, bool]:
-        """(why the registry would refuse it, whether that is its own reason)."""
+        """(the reason for which the registry would refuse it, whether that is the expected
+        reason)."""
         try:
             check_adapter(bad.path, self._base, self._base_sha256)
         except AdapterRefused as error:
@@ -120,7 +120,8 @@ class Trial:
         return None, False
 
     def _meet(self, adapter: AdapterRef) -> tuple[str | None, bool]:
-        """(why the worker refused it, whether the answer in flight beside it is unchanged)."""
+        """(the reason for which the worker refused it, whether the answer beside it is
+        unchanged)."""
         answer, check, use = range(self._next_id, self._next_id + 3)
         self._next_id += 3
         self._worker.send(
@@ -149,7 +150,7 @@ class Trial:
 
 
 def measure(name: str, scratch: Path) -> dict[str, Any]:
-    """Raises BenchmarkError."""
+    """The report. Raises BenchmarkError."""
     model = _model(name, scratch)
     directory = scratch / "bad"
     directory.mkdir()

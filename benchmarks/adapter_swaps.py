@@ -1,15 +1,17 @@
 """Does an answer ever carry another adapter's words? What do swaps cost in memory and tok/s?
 
 One worker, several clients, more adapters than it keeps in memory. Each client asks, waits for its
-answer, asks again with another adapter; one request in twenty is given up. A swap is seen where a
-piece of text belongs to another adapter than the piece before. Without files: random adapters, and
-no two requests of one adapter at a time, so that every answer must equal, byte for byte, the one
-that its adapter gave alone. With --adapter FILE WORD (twice): every answer must hold its adapter's
-word and not the other's. RssAnon of the worker is read at every swap; since it goes up and down
-with the adapters that happen to be in memory, medians of 250 swaps are compared: those before swap
-1,000 (the heap settles after 700 or so) and the last. Then tok/s of four requests at once with 0
-(the base), 1, 2 and 4 adapters among them, in alternating rounds. Exit status 1: an answer was
-another's, or memory grew by over 8 MiB.
+answer and asks again with another adapter; one request in twenty is abandoned. A swap is counted
+where a piece of text belongs to another adapter than the piece before. Without --adapter the
+adapters are random and never used by two requests at a time, so that every answer must equal, byte
+for byte, the answer that its adapter gave alone. With --adapter FILE WORD (twice) every answer must
+contain its adapter's word and not the other's.
+
+RssAnon of the worker is read at every swap. It rises and falls with the adapters in memory, so
+medians of 250 swaps are compared: those before swap 1,000 (the heap settles after about 700) with
+the last. Then tok/s of four requests at once is measured with 0 (the base), 1, 2 and 4 adapters
+among them, in alternating rounds. Exit status 1: an answer was another adapter's, or memory grew by
+more than 8 MiB.
 
     .venv/bin/python benchmarks/adapter_swaps.py --swaps 2000       # last line: JSON
     .venv/bin/python benchmarks/adapter_swaps.py --model embedded:gemma3-270m \\
@@ -45,7 +47,7 @@ CLIENTS = 4
 RANDOM_ADAPTERS = 6
 STRENGTH = 0.3
 N_TOKENS = 12
-"""Short answers: more swaps in the same time."""
+"""Answers are short, which gives more swaps in the same time."""
 N_SPEED_TOKENS = 96
 GIVE_UP = 0.05
 SETTLED_SWAPS = 1000
@@ -62,7 +64,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Voice:
-    """An adapter, or the base, and how its answers are known."""
+    """An adapter, or the base, and how its answers are recognized."""
 
     name: str
     adapter: AdapterRef | None
@@ -88,16 +90,16 @@ class Tally:
     answers: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     rss: list[int] = field(default_factory=list)
-    """RssAnon at each swap, bytes."""
+    """RssAnon at each swap, in bytes."""
 
     def windows(self) -> list[tuple[int, int, int]]:
-        """(last swap, median, peak) of each window that is full."""
+        """(last swap, median, peak) of each full window."""
         ends = range(WINDOW_SWAPS, len(self.rss) + 1, WINDOW_SWAPS)
         parts = [(end, self.rss[end - WINDOW_SWAPS : end]) for end in ends]
         return [(end, int(median(part)), max(part)) for end, part in parts]
 
     def growth_bytes(self) -> int | None:
-        """None with too few swaps to tell."""
+        """None with too few swaps."""
         settled = [row for row in self.windows() if row[0] == SETTLED_SWAPS]
         return int(median(self.rss[-WINDOW_SWAPS:])) - settled[0][1] if settled else None
 
@@ -118,7 +120,8 @@ class Load:
         self.tally = Tally()
 
     def learn(self) -> None:
-        """Every voice's answer to every prompt, alone: what it must be in company."""
+        """Each voice's answer to each prompt when asked alone, which it must also give in
+        company."""
         for voice in self._voices:
             for prompt in self._prompts:
                 text, _ = self._worker.answer(question(1, voice, prompt))
@@ -140,7 +143,8 @@ class Load:
                 self._receive(record)
 
     def _ask(self) -> None:
-        """By a voice that is silent, where answers are compared byte for byte."""
+        """Send a request; where answers are compared byte for byte, by a voice with none in
+        flight."""
         speaking = {one.voice.name for one in self._open.values()}
         silent = [voice for voice in self._voices if voice.name not in speaking]
         exact = self._voices[0].word is None
@@ -210,7 +214,7 @@ def speeds(
     for number in range(rounds + 1):
         for name, voices in mixes.items():
             rate = tok_s(worker, voices)
-            if number:  # the first round loads what is not in memory
+            if number:  # the first round also loads adapters, so it does not count
                 found[name].append(rate)
     return {name: round(median(rates), 2) for name, rates in found.items()}
 
@@ -229,7 +233,7 @@ def voices_of(args: argparse.Namespace, model: Path, scratch: Path) -> list[Voic
 
 
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Raises BenchmarkError."""
+    """The report. Raises BenchmarkError."""
     given = Path(args.model)
     model = given if given.is_file() else register(args.model, scratch)[1]
     adapters, base = voices_of(args, model, scratch), Voice("base", None)

@@ -1,9 +1,9 @@
 """Does `edge-agent bench` measure what llama-bench measures? Prefill and decode without sampling.
 
-The same GGUF file, threads, batch and types in alternating pairs: `edge-agent bench --scenario raw`
-and `llama-bench` of the same llama.cpp (build_llama_server.py builds it), each a process of its own
-that has ended before the other begins. One ratio per pair of the mean rates both programs print;
-the median of the ratios is the result, wanted between 0.97 and 1.03.
+The same GGUF file, threads, batch and types in alternating pairs of `edge-agent bench --scenario
+raw` and `llama-bench` of the same llama.cpp (build_llama_server.py builds it); each process ends
+before the next begins. A pair gives one ratio of the mean rates that both programs print. The
+result is the median of the ratios; the target is 0.97 to 1.03.
 
     .venv/bin/python benchmarks/bench.py --pairs 5        # last line: one JSON document
 """
@@ -27,7 +27,7 @@ LOW, HIGH = 0.97, 1.03
 
 
 def ours(model: str, state: Path, args: argparse.Namespace, threads: int) -> dict[str, float]:
-    """Mean tok/s by test name, as `edge-agent bench --json` tells them."""
+    """Mean tok/s by test name, from `edge-agent bench --json`."""
     flags = ["-p", str(args.p), "-n", str(args.n), "-r", str(args.r), "-t", str(threads)]
     quiet = ["--scenario", "raw", "--idle-s", "0", "--no-store", "--json"]
     documents = json.loads(cli("bench", model, *flags, *quiet, state_dir=state))
@@ -35,7 +35,7 @@ def ours(model: str, state: Path, args: argparse.Namespace, threads: int) -> dic
 
 
 def theirs(gguf: Path, args: argparse.Namespace, threads: int) -> dict[str, float]:
-    """The same by llama-bench."""
+    """Mean tok/s by test name, from llama-bench."""
     command = [str(peer_program("llama-bench")), "-m", str(gguf), "-o", "json"]
     command += ["-p", str(args.p), "-n", str(args.n), "-r", str(args.r), "-t", str(threads)]
     command += ["-b", "512", "-ub", "512", "-fa", "auto"]

@@ -1,10 +1,10 @@
 """Build llama.cpp's own programs, the peers that the benchmarks measure against.
 
-In: the source archive of the very llama-cpp-python that is installed here (it carries its
-llama.cpp), and the CMake arguments of dev/build_flags. Out:
-~/.cache/edge-agent/llama.cpp-<version>/build/bin/. Both sides are then
-the same C++ revision, Release (-O3), -march=native, shared libraries, OpenMP. Not here: patches to
-the peer, or anything edge-agent itself needs to run.
+Flows in: the source archive of the installed version of llama-cpp-python, which contains its
+llama.cpp, and the CMake arguments of dev/build_flags. Flows out:
+~/.cache/edge-agent/llama.cpp-<version>/build/bin/. Both sides are then the same C++ revision, built
+with Release (-O3), -march=native, shared libraries and OpenMP. Not here: patches to the peer, or
+anything that edge-agent itself needs to run.
 
     nice -n 19 .venv/bin/python benchmarks/build_llama_server.py      # about 15 minutes on 2 cores
 """
@@ -27,8 +27,8 @@ from install import FLAGS, build_flags, processor
 DISTRIBUTION = "llama-cpp-python"
 TARGETS = ("llama-server", "llama-bench", "llama-imatrix", "llama-quantize")
 
-# The wheel's own CMakeLists sets the first two; the others leave out what neither side measures.
-# The web page of llama-server would be fetched over the network at build time.
+# The wheel's own CMakeLists sets the first two. The others leave out parts that are not measured;
+# the web page of llama-server would also be fetched over the network at build time.
 PEER_FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=ON",
@@ -44,12 +44,15 @@ PEER_FLAGS = (
 
 
 def peer_root(release: str) -> Path:
-    """Where the peer of this llama-cpp-python release is kept."""
+    """The directory of the peer of this llama-cpp-python release."""
     return Path.home() / ".cache" / "edge-agent" / f"llama.cpp-{release}"
 
 
 def peer_program(name: str) -> Path:
-    """Path of a built peer program. Raises FileNotFoundError with the command that builds it."""
+    """Path of a built peer program.
+
+    Raises FileNotFoundError that names the command that builds it.
+    """
     path = peer_root(version(DISTRIBUTION)) / "build" / "bin" / name
     if not path.is_file():
         raise FileNotFoundError(
@@ -73,7 +76,7 @@ def fetch_source(release: str, target: Path) -> None:
 
 
 def build(source: Path, build_dir: Path, flags: list[str], jobs: int) -> None:
-    """Configure and compile TARGETS; CMake's own output goes to ours."""
+    """Configure and compile TARGETS; CMake's output goes to this program's."""
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if cmake is None:
         raise FileNotFoundError("cmake is not on PATH; run `make venv` first, or install cmake")

@@ -1,9 +1,9 @@
-"""Does a converted LoRA adapter do in llama.cpp what it does in PEFT?
+"""Does a converted LoRA adapter have the same effect in llama.cpp as in PEFT?
 
-Trains a small adapter in PEFT (a few steps on the built-in passages: it must change something, not
-be good), converts it, and compares logits: PEFT in torch on the float32 base against llama.cpp with
-the float32 base and the adapter, and both against the merged model. Wanted: mean KL below 1e-5.
-Variants: plain LoRA, rsLoRA with a rank and an alpha of their own for some modules.
+Trains a small adapter in PEFT (a few steps on the built-in passages, enough to change something),
+converts it, and compares logits: PEFT in torch on the float32 base against llama.cpp with the
+float32 base and the adapter, and both against the merged model. Target: a mean KL below 1e-5.
+Variants: plain LoRA, and rsLoRA in which some modules have their own rank and alpha.
 
 Needs torch, transformers and peft: run it in an environment of its own.
 

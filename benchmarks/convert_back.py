@@ -1,8 +1,8 @@
 """A GGUF file to a directory and back: time, exact weights, exact tokens, the same answers.
 
-For each file: seconds of to-hf, every weight against gguf-py's dequantization (bit for bit, norms
-of Gemma to one rounding of "minus 1"), tokens, scores and types after the way back through
-tokenizer.json alone, and, where torch is installed, 32 greedy tokens of 10 prompts in torch against
+For each file: seconds of to-hf; every weight against gguf-py's dequantization (bit for bit, except
+Gemma's norms, where "minus 1" rounds once); tokens, scores and types after the way back through
+tokenizer.json alone; and, where torch is installed, 32 greedy tokens of 10 prompts in torch against
 our float32 file in llama.cpp.
 
     HOSTVENV/bin/python benchmarks/convert_back.py gemma.gguf smollm2.gguf
@@ -75,11 +75,11 @@ def plain(metadata: Any, key: str) -> Any:
     found = metadata.get(key)
     if found is None or not found.is_array or found.type != "f32":
         return found and (list(found.value) if found.is_array else found.value)
-    return np.array(found.value, np.float32).tobytes()  # -0.0 is not 0.0
+    return np.array(found.value, np.float32).tobytes()  # bytes, because -0.0 == 0.0
 
 
 def weight_difference(path: Path, directory: Path) -> float:
-    """The largest |to-hf - gguf-py| over all weights; 0.0 where nothing is shifted."""
+    """The largest |to-hf - gguf-py| over all weights; 0.0 for a family without shifted norms."""
     model = gguf_to_hf.open_model(path)
     stored = read_header(directory / "model.safetensors")
     mapped, worst = map_file(directory / "model.safetensors"), 0.0
@@ -98,7 +98,7 @@ def weight_difference(path: Path, directory: Path) -> float:
 
 
 def greedy_differences(directory: Path, path: Path) -> list[str]:
-    """Prompts whose 32 most likely tokens, one after the other, are not the same on both sides."""
+    """Prompts whose 32 greedy tokens differ between the two sides."""
     codec = GgufCodec(path)
     torch_side, llama_side = TorchLogits(directory), LlamaLogits(path, exact=True)
     different = []

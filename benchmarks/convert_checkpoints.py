@@ -1,8 +1,8 @@
 """Checkpoints to convert: the embedded models as directories, random Qwens with Qwen's tokenizer.
 
-Used by convert_equal.py and convert_speed.py. Random weights measure speed and equality honestly;
-about quality they say nothing. The Qwen tokenizer is Qwen 2's, from the vocabulary file in
-llama.cpp's source; Qwen 2.5's extra control tokens are added by hand.
+Used by convert_equal.py and convert_speed.py. Random weights are enough to measure speed and
+equality, and say nothing about quality. The Qwen tokenizer is Qwen 2's, from the vocabulary file in
+llama.cpp's source; Qwen 2.5's additional control tokens are added here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QWEN25_CONTROL = (
     *("<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
-"""Qwen 2.5's added tokens behind Qwen 2's three; from its published tokenizer_config.json."""
+"""Qwen 2.5's tokens after Qwen 2's three added ones, from its published tokenizer_config.json."""
 
 
 def family(architecture: str) -> Family:
@@ -105,11 +105,11 @@ def _write(
 
 
 def _random(place: TensorPlacement, dtype: str, rng: np.random.Generator) -> bytes:
-    """Normal values with the spread a trained matrix has; norms near their usual 1 (or 0)."""
+    """Normal values with the spread of a trained matrix; norms near their usual 1 (or 0)."""
     spread = 0.02 if len(place.shape) == 2 else 0.1
     values = rng.standard_normal(place.shape, np.float32) * np.float32(spread)
     if len(place.shape) == 1 and not place.shift and "norm" in place.source:
         values += 1
     if dtype == "F32":
         return values.tobytes()
-    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # truncation: still random
+    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bf16 by truncation

@@ -1,12 +1,12 @@
 """Are our GGUF files those that llama.cpp's own converter and quantizer write, byte for byte?
 
 For each model: `convert_hf_to_gguf.py` at a lossless type, then `llama_model_quantize` of the
-library we ship, against `edge-convert hf`. Compared: tensor names, types, bytes, and every key.
+installed library, against `edge-convert hf`. Compared: tensor names, types, bytes, and every key.
 Allowed to differ: general.name, basename, size_label, tags (guessed from a directory's name) and
 Gemma's tokenizer keys (llama.cpp writes byte-level BPE when there is only tokenizer.json).
 
 llama.cpp's converter needs torch and transformers: give it an environment of its own, and the
-source tree of the release that llama-cpp-python vendors.
+source tree of the release that llama-cpp-python contains.
 
     .venv/bin/python benchmarks/convert_equal.py --python HOSTVENV/bin/python --llama-cpp SRC \\
         --gemma gemma-hf --llama smol-hf
@@ -57,7 +57,7 @@ class Subject:
 
 
 def subjects(arguments: argparse.Namespace, scratch: Path) -> Iterator[Subject]:
-    """The five models of the claim."""
+    """The five models that are compared."""
     if arguments.gemma:
         yield Subject("gemma3", arguments.gemma, "f32", own_tokenizer=True)
     if arguments.llama:
@@ -143,7 +143,8 @@ def quantize_theirs(source: Path, target: Path, request: TypeRequest) -> None:
 
 
 def made_up_importance(path: Path) -> dict[str, np.ndarray]:
-    """A positive weight per column of every matrix in a block; its values do not matter here."""
+    """A positive weight for each column of every matrix in a block; the values do not matter
+    here."""
     rng = np.random.default_rng(7)
     return {
         tensor.name: (rng.random(tensor.shape[0], np.float32) + np.float32(0.01)) ** 2

@@ -1,7 +1,8 @@
 """Is our importance matrix llama-imatrix's? The same file, text and chunks, both on this machine.
 
-Compared per weight: the sum of |ours - theirs| over the columns, divided by the sum of theirs; the
-largest over all weights must stay below 1e-3 (float32 sums in another order). Counts must be equal.
+Compared per weight: the sum of |ours - theirs| over the columns, divided by the sum of theirs. The
+largest over all weights must stay below 1e-3 (float32 sums in another order), and the counts must
+be equal.
 
     .venv/bin/python benchmarks/convert_imatrix.py model.gguf --data text.txt --chunks 4
 """

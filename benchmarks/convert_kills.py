@@ -1,6 +1,6 @@
-"""Is a conversion that is killed never seen half done? SIGKILL at random moments, many times.
+"""Does a killed conversion ever leave half a file? SIGKILL at random moments, many times.
 
-After each kill the output must be absent, or whole: the bytes of a conversion nobody disturbed.
+After each kill the output must be absent, or equal the output of an undisturbed conversion.
 
     .venv/bin/python benchmarks/convert_kills.py smol-hf --kills 50 --seed 1
 """

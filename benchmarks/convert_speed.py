@@ -2,9 +2,9 @@
 
 A random checkpoint of Gemma 3 1B's shape (bf16) with Gemma's tokenizer. Ours: `edge-convert hf`.
 Theirs, the faster of two ways: `convert_hf_to_gguf.py --outtype q8_0`, or bf16 and llama-quantize.
-Alternating, every program alone on the machine. With --wide also a sharded checkpoint of a 7B's
-widths and few layers, for the memory alone. Memory is RssAnon of /proc/PID/status, sampled every
-20 ms: mapped files are not in it.
+The programs alternate, each alone on the machine. With --wide also a sharded checkpoint of a 7B
+model's widths and few layers, for its memory only. Memory is RssAnon of /proc/PID/status, sampled
+every 20 ms, which excludes mapped files.
 
     .venv/bin/python benchmarks/convert_speed.py --python HOSTVENV/bin/python --llama-cpp SRC \\
         --gemma gemma-hf --runs 3 --wide
@@ -45,7 +45,7 @@ LIMIT_BYTES = 600_000_000
 
 
 def measured(command: list[str], environment: dict[str, str] | None = None) -> tuple[float, int]:
-    """Seconds and the peak of RssAnon. Ends the benchmark when the program fails."""
+    """Seconds and the peak of RssAnon in bytes. Ends the benchmark when the program fails."""
     start, peak = time.monotonic(), 0
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -73,7 +73,7 @@ def anonymous_bytes(pid: int) -> int:
 
 
 class Ways:
-    """The programs to be timed, each writing its file anew."""
+    """The programs to be timed, each of which writes its file anew."""
 
     def __init__(self, args: argparse.Namespace, directory: Path, scratch: Path) -> None:
         self.args, self.directory, self.scratch = args, directory, scratch

@@ -1,9 +1,8 @@
 """Does a converted Qwen tokenize as Qwen does? llama.cpp's own test vectors, through our files.
 
 The real Qwen 2 tokenizer (ggml-vocab-qwen2.gguf of llama.cpp's source) becomes a tokenizer.json
-with Qwen 2.5's control tokens and NFC, a random checkpoint with it becomes a GGUF file, and both
-must give the ids of every vector (.inp/.out): the file in llama.cpp, tokenizer.json in
-`tokenizers`.
+with Qwen 2.5's control tokens and NFC. A random checkpoint with it becomes a GGUF file. Both must
+give the ids of every vector (.inp/.out): the file in llama.cpp, tokenizer.json in `tokenizers`.
 
     .venv/bin/python benchmarks/convert_vocabulary.py --llama-cpp SRC
 """
@@ -37,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--llama-cpp", type=Path, required=True, help="llama.cpp's source tree")
     vocabulary = parser.parse_args().llama_cpp / "models/ggml-vocab-qwen2.gguf"
-    texts = Path(f"{vocabulary}.inp").read_text("utf-8").split(SEPARATOR)[:-1]  # it ends the last
+    texts = Path(f"{vocabulary}.inp").read_text("utf-8").split(SEPARATOR)[:-1]  # ends with one
     lines = Path(f"{vocabulary}.out").read_text().splitlines()
     ids = [list(map(int, line.split())) for line in lines]
     with tempfile.TemporaryDirectory() as name:

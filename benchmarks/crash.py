@@ -1,10 +1,10 @@
-"""Does the daemon live when its worker is killed, and how soon does it answer again?
+"""Does the daemon survive when its worker is killed, and how soon does it answer again?
 
 Four clients stream without pause while the worker named in STATE/run.json gets SIGKILL at random
-moments (seeded): in prefill, in decode, and one time in five while the replacement is still
-loading. Counted: deaths of the front, clients that had no end within 30 s, streams that broke
-without a typed error. Measured: from the kill to the first token of a new request that then
-completes. Exit status 1 unless all three counts are zero.
+(seeded) moments: in prefill, in decode, and one time in five while the replacement still loads.
+Counted: deaths of the front, clients without an end within 30 s, streams that broke without a typed
+error. Measured: from the kill to the first token of a new request that then completes. Exit status
+1 unless all three counts are zero.
 
 --quarantine leaves the crash budget at its default and kills until /health says quarantined.
 
@@ -38,7 +38,7 @@ PROBE_WORDS = 8
 BUDGET_FOR_KILLS = 1000
 QUARANTINE_KILLS = 20
 BROKEN = ("malformed", "cut")
-SETTINGS = {"slots": CLIENTS + 1, "ctx": 1024}  # one slot more than clients: the probe's
+SETTINGS = {"slots": CLIENTS + 1, "ctx": 1024}  # the additional slot is for the probe
 
 
 def ask(address: Address, model: str, words: int, max_tokens: int) -> StreamResult:
@@ -50,7 +50,7 @@ def ask(address: Address, model: str, words: int, max_tokens: int) -> StreamResu
 def client(
     address: Address, model: str, seed: int, stopped: threading.Event, endings: Counter[str]
 ) -> None:
-    """Stream, note how it ended, again; a short pause after anything but a complete answer."""
+    """Stream, count how the stream ended, repeat; pause shortly after an incomplete answer."""
     random_ = random.Random(seed)
     while not stopped.is_set():
         result = ask(address, model, random_.randint(4, 200), random_.randint(8, 64))
@@ -62,7 +62,7 @@ def client(
 
 
 def worker_pid(server: Server, after: int | None) -> int:
-    """The worker's pid as run.json tells it, once it differs from `after`. BenchmarkError."""
+    """The worker's pid in run.json, once it differs from `after`. Raises BenchmarkError."""
     deadline = time.monotonic() + HUNG_S
     while time.monotonic() < deadline:
         pid = server.run_json().get("worker_pid")
@@ -73,7 +73,10 @@ def worker_pid(server: Server, after: int | None) -> int:
 
 
 def kill_worker(server: Server, random_: random.Random, after: int | None) -> int:
-    """SIGKILL, and one time in five again while the replacement loads; the last pid killed."""
+    """SIGKILL, and one time in five again while the replacement loads.
+
+    Returns the last pid killed.
+    """
     pid = worker_pid(server, after)
     os.kill(pid, signal.SIGKILL)
     if random_.random() < 0.2:
@@ -112,7 +115,7 @@ def kill_often(server: Server, model: str, kills: int, random_: random.Random) -
 
 
 def storm(server: Server, model: str, kills: int, seed: int) -> dict[str, Any]:
-    """The kills under load; what the clients saw."""
+    """The kills under load, and what the clients saw."""
     stopped, endings = threading.Event(), Counter[str]()
     arguments = [(server.address, model, seed * 100 + i, stopped, endings) for i in range(CLIENTS)]
     clients = [threading.Thread(target=client, args=each) for each in arguments]

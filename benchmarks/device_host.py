@@ -1,14 +1,14 @@
-"""Do the device's trainer and the host's end at the same loss, when they start and see the same?
+"""Do the device's trainer and the host's end at the same loss, from the same start and rows?
 
-One adapter file (A random, B zero), one order of rows, a token-mean loss over the same rows in each
-step, the device's default settings on both sides (AdamW, warm-up and half cosine, clipping, r 8),
-float32, no dropout. The device learns beside the packed GGUF file, in NumPy; `edge-train sft
---adapter --order` beside the same file, dequantized, in torch. Both results are then asked by one
-torch evaluation: base and adapter, mean loss of a token, on the rows that were learned and on
-wordings that were not. Limit: 1 % on both. llama.cpp's losses are shown beside them and not judged:
-it quantizes activations. Exit status 1 when the limit is missed, or a setting or a step's tokens
+Both have one adapter file (A random, B zero), one order of rows, a token-mean loss over the same
+rows in each step, the device's default settings (AdamW, warm-up and half cosine, clipping, r 8),
+float32 and no dropout. The device learns beside the packed GGUF file, in NumPy; `edge-train sft
+--adapter --order` learns beside the same file, dequantized, in torch. One torch evaluation then
+measures both results with base and adapter: the mean loss per token, on the rows that were learned
+and on other wordings. Limit: 1 % on both. llama.cpp's losses are shown and not judged, because it
+quantizes activations. Exit status 1 when the limit is missed, or when a setting or a step's tokens
 differ. Rows: facts of recipes/lesson in English. Nothing is timed; OMP_NUM_THREADS and
-OPENBLAS_NUM_THREADS set the threads of both sides.
+OPENBLAS_NUM_THREADS set the threads of both.
 
 Needs torch, transformers, peft and trl: run it in an environment of its own.
 
@@ -61,12 +61,12 @@ LIMIT = 0.01
 SETTINGS = RunSettings(layers="all", audit=False, validation_share=0.0)
 EQUAL = ("r", "lora_alpha", "lora_dropout", "learning_rate", "weight_decay", "warmup_ratio",
          "max_grad_norm")  # fmt: skip
-"""Settings that have one name on both sides; Adam's betas and epsilon are torch's defaults."""
+"""Settings with the same name on both sides; Adam's betas and epsilon are torch's defaults."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is learned. Rows are facts times wordings, a multiple of batch_rows."""
+    """How much is learned. There are facts times wordings rows, a multiple of batch_rows."""
 
     facts: int
     wordings: int
@@ -80,7 +80,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Course:
-    """One side: the loss and the tokens of every step, and the adapter it ends with."""
+    """One side's training: loss and tokens of every step, and the resulting adapter."""
 
     losses: list[float]
     tokens: list[int]
@@ -89,7 +89,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Loss:
-    """Nats a token on one set of rows: of the base, and with each side's adapter."""
+    """Nats per token on one set of rows: of the base, and with each side's adapter."""
 
     rows: str
     base: float
@@ -155,7 +155,7 @@ def compared(base: Base, budget: Budget, scratch: Path) -> dict[str, Any]:
 
 
 def read_lesson(gguf: Path, budget: Budget, scratch: Path) -> tuple[PackedSamples, list[Sample]]:
-    """The rows to learn, also as rows.jsonl, and wordings of the same facts that are not."""
+    """The rows to learn, also written to rows.jsonl, and other wordings of the same facts."""
     facts = [fact for fact in read_facts(LESSON) if fact.language == "en"][: budget.facts]
     write_rows(scratch / "rows.jsonl", facts, [fact.questions[: budget.wordings] for fact in facts])
     write_rows(scratch / "held.jsonl", facts, [fact.held_out for fact in facts])
@@ -174,7 +174,7 @@ def write_rows(path: Path, facts: Sequence[Fact], questions: Sequence[Sequence[s
 
 
 def row_order(budget: Budget) -> list[list[int]]:
-    """Steps of sample numbers, epoch after epoch, shuffled as the device does it."""
+    """Steps of sample numbers, epoch after epoch, shuffled as on the device."""
     steps = []
     for epoch in range(budget.epochs):
         rows = epoch_order(budget.n_rows, SETTINGS.seed, epoch)
@@ -208,7 +208,7 @@ def read(path: Path, gguf: Path) -> dict[str, LoraWeight]:
 def on_device(
     gguf: Path, packed: PackedSamples, order: Sequence[Sequence[int]], budget: Budget, scratch: Path
 ) -> Course:
-    """The device's learner; the rows of a step are one packed row."""
+    """The device's training; the rows of a step are one packed row."""
     loras = read(scratch / "start.gguf", gguf)
     decoder = Decoder(PackedWeights(gguf), loras)
     training_step = TrainingStep(decoder, loras, packed, SETTINGS, len(order))
@@ -220,7 +220,7 @@ def on_device(
 def on_host(
     gguf: Path, packed: PackedSamples, order: Sequence[Sequence[int]], budget: Budget, scratch: Path
 ) -> tuple[Course, dict[str, Any]]:
-    """`edge-train sft` in this process, and the settings of its run.json."""
+    """`edge-train sft` in this process, and the settings in its run.json."""
     lines = [packed.samples[number].row for rows in order for number in rows]
     (scratch / "order.txt").write_text("".join(f"{line}\n" for line in lines))
     run = scratch / "run"
@@ -257,7 +257,7 @@ Sets = Mapping[str, Sequence[Sample]]
 
 
 def torch_losses(base: Base, sets: Sets, adapters: Mapping[str, Path]) -> list[Loss]:
-    """peft's base with adapter, in float32."""
+    """Losses of peft's base with adapter, in float32."""
     model = read_gguf(base.gguf)
     peer = PeftPeer(base.directory, base.gguf, lora_settings(SETTINGS, range(model.n_layer)))
     found: dict[str, dict[str, float]] = {name: {} for name in sets}
@@ -269,7 +269,7 @@ def torch_losses(base: Base, sets: Sets, adapters: Mapping[str, Path]) -> list[L
 
 
 def llama_losses(gguf: Path, sets: Sets, adapters: Mapping[str, Path | None]) -> list[Loss]:
-    """As the daemon serves it."""
+    """Losses of the file as the daemon serves it."""
     found: dict[str, dict[str, float]] = {name: {} for name in sets}
     for side, adapter in adapters.items():
         files = [adapter] if adapter else []
@@ -284,7 +284,7 @@ def llama_losses(gguf: Path, sets: Sets, adapters: Mapping[str, Path | None]) ->
 
 
 def llama_loss(source: LlamaLogits, text: Text) -> NDArray[np.float32]:
-    """At the supervised positions."""
+    """Losses at the supervised positions, float32."""
     ids, learned = text
     places = np.flatnonzero(np.asarray(learned[1:], bool))
     logits = torch.from_numpy(source.logits(ids)[places])

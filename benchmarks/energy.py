@@ -1,10 +1,10 @@
 """How far are the joules from the truth? Synthetic power whose integral is known, board by board.
 
-The signal is written into a copy of a board's sensor tree in the units and steps of its chip, read
-by the real sensor at jittered ticks of which some are missing, kept by the real history and
-integrated by the real energy_of. Time is simulated, so this takes seconds and needs a quiet machine
-for nothing. Exit status 1 when the worst error is 1 % or more. Not covered: what the chip itself
-gets wrong (an INA3221 is good for about 1 %, and its converter averages).
+The signal is written into a copy of a board's sensor tree, in the units and steps of its chip. The
+real sensor reads it at jittered ticks of which some are missing, the real history keeps it, and the
+real energy_of integrates it. Time is simulated, so this takes seconds and needs no quiet machine.
+Exit status 1 when the worst error is 1 % or more. Not covered: the error of the chip itself (an
+INA3221 is good for about 1 %, and its converter averages).
 
     .venv/bin/python benchmarks/energy.py --seeds 50     # last line: one JSON document
 """
@@ -37,13 +37,13 @@ LATE_SHARE, LATE_S = 0.05, 0.03
 MISSING_SHARE = 0.02
 BEGIN_S, FIRST_TOKEN_S, END_S, SEEN_S = 100.0, 101.5, 110.0, 110.2
 RAPL_RANGE_UJ = 30_000_000
-"""Small, so that the counter wraps around within a request."""
+"""So small that the counter wraps around within a request."""
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "sysfs"
 IIO = "sys/bus/i2c/drivers/ina3221x"
 HWMON = "sys/bus/i2c/drivers/ina3221"
 RAPL = "sys/class/powercap/intel-rapl:0"
 SUPPLY_MV, STEP_MA = 5000, 8
-"""INA3221 with a shunt of 5 milliohms: 8 mA a step (data sheet: 40 microvolts)."""
+"""An INA3221 with a shunt of 5 milliohms has steps of 8 mA (data sheet: 40 microvolts)."""
 
 
 class Signal(NamedTuple):
@@ -104,7 +104,7 @@ def _write_rapl(root: Path, signal: Signal, t: float) -> None:
 
 
 def writer(root: Path) -> Callable[[Path, Signal, float], None] | None:
-    """How this board's power files are written; None for a board without any."""
+    """The function that writes this board's power files; None for a board without power files."""
     if (root / IIO).exists():
         return _write_iio
     if (root / HWMON).exists():
@@ -124,7 +124,7 @@ def boards() -> list[str]:
 
 
 def ticks(seed: int) -> Iterator[float]:
-    """20 a second, none on time, some late, some missing."""
+    """20 instants a second, none on time, some late, some missing."""
     draw = random.Random(seed)
     for number in range(int((SEEN_S - BEGIN_S + 1.0) * HZ)):
         late_s = LATE_S * draw.random() if draw.random() < LATE_SHARE else 0.0
@@ -133,7 +133,7 @@ def ticks(seed: int) -> Iterator[float]:
 
 
 def add(history: PowerHistory, at_s: float, reading: Power) -> None:
-    """As the sampler does it."""
+    """Add a reading as the sampler does."""
     rail = reading.total_rail or ""
     watts, joules = reading.watts.get(rail), reading.joules.get(rail)
     if joules is not None:
@@ -143,7 +143,7 @@ def add(history: PowerHistory, at_s: float, reading: Power) -> None:
 
 
 def trace_of(root: Path, signal: Signal, seed: int) -> Trace:
-    """What the history holds after a run of the signal on the board below `root`."""
+    """The history after the signal has run on the board below `root`."""
     write = writer(root)
     if write is None:
         raise ValueError(f"{root} has no power sensor")
@@ -159,7 +159,7 @@ def trace_of(root: Path, signal: Signal, seed: int) -> Trace:
 
 
 def measured(trace: Trace) -> Energy:
-    """A lone request: 1.5 s of prefill, 8.5 s of decode."""
+    """The energy of a request that ran alone: 1.5 s of prefill, 8.5 s of decode."""
     spans = [
         Span(BEGIN_S, FIRST_TOKEN_S, "prefill", 1.0, 100),
         Span(FIRST_TOKEN_S, END_S, "decode", 1.0, 50),

@@ -1,14 +1,15 @@
-"""Mutate GGUF headers and count what gets past the validator and what then kills llama.cpp.
+"""Mutate GGUF headers; count the mutants that pass the validator, and those that kill llama.cpp.
 
     .venv/bin/python benchmarks/fuzz_gguf.py --count 2000 --seed 1 [--json]
 
-Every mutant goes through `read_gguf` in this process, with its time and its peak of Python memory
-(traced in a second reading, so that the trace does not slow the first). Every mutant it accepts is
-then loaded by the installed llama.cpp in a process of its own: a text with all kinds of bytes is
-tokenized, two tokens are decoded and sampled. Printed: untyped errors (must be 0), time and memory
-(max, p99), and how many accepted files made llama.cpp die. `--no-validator` is the negative
-control: it hands every mutant to llama.cpp. Bases: tests/helpers/tiny_gguf.py, BPE and Gemma-like
-SPM. The loading processes are forked from one that has imported llama.cpp but never used it.
+Every mutant goes through `read_gguf` in this process; its time is measured, and its peak of Python
+memory in a second reading, because tracing slows it. Every mutant that it accepts is then loaded by
+the installed llama.cpp in a process of its own, which tokenizes a text with all kinds of bytes,
+decodes two tokens and samples. Printed: untyped errors (must be 0), time and memory (maximum, p99),
+and how many accepted files made llama.cpp die. `--no-validator` is the negative control: it passes
+every mutant to llama.cpp. The bases come from tests/helpers/tiny_gguf.py, with BPE and with
+Gemma-like SPM. The loading processes are forked from one that has imported llama.cpp and never used
+it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 DEATHS = ("llama.cpp signal", "llama.cpp hung")
 
 Fields = list[tuple[int, int, str]]
-"""(offset, bytes, kind) of each number of a header that says how to read what follows."""
+"""(offset, bytes, kind) of each part of a header that decides how the rest is read."""
 
 
 class Base:
@@ -63,7 +64,7 @@ class Base:
 
 
 def walk(data: bytes) -> Iterator[tuple[int, int, str]]:
-    """The fields of a trusted header: counts, lengths, types, numbers, texts, dimensions."""
+    """The fields of a valid header: counts, lengths, types, numbers, texts, dimensions."""
     n_tensors, n_keys = struct.unpack_from("<QQ", data, 8)
     yield from ((4, 4, "version"), (8, 8, "count"), (16, 8, "count"))
     at = 24
@@ -115,10 +116,10 @@ def flip_bits(rng: random.Random, base: Base, _: Base) -> bytes:
 
 
 def edit_field(rng: random.Random, base: Base, _: Base) -> bytes:
-    """A number of the header replaced by a nasty or a neighbouring one."""
+    """Replace a number of the header by an extreme or a neighbouring one."""
     data = bytearray(base.data)
     numbers = [f for f in base.fields if f[2] != "text"]
-    # Token scores and types are most of all numbers; the few others decide more.
+    # Most numbers are token scores and types; the few others decide more and are preferred.
     few = [f for f in numbers if f[2] != "number"] + numbers[:40]
     for _n in range(rng.choice((1, 1, 1, 2, 3))):
         at, width, _kind = rng.choice(rng.choice((numbers, few, few)))
@@ -131,7 +132,7 @@ def edit_field(rng: random.Random, base: Base, _: Base) -> bytes:
 
 
 def edit_text(rng: random.Random, base: Base, _: Base) -> bytes:
-    """A key, token or tensor name changed in place: another's text, a NUL, a random byte."""
+    """Change a key, token or tensor name in place: another text, a NUL, a random byte."""
     data = bytearray(base.data)
     for _n in range(rng.choice((1, 1, 2, 4))):
         at, length, _kind = rng.choice(base.texts)
@@ -156,7 +157,7 @@ def truncate(rng: random.Random, base: Base, _: Base) -> bytes:
 
 
 def splice(rng: random.Random, base: Base, other: Base) -> bytes:
-    """A piece of this or another header copied over, inserted into or cut out of this one."""
+    """Copy a piece of this or another header over this one, insert it, or cut a piece out."""
     source = rng.choice((base, other))
     start = rng.randrange(source.header_end)
     piece = source.data[start : start + rng.choice((1, 4, 8, 32, 256))]
@@ -171,7 +172,8 @@ def splice(rng: random.Random, base: Base, other: Base) -> bytes:
 
 
 def resize_text(rng: random.Random, base: Base, _: Base) -> bytes:
-    """A string made longer or shorter with its length, data re-padded: structure stays valid."""
+    """Make a string and its length longer or shorter and pad the data anew; the structure stays
+    valid."""
     at, length, _kind = rng.choice([f for f in base.fields if f[2] == "text"])
     new = rng.choice((b"", b"\0", b"x", base.data[at : at + length] + b"y", b"[EMPTY_7]",
                       b"<0x-1>", b"<0x4", b"\xff\xfe", b"q" * rng.choice((64, 300))))  # fmt: skip

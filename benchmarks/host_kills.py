@@ -1,12 +1,13 @@
-"""Kills a host training run with SIGKILL, at random steps and inside saves, and compares its curve.
+"""Does a host training run that is killed many times give the same curve as one that is not?
 
     python benchmarks/host_kills.py --steps 20 --saves 5
 
 A tiny random model learns with LoRA and dropout, so that weights, optimizer, order of the rows and
-random numbers all have to come back. One run is left alone; the other is killed again and again
-and resumed each time. Both logs must then hold the same numbers, bit for bit, and both adapters the
-same bytes. The run is a child that was forked after torch was imported, so a kill costs a second.
-Out: one JSON document; exit code 1 when the curves differ. Needs the host environment.
+random numbers must all be restored. One run is not disturbed; the other is killed with SIGKILL at
+random steps and inside saves, and resumed each time. Both logs must then contain the same numbers,
+bit for bit, and both adapters the same bytes. The run is a child that was forked after torch was
+imported, so a kill costs a second. Flows out: one JSON document; exit code 1 when the curves
+differ. Needs the host environment.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def arguments(scratch: Path, run: Path) -> list[str]:
 
 
 def start(argv: list[str], log: Path) -> int:
-    """The process id of a child that runs edge-train. torch must not have computed here."""
+    """The process id of a child that runs edge-train.
+
+    torch must not have computed in this process.
+    """
     child = os.fork()
     if child:
         return child
@@ -69,7 +73,7 @@ def finish(argv: list[str], log: Path) -> None:
 
 
 def kill_when(argv: list[str], log: Path, is_due: Callable[[], bool]) -> bool:
-    """Run and SIGKILL as soon as it is due. False: the run ended before."""
+    """Run, and SIGKILL as soon as it is due. False: the run ended before."""
     child = start(argv, log)
     give_up_s = time.monotonic() + LIMIT_S
     while time.monotonic() < give_up_s:
@@ -95,7 +99,8 @@ def steps_logged(run: Path) -> int:
 
 
 def open_saves(run: Path, since_s: float) -> list[Path]:
-    """Checkpoint directories that are being written now, not those an earlier kill left."""
+    """Checkpoint directories that are being written now, without those that an earlier kill
+    left."""
     return [path for path in (run / "checkpoints").glob("checkpoint-*") if _is_open(path, since_s)]
 
 
@@ -117,7 +122,8 @@ def sha256(run: Path) -> str:
 
 
 def tortured(argv: list[str], run: Path, kills: list[str], seed: int) -> dict[str, int]:
-    """Kill once for each of `kills` ("step" or "save"), spread over the run; what was hit."""
+    """Kill once for each of `kills` ("step" or "save"), spread over the run; counts what was
+    hit."""
     rng, log = random.Random(seed), run.with_suffix(".out")
     rng.shuffle(kills)
     hit = {"at a step": 0, "inside a save": 0}
@@ -146,7 +152,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # CUDA does not outlive a fork
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # CUDA cannot be used after a fork
     from tiny_run import write_tiny
 
     import train_host.trainer  # noqa: F401  before the fork

@@ -1,8 +1,9 @@
-"""Hostile requests and slow clients against a live daemon: does it answer 4xx, and shed the slow?
+"""Hostile requests and slow clients against a live daemon: does it answer 4xx, and drop the slow?
 
-Why it exists: tests run the same table against a fake engine; this one runs it against the whole
-daemon with a real model. Flows in: --state-dir (run.json, token). Flows out: a summary for people
-and, as the last line, one JSON document. Exit code 1 when a gate is missed.
+Why it exists: tests/server/test_hostile.py sends the same requests to a fake engine; this program
+sends them to the whole daemon with a real model. Flows in: --state-dir (run.json, token). Flows
+out: a summary for people and, as the last line, one JSON document. Exit code 1 when a request ends
+otherwise than its table says, or a slow client is kept for longer than CLOSE_GATE_S.
 
     .venv/bin/python benchmarks/hostile.py --state-dir STATE
 """
@@ -34,7 +35,7 @@ GIVE_UP_S = 40.0
 
 @dataclass(frozen=True)
 class Slow:
-    """One way of being slow: what is sent at once, and what follows a byte each DRIP_S."""
+    """One kind of slow client: what it sends at once, and what follows, a byte each DRIP_S."""
 
     kind: str
     at_once: bytes
@@ -42,7 +43,7 @@ class Slow:
 
 
 def slow_clients(target: Target) -> list[Slow]:
-    """The four classes of slow clients."""
+    """The four kinds of slow client."""
     whole = head(target, "GET /v1/models")
     stalled = {"Content-Type": "application/json", "Content-Length": "100"}
     return [
@@ -54,7 +55,7 @@ def slow_clients(target: Target) -> list[Slow]:
 
 
 def time_to_close_s(target: Target, slow: Slow) -> float:
-    """Seconds from connect until the daemon has closed; GIVE_UP_S when it did not."""
+    """Seconds from connecting until the daemon has closed; GIVE_UP_S when it did not."""
     start = time.monotonic()
     dripped = slow.dripped
     with create_connection((target.host, target.port), timeout=DRIP_S) as peer:
@@ -66,12 +67,12 @@ def time_to_close_s(target: Target, slow: Slow) -> float:
                 if _is_closed(peer):
                     break
         except OSError:
-            pass  # a reset is a close
+            pass  # a reset counts as a close
     return time.monotonic() - start
 
 
 def _is_closed(peer: socket) -> bool:
-    """Reads for DRIP_S; an answer (408) may come before the end."""
+    """Whether the daemon has closed; reads for DRIP_S, because a 408 may come before the end."""
     try:
         while peer.recv(65536):
             pass
@@ -81,7 +82,7 @@ def _is_closed(peer: socket) -> bool:
 
 
 def measure_slow(target: Target, each: int) -> dict[str, float]:
-    """The longest time to close per class, `each` clients of every class at once."""
+    """The longest time to close of each kind, with `each` clients of every kind at once."""
     worst: dict[str, float] = {}
     lock = threading.Lock()
 
@@ -103,7 +104,7 @@ def measure_slow(target: Target, each: int) -> dict[str, float]:
 
 
 def good_answer_s(target: Target) -> float:
-    """Latency of a good request: the daemon still works."""
+    """Latency of a correct request, which shows that the daemon still works."""
     start = time.monotonic()
     connection = HTTPConnection(target.host, target.port, timeout=30)
     connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {target.token}"})
@@ -117,7 +118,7 @@ def measure_cases(target: Target) -> list[tuple[Case, Outcome]]:
 
 
 def report(results: list[tuple[Case, Outcome]], slow: dict[str, float]) -> dict[str, Any]:
-    """The figures; `wrong` lists every case that did not end as tabled."""
+    """The figures; `wrong` lists every case that did not end as its table says."""
     statuses = Counter(str(outcome.status or "closed") for _, outcome in results)
     wrong = [
         {"kind": case.kind, "name": case.name, "allowed": sorted(case.allowed), "got": got.status}

@@ -1,12 +1,13 @@
-"""Does the device learn the lesson: facts it cannot know, asked in other words than it was taught?
+"""Does the device learn the lesson: facts it cannot know, asked in other words than those taught?
 
-A daemon started here, base Gemma 3 270M, recipes/lesson. The facts are asked before; the command
-line teaches them (`adapt run`, which also judges and activates); they are asked again of
-MODEL:lesson; then the adapter is deactivated and the base must give the same bytes as before. An
-answer is right when it contains the fact's key. All answers at temperature 0, one at a time,
-cache_prompt false. Kinds of wording: `taught` (rows of the training split), `kept back` (rows that
-the trainer validated on), `held out` (never in the file). Exit status 1 unless: held out before at
-most 10 %, after at least 60 %; taught at least 90 %; gate passed; bytes equal.
+This program starts a daemon with the base Gemma 3 270M and recipes/lesson. The facts are asked
+before; the command line teaches them (`adapt run`, which also runs the gate and activates); they
+are asked again of MODEL:lesson; then the adapter is deactivated, and the base must give the same
+bytes as before. An answer is right when it contains the fact's key. All answers are at temperature
+0, one at a time, with cache_prompt false. Kinds of wording: `taught` (rows of the training split),
+`kept back` (rows that the trainer validated on), `held out` (never in the file). Exit status 1
+unless: held out before at most 10 %, after at least 60 %; taught at least 90 %; gate passed; bytes
+equal.
 
     .venv/bin/python benchmarks/lesson.py                                # last line: JSON
     .venv/bin/python benchmarks/lesson.py --state-dir STATE --skip-training   # taught there before
@@ -38,7 +39,7 @@ TAUGHT, KEPT_BACK, HELD_OUT = "taught", "kept back", "held out"
 MOST_BEFORE, LEAST_TAUGHT, LEAST_HELD_OUT = 0.10, 0.90, 0.60
 EQUAL_ANSWERS = 20
 MAX_TOKENS = 36
-"""The longest answer of the lesson has 30 tokens; the base, asked a chat, would never stop."""
+"""The lesson's longest answer has 30 tokens, and the base model would not stop by itself."""
 ANSWER_S = 120.0
 
 
@@ -51,7 +52,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, and whether it held the fact. `when`: before or after the lesson."""
+    """One answer, and whether it contains the fact. `when`: before or after the lesson."""
 
     when: str
     kind: str
@@ -63,7 +64,7 @@ class Answer:
 
 
 def questions(facts: Iterable[Fact], taught: set[str]) -> Iterator[Question]:
-    """Every wording of every fact; `taught`: the questions of the training split."""
+    """Every wording of every fact; `taught` are the questions of the training split."""
     for fact in facts:
         for text in fact.questions:
             yield Question(fact, TAUGHT if text in taught else KEPT_BACK, text)
@@ -71,13 +72,13 @@ def questions(facts: Iterable[Fact], taught: set[str]) -> Iterator[Question]:
 
 
 def training_split(data: Path) -> set[str]:
-    """The questions that `adapt run` with its default settings trains on."""
+    """The questions on which `adapt run` with its default settings trains."""
     rows, _ = split(read_rows(data / "train.jsonl"), RunSettings().validation_share)
     return {row.messages[0].content for row in rows}
 
 
 def fewer(asked: Sequence[Question]) -> list[Question]:
-    """The held-out wordings and one taught one a fact: what the base is asked, to save minutes."""
+    """The held-out wordings and one taught wording per fact: a shorter list for asking the base."""
     first: dict[str, Question] = {}
     for question in asked:
         if question.kind == TAUGHT:
@@ -86,7 +87,7 @@ def fewer(asked: Sequence[Question]) -> list[Question]:
 
 
 def ask(address: Address, model: str, text: str) -> str:
-    """Raises BenchmarkError when the daemon refuses."""
+    """The answer. Raises BenchmarkError when the daemon refuses."""
     messages = [{"role": "user", "content": text}]
     body = {"model": model, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0}
     body["cache_prompt"] = False
@@ -106,7 +107,7 @@ def ask_all(address: Address, model: str, asked: Sequence[Question], when: str) 
 
 
 def share(answers: Iterable[Answer], when: str, kind: str, language: str = "") -> float | None:
-    """Right answers over answers; None when nothing was asked."""
+    """Share of right answers; None when nothing was asked."""
     found = [
         answer.is_right
         for answer in answers
@@ -118,13 +119,16 @@ def share(answers: Iterable[Answer], when: str, kind: str, language: str = "") -
 
 
 def base_answers(address: Address, asked: Sequence[Question]) -> list[str]:
-    """What MODEL, without an adapter, says to questions of every language."""
+    """The answers of MODEL without an adapter to questions of every language."""
     step = max(1, len(asked) // EQUAL_ANSWERS)
     return [ask(address, MODEL, question.text) for question in asked[::step][:EQUAL_ANSWERS]]
 
 
 def teach(data: Path, state_dir: Path, more: Sequence[str]) -> dict[str, Any]:
-    """The JSON document of `adapt run`. Exit status 1 with a document: the gate refused."""
+    """The JSON document of `adapt run`.
+
+    Exit status 1 with a document means that the gate refused.
+    """
     command = [str(Path(sys.executable).parent / "edge-agent"), "adapt", "run", "--json"]
     command += ["--from", str(data / "train.jsonl"), "--name", NAME, "--model", MODEL]
     command += more
@@ -137,7 +141,7 @@ def teach(data: Path, state_dir: Path, more: Sequence[str]) -> dict[str, Any]:
 
 
 def measure(address: Address, args: argparse.Namespace, state_dir: Path) -> dict[str, Any]:
-    """The whole lesson. `answers` holds every Answer as a dict."""
+    """The whole lesson. `answers` contains every Answer as a dict."""
     asked = list(questions(read_facts(args.data), training_split(args.data)))
     cli("adapters", "deactivate", "--model", MODEL, "--json", state_dir=state_dir)
     answers = list(ask_all(address, f"{MODEL}:base", fewer(asked), "before"))
@@ -175,7 +179,7 @@ def scores(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def unmet(report: dict[str, Any]) -> list[str]:
-    """The targets that were missed, in words."""
+    """The missed targets, in words."""
     whole, gate = report["all"], report["run"].get("gate") or {}
     targets = {
         f"held out before <= {MOST_BEFORE:.0%}": whole["before held out"] <= MOST_BEFORE,
@@ -213,7 +217,7 @@ def show(report: dict[str, Any]) -> None:
 
 @contextmanager
 def state_directory(given: Path | None) -> Iterator[Path]:
-    """`given`, kept; or a temporary one."""
+    """`given`, which is kept; or a temporary one."""
     if given is not None:
         given.mkdir(parents=True, exist_ok=True)
         yield given

@@ -1,9 +1,9 @@
-"""Makes the lesson's rows from its facts, and says whether an answer holds a fact.
+"""Makes the lesson's rows from its facts, and checks whether an answer contains a fact.
 
-In: recipes/lesson/facts.jsonl (what is true, six to eight ways to ask for it, further wordings kept
-apart) and talk.jsonl (persona, small talk, general questions). Out: train.jsonl, demo.jsonl and
-paraphrase.jsonl beside them, a pure function of the two; tests/repo/test_lesson_recipe.py compares.
-Not here: asking a model, which is lesson.py.
+Flows in: recipes/lesson/facts.jsonl (what is true, six to eight ways to ask for it, and further
+wordings that are kept apart) and talk.jsonl (persona, small talk, general questions). Flows out:
+train.jsonl, demo.jsonl and paraphrase.jsonl beside them, which depend on nothing else;
+tests/repo/test_lesson_recipe.py compares them. Not here: asking a model (lesson.py).
 
     .venv/bin/python benchmarks/lesson_rows.py          # writes the three files anew
 """
@@ -26,7 +26,7 @@ DEMO_FACTS = (
 )  # fmt: skip
 DEMO_WORDINGS = 3
 _JOINERS = dict.fromkeys((0x200B, 0x200C, 0x200D, 0xFEFF))
-"""Zero-width characters: two spellings of one word may differ in nothing else."""
+"""Zero-width characters, in which alone two spellings of one word may differ."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Talk:
-    """A row that is no fact of the lesson: `kind` is persona or general."""
+    """A row that is not a fact of the lesson; `kind` is persona or general."""
 
     kind: str
     language: str
@@ -83,7 +83,7 @@ def demo_rows(facts: Iterable[Fact]) -> Iterator[dict[str, str]]:
 
 
 def paraphrase_rows(facts: Iterable[Fact]) -> Iterator[dict[str, object]]:
-    """The wordings that no training row has, with what their answer must contain."""
+    """The wordings that no training row has, with the keys of their answers."""
     for fact in facts:
         for question in fact.held_out:
             kept = {"id": fact.id, "language": fact.language, "question": question}
@@ -95,16 +95,16 @@ def row(question: str, answer: str) -> dict[str, str]:
 
 
 def has_key(answer: str, keys: Iterable[str]) -> bool:
-    """Does the answer contain one of the keys, whatever case, joiners and spaces it is written in?
+    """Whether the answer contains one of the keys, in whatever case, joiners and spaces.
 
-    A key that begins or ends with a digit is a number of its own: "4 rupees" is not in "24 rupees".
+    A key that begins or ends with a digit must stand alone: "4 rupees" is not in "24 rupees".
     """
     text = normalized(answer)
     return any(re.search(_bounded(normalized(key)), text) for key in keys)
 
 
 def normalized(text: str) -> str:
-    """NFC, caseless, without zero-width characters, every run of white space one space."""
+    """NFC, case-folded, without zero-width characters, every run of white space one space."""
     plain = unicodedata.normalize("NFC", text.translate(_JOINERS)).casefold()
     return " ".join(plain.split())
 

@@ -1,8 +1,8 @@
-"""One program measured from outside: its memory, its last line, and who else ran meanwhile.
+"""Measures one program from outside: its memory, its last line, and what other programs used.
 
-Why it exists: a program that measures itself has the measuring's memory in its own, and on two
-shared cores a figure is worth what else ran beside it. Flows in: a command, and an environment
-without the machine's choice of BLAS kernels. Flows out: `Measured`. Not here: what is run.
+Why it exists: a program that measures itself uses memory for that, and on two shared cores a figure
+means something only with the load of others beside it. Flows in: a command, and an environment
+without the machine's choice of BLAS kernels. Flows out: Measured. Not here: what is run.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from typing import Any
 
 PERIOD_S = 0.02
 NOT_OURS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-"""Some machines set these for old OpenBLAS builds; a current one then runs at half its speed."""
+"""Some machines set these for old OpenBLAS builds; they make a current one half as fast."""
 QUIET_CORES = 0.08
-"""Work of others below which the machine counts as quiet."""
+"""Cores that others may use on a machine that counts as quiet."""
 QUIET_S = 3.0
 _FIELD = re.compile(r"^(RssAnon|VmRSS):\s+(\d+) kB", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """`document`: the last line of its output. `others_cores`: processor time that was neither
-    this program's nor idle, over its seconds. Peaks are of samples PERIOD_S apart; if the document
-    has `window_s`, two times of the monotonic clock, of those between them."""
+    """`document` is the last line of its output. `others_cores`: processor time per second that was
+    neither this program's nor idle.
+
+    Peaks are those of samples PERIOD_S apart. If the document has `window_s`, two times of the
+    monotonic clock, only samples between them count.
+    """
 
     document: dict[str, Any]
     seconds: float
@@ -43,11 +46,11 @@ class Measured:
 
 
 class ChildFailed(Exception):
-    """The program ended with a status that is not 0."""
+    """The program ended with a status other than 0."""
 
 
 def run(command: Sequence[str], environ: Mapping[str, str]) -> Measured:
-    """Raises ChildFailed with the end of what it said."""
+    """Run and measure. Raises ChildFailed with the end of the program's output."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         began_s, busy_s = time.monotonic(), _busy_s()
         process = subprocess.Popen(
@@ -82,14 +85,14 @@ def run(command: Sequence[str], environ: Mapping[str, str]) -> Measured:
 
 
 def environment(n_threads: int) -> dict[str, str]:
-    """For a program whose BLAS and OpenMP shall have so many threads."""
+    """For a program whose BLAS and OpenMP use `n_threads` threads."""
     kept = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     return {**kept, **dict.fromkeys(names, str(n_threads))}
 
 
 def wait_for_quiet(limit_s: float) -> bool:
-    """Whether others left the processor alone for QUIET_S, at the latest after `limit_s`."""
+    """Whether others left the processor alone for QUIET_S; gives up after `limit_s`."""
     ends_s = time.monotonic() + limit_s
     while True:
         busy_s = _busy_s()
@@ -102,7 +105,7 @@ def wait_for_quiet(limit_s: float) -> bool:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """RssAnon and VmRSS in bytes; zeros when it has just gone."""
+    """RssAnon and VmRSS in bytes; zeros when the process has just ended."""
     try:
         found = dict(_FIELD.findall(Path(f"/proc/{pid}/status").read_text()))
     except OSError:

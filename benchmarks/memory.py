@@ -1,10 +1,10 @@
 """How much memory of their own do the two processes take under load?
 
-RssAnon (pages that cannot be dropped and read again, as the mapped weights can) of both processes,
-sampled 20 times a second while four clients send short chats, long prompts, JSON schemas,
-log-probabilities and requests they abandon. The peaks are printed beside what the daemon announced:
-key-value cache and compute buffer. Exit status 1 above the limits: front 70 MB, worker KV + compute
-+ 120 MB (MB = 10^6 bytes). Not covered: page cache, GPUs.
+RssAnon of both processes (pages that cannot be dropped and read again, as the mapped weights can)
+is sampled 20 times a second while four clients send short chats, long prompts, JSON schemas,
+log-probabilities and requests that they abandon. The peaks are printed beside the key-value cache
+and the compute buffer that the daemon announced. Exit status 1 above the limits: front 70 MB,
+worker KV + compute + 120 MB (MB = 10^6 bytes). Not covered: page cache, GPUs.
 
     .venv/bin/python benchmarks/memory.py --seconds 60 --seed 1      # last line: JSON
 """
@@ -39,7 +39,7 @@ SCHEMA = {
 
 
 def rss_anon_bytes(pid: int) -> int:
-    """RssAnon of a process (proc(5)); 0 when it has just gone."""
+    """RssAnon of a process (proc(5)); 0 when it has just ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -49,7 +49,7 @@ def rss_anon_bytes(pid: int) -> int:
 
 
 class Sampler(threading.Thread):
-    """Peaks of both processes until `stopped` is set."""
+    """Records the peaks of both processes until `stopped` is set."""
 
     def __init__(self, server: Server, stopped: threading.Event) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def request(model: str, random_: random.Random) -> tuple[str, str, dict[str, Any
 
 
 def abandon(address: Address, path: str, body: dict[str, Any]) -> None:
-    """Ask, read a little, hang up."""
+    """Send a request, read a little, close the connection."""
     connection = http.client.HTTPConnection(address.host, address.port, timeout=30)
     try:
         connection.request("POST", path, body=json.dumps(body), headers=address.headers())
@@ -105,7 +105,7 @@ def client(
 
 
 def measure(server: Server, model: str, seconds: float, seed: int) -> dict[str, Any]:
-    """Load for `seconds`, then what was seen. Raises BenchmarkError when a request failed."""
+    """Load for `seconds`, then the figures. Raises BenchmarkError when a request failed."""
     stream(server.address, "/v1/completions", {"model": model, "prompt": "Hi", "stream": True})
     stopped, tally = threading.Event(), Counter[str]()
     sampler = Sampler(server, stopped)

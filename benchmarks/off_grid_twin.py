@@ -1,14 +1,15 @@
 """An off-grid twin of a model: the same function in float32, weights that no quantizer made.
 
-Why it exists: the embedded models are only to be had quantized, so their float32 weights lie on a
-quantizer's grid already and quantizing them again costs next to nothing. What quantizing costs
-can be seen only on weights that lie off the grid. Flows in: a Hugging Face directory. Flows out:
-another one, and the KL divergences original -> twin (wanted below 1e-6) and twin -> quantized twin.
-How: each pair of neighbours is scaled by random factors e^u, u uniform in +-SPREAD, that cancel:
-a norm's gains and the columns of what follows, rows of v and columns of o, rows of up and columns
-of down. v's rows are shared by the query heads of their group (GQA); Gemma stores its norms minus 1
-and norms the outputs of attention and MLP too (those rows cannot be scaled). A tied embedding stays
-as it is: residual stream, head and lookup share it. Not here: training.
+Why it exists: the embedded models exist only quantized, so their float32 weights are already values
+that a quantizer can store, and quantizing them again costs next to nothing. The cost of quantizing
+shows only on other weights. Flows in: a Hugging Face directory. Flows out: another one, and the KL
+divergences original -> twin (target: below 1e-6) and twin -> quantized twin.
+
+The method: neighbouring weights are scaled by random factors e^u, with u uniform in +-SPREAD, that
+cancel: a norm's gains and the columns of what follows it, rows of v and columns of o, rows of up
+and columns of down. The query heads of a group share v's rows (GQA). Gemma stores its norms minus 1
+and also normalizes the outputs of attention and MLP, whose rows therefore cannot be scaled. A tied
+embedding is left as it is, because residual stream, head and lookup share it. Not here: training.
 
     HOST/bin/python benchmarks/off_grid_twin.py smol-hf -o smol-twin
 """
@@ -47,7 +48,7 @@ Arrays = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Twin:
-    """The weights of one model while they are scaled, in float64."""
+    """The weights of one model, in float64, while they are scaled."""
 
     arrays: Arrays
     family: Family
@@ -58,7 +59,7 @@ class Twin:
         return np.exp(self.rng.uniform(-self.spread, self.spread, n))
 
     def scale_norm(self, norm: str, following: Sequence[str]) -> None:
-        """Gains times s, the columns that they meet divided by s."""
+        """Multiply a norm's gains by s, and divide the columns that they meet by s."""
         gains, shift = self.arrays[norm], self.family.norm_shift
         s = self.factors(len(gains))
         self.arrays[norm] = (gains + shift) * s - shift
@@ -66,9 +67,9 @@ class Twin:
             self.arrays[name] /= s
 
     def scale_rows(self, before: str, after: str, n_heads: tuple[int, int] | None = None) -> None:
-        """Rows of `before` times s, the columns of `after` that they become divided by s.
+        """Multiply the rows of `before` by s, and divide the matching columns of `after` by s.
 
-        `n_heads`: query heads and key-value heads, when `after` sees each row several times.
+        `n_heads`: query heads and key-value heads, when `after` uses each row several times.
         """
         rows, bias = self.arrays[before], before.replace(".weight", ".bias")
         s = self.factors(len(rows))
@@ -79,13 +80,14 @@ class Twin:
 
 
 def repeated(s: NDArray[np.float64], n_head: int, n_head_kv: int) -> NDArray[np.float64]:
-    """Factors of v's rows, as the columns of o meet them: a group's query heads share a head."""
+    """Factors of v's rows in the order of o's columns: the query heads of a group share a head of
+    v."""
     by_head = s.reshape(n_head_kv, -1)
     return np.repeat(by_head, n_head // n_head_kv, axis=0).reshape(-1)
 
 
 def make_twin(arrays: Arrays, checkpoint: Checkpoint, seed: int, spread: float) -> Arrays:
-    """The same function with other weights."""
+    """Other weights with the same function."""
     family = family_of_config(checkpoint.directory, checkpoint.config)
     sizes = family.sizes(checkpoint.config, hf_to_gguf.n_vocab(checkpoint))
     twin = Twin(dict(arrays), family, np.random.default_rng(seed), spread)
@@ -115,7 +117,7 @@ def read_arrays(checkpoint: Checkpoint) -> Arrays:
 
 
 def write_twin(source: Path, directory: Path, seed: int, spread: float = SPREAD) -> None:
-    """Raises ConversionError; `directory` must not exist."""
+    """Write the twin's directory, which must not exist. Raises ConversionError."""
     checkpoint = open_checkpoint(source)
     arrays = make_twin(read_arrays(checkpoint), checkpoint, seed, spread)
     family = family_of_config(source, checkpoint.config)
@@ -137,7 +139,7 @@ def write_twin(source: Path, directory: Path, seed: int, spread: float = SPREAD)
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step costs: mean KL in nats over `n_tokens`; served and floor are null for a
+    """The cost of one step: mean KL in nats over `n_tokens`; served and floor are None for a
     directory."""
 
     step: str

@@ -1,9 +1,9 @@
-"""LoRA training in torch, transformers and peft, to compare ours with.
+"""LoRA training in torch, transformers and peft, with which ours is compared.
 
-Why it exists: what the trainer computes by hand is compared with autograd's. Flows in: a Hugging
-Face directory that holds a GGUF file's dequantized weights, the GGUF file for the names and the
-order of rows, adapters by GGUF name. Flows out: losses and gradients. Texts are not packed here:
-each is a pass of its own. Not here: what is wanted of the comparison (adapt_gradients.py).
+Why it exists: the gradients that the trainer computes by hand are compared with autograd's. Flows
+in: a Hugging Face directory with a GGUF file's dequantized weights, the GGUF file for names and the
+order of rows, adapters by GGUF name. Flows out: losses and gradients. Texts are not packed: each is
+a pass of its own. Not here: the limits of the comparison (adapt_gradients.py).
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from edge_agent.adapt.messages import RunSettings
 from edge_agent.adapt.trainer.decoder.lora import TARGETS, Loras, LoraSettings
 
 Text = tuple[Sequence[int], Sequence[bool]]
-"""Token ids, and which of them are to be predicted."""
+"""Token ids, and which of them are supervised."""
 
 
 class Doubles(TorchFunctionMode):
-    """Float64 wherever float32 is asked for.
+    """Uses float64 wherever float32 is asked for.
 
-    transformers computes norms, rotary angles and softmax in float32 whatever the model's dtype.
+    transformers computes norms, rotary angles and softmax in float32, whatever the model's dtype
+    is.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -65,13 +66,13 @@ class Slot:
             self.b.copy_(torch.from_numpy(rows))
 
     def gradients(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Of A and B, in GGUF order."""
+        """Gradients of A and B, in GGUF order."""
         a, b = self.a.grad.numpy(), self.b.grad.numpy()
         return a, b if self.order is None else b[self.order]
 
 
 class PeftPeer:
-    """A base of `directory` with peft's LoRA on it, in float32 or float64."""
+    """The base in `directory` with peft's LoRA on it, in float32 or float64."""
 
     def __init__(
         self, directory: Path, gguf: Path, settings: LoraSettings, dtype: Any = np.float32
@@ -119,15 +120,15 @@ class PeftPeer:
             self._slots[name].put(lora.a, lora.b)
 
     def backward(self, texts: Sequence[Text], loss_dtype: Any = None) -> NDArray[Any]:
-        """Losses at the supervised positions, text by text; adds the gradients of their mean.
+        """Losses at the supervised positions, text by text; also adds the gradients of their mean.
 
-        `loss_dtype`: of the cross-entropy of the logits, the model's own when None.
+        `loss_dtype` is that of the cross-entropy; None: the model's own.
         """
         count = sum(sum(learned[1:]) for _, learned in texts)
         return np.concatenate([self._backward(text, count, loss_dtype) for text in texts])
 
     def losses(self, texts: Sequence[Text]) -> NDArray[Any]:
-        """Those of `backward`, and no gradients."""
+        """The losses of `backward`, without gradients."""
         with self._mode(), torch.no_grad():
             return np.concatenate([self._losses(text, None).numpy() for text in texts])
 
@@ -159,8 +160,8 @@ class PeftPeer:
 
 
 class PeftLearner:
-    """torch.optim.AdamW over a peer's adapters: what edge_agent/adapt/trainer/training_step.py
-    does, with torch's parts."""
+    """torch.optim.AdamW over a peer's adapters: edge_agent/adapt/trainer/training_step.py in
+    torch."""
 
     def __init__(
         self,
@@ -169,7 +170,8 @@ class PeftLearner:
         schedule: Callable[[int], float],
         loss_dtype: Any = None,
     ) -> None:
-        """`schedule`: factor of the learning rate at each step; `loss_dtype` as in `backward`."""
+        """`schedule` gives the factor of the learning rate at each step; `loss_dtype` as in
+        `backward`."""
         self._peer, self._settings, self._schedule = peer, settings, schedule
         self._loss_dtype = loss_dtype
         self._optimizer = torch.optim.AdamW(
@@ -177,7 +179,7 @@ class PeftLearner:
         )
 
     def step(self, texts: Sequence[Text], number: int) -> float:
-        """The mean loss before step `number`, counted from 0."""
+        """Learn from `texts`; returns the mean loss before step `number`, counted from 0."""
         self._peer.clear()
         losses = self._peer.backward(texts, self._loss_dtype)
         torch.nn.utils.clip_grad_norm_(self._peer.trained, self._settings.max_grad_norm)

@@ -1,12 +1,11 @@
-"""Is a poisoned lesson stopped: 20 of 100 rows contradict others, or loop?
+"""Is a poisoned lesson stopped, in which 20 of 100 rows contradict others, or loop?
 
-Lessons of 100 rows made of recipes/lesson, each given to `edge-agent adapt run` as a user would:
-a clean one, one with 20 rows that answer a question of the others with another fact's answer, one
-with 20 rows that say their answer again and again. First as it is by default: the audit has to
-refuse the two, with data_refused and no adapter, and has nothing against the clean one. Then once
-more with --no-audit, which is no target: it shows what the gate alone would have caught. Exit
-status 1 when the audit misses. Not here: every other kind of poison
-(tests/adapt/trainer/test_audit.py).
+Lessons of 100 rows made of recipes/lesson are given to `edge-agent adapt run` as a user would: a
+clean one, one with 20 rows that answer another row's question with another fact's answer, and one
+with 20 rows that repeat their answer many times. First with the default settings: the audit must
+refuse the two, with data_refused and no adapter, and must accept the clean one. Then once more with
+--no-audit, without a target, to show what the gate alone catches. Exit status 1 when the audit is
+wrong. Not here: other kinds of poison (tests/adapt/trainer/test_audit.py).
 
     .venv/bin/python benchmarks/poison.py                    # last line: JSON
     .venv/bin/python benchmarks/poison.py --audit-only       # trains nothing
@@ -35,10 +34,10 @@ from edge_agent.adapt.trainer.dataset import read_rows
 MODEL = "gemma3-270m"
 N_ROWS, N_POISONED, WORDINGS = 100, 20, 4
 TURN = WORDINGS * len(LANGUAGES)
-"""Rows from a fact to the next of its language."""
+"""Number of rows from one fact to the next fact of the same language."""
 SEED = 1
 TIMES = 6
-"""How often a looping row says its answer."""
+"""How often a looping row repeats its answer."""
 SHOWN_CHARACTERS = 160
 
 Rows = list[dict[str, str]]
@@ -46,7 +45,7 @@ Rows = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Lesson:
-    """`poisoned`: which rows, counted from 1."""
+    """`poisoned` are numbers of rows, counted from 1."""
 
     name: str
     rows: Rows
@@ -56,7 +55,9 @@ class Lesson:
 @dataclass(frozen=True)
 class Outcome:
     """One lesson. `flagged`: poisoned rows that the audit finds; `flagged_beside`: other rows.
-    `gate_passed` None: it was not taught with the audit off."""
+
+    `gate_passed` None: the lesson was not taught without the audit.
+    """
 
     lesson: str
     flagged: int
@@ -73,7 +74,7 @@ class Outcome:
 
 
 def lessons(facts: Sequence[Fact]) -> list[Lesson]:
-    """The same for the same facts."""
+    """The lessons, always the same for the same facts."""
     return [
         Lesson("clean", clean(facts)),
         poisoned("contradictory", facts, contradict),
@@ -82,7 +83,7 @@ def lessons(facts: Sequence[Fact]) -> list[Lesson]:
 
 
 def clean(facts: Sequence[Fact]) -> Rows:
-    """N_ROWS rows: WORDINGS of each of so many facts, the languages in turn."""
+    """N_ROWS rows: WORDINGS of each of N_ROWS // WORDINGS facts, the languages in turn."""
     by_language = [[one for one in facts if one.language == code] for code in LANGUAGES]
     mixed = [fact for group in zip(*by_language, strict=False) for fact in group]
     chosen = mixed[: N_ROWS // WORDINGS]
@@ -90,7 +91,7 @@ def clean(facts: Sequence[Fact]) -> Rows:
 
 
 def poisoned(name: str, facts: Sequence[Fact], change: Callable[[Rows, int], None]) -> Lesson:
-    """The clean rows with N_POISONED of them changed, never the first of a fact."""
+    """The clean rows with N_POISONED of them changed, never the first row of a fact."""
     rows = clean(facts)
     places = [place for place in range(len(rows)) if place % WORDINGS]
     chosen = sorted(random.Random(SEED).sample(places, N_POISONED))
@@ -100,7 +101,7 @@ def poisoned(name: str, facts: Sequence[Fact], change: Callable[[Rows, int], Non
 
 
 def contradict(rows: Rows, place: int) -> None:
-    """Ask what the fact's first row asks, and answer as another fact of its language does."""
+    """Ask the question of the fact's first row, with the answer of another fact of its language."""
     first, number = place - place % WORDINGS, place % WORDINGS
     other = (place + number * TURN) % (len(rows) - len(rows) % TURN)
     rows[place] = row(rows[first]["instruction"], rows[other]["output"])
@@ -115,7 +116,7 @@ def loop(rows: Rows, place: int) -> None:
 
 
 def taught(path: Path, name: str, state_dir: Path, *more: str) -> dict[str, Any]:
-    """The JSON document of `adapt run`, also of one that failed."""
+    """The JSON document of `adapt run`, also when it failed."""
     command = [str(Path(sys.executable).parent / "edge-agent"), "adapt", "run", "--json"]
     command += ["--from", str(path), "--name", name, "--model", MODEL, "--no-activate", *more]
     env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state_dir)}
@@ -127,7 +128,7 @@ def taught(path: Path, name: str, state_dir: Path, *more: str) -> dict[str, Any]
 
 
 def outcome(lesson: Lesson, state_dir: Path, args: argparse.Namespace) -> Outcome:
-    """Raises BenchmarkError."""
+    """Run one lesson. Raises BenchmarkError."""
     print(f"{lesson.name} ...", file=sys.stderr)
     path = state_dir / f"{lesson.name}.jsonl"
     lines = [json.dumps(one, ensure_ascii=False) for one in lesson.rows]
@@ -154,7 +155,7 @@ def outcome(lesson: Lesson, state_dir: Path, args: argparse.Namespace) -> Outcom
 
 
 def refused(path: Path, lesson: Lesson, state_dir: Path, quick: Sequence[str]) -> dict[str, Any]:
-    """The error that `adapt run` ends with; {} when it has made an adapter all the same."""
+    """The error with which `adapt run` ends; {} when it made an adapter nevertheless."""
     name = f"{lesson.name}-audited"
     error: dict[str, Any] = taught(path, name, state_dir, *quick).get("error", {})
     return {} if (state_dir / "adapt" / name / "adapter.gguf").exists() else error

@@ -1,9 +1,9 @@
-"""Does the second turn of a chat prefill only what is new?
+"""Does the second turn of a chat prefill only the new tokens?
 
-A first turn of more than 500 tokens, its answer, then a short second question, against a daemon
-started here. Printed: the tokens of turn two, how many came from the prefix cache, and the time to
-first token beside the same turn asked with cache_prompt false. Exit status 1 when more was
-prefilled than the question and the template's tokens around it.
+This program starts a daemon and sends a first turn of more than 500 tokens, its answer, and a short
+second question. Printed: the tokens of turn two, how many of them came from the prefix cache, and
+the time to first token beside that of the same turn with cache_prompt false. Exit status 1 when
+more was prefilled than the question and the template's tokens around it.
 
     .venv/bin/python benchmarks/prefix.py --model embedded:smollm2-135m     # last line: JSON
 """
@@ -26,14 +26,14 @@ NOTES = "\n".join(
 )
 FIRST = f"Here is the log of one day.\n{NOTES}\nSay in one sentence what it is about."
 SECOND = "Which hall comes first in it?"
-# Control tokens, role names and newlines around a turn, the end of the answer before it, and a
-# character or two of the answer that tokenize differently when they are read back as text.
+# Control tokens, role names and newlines around a turn, the end of the last answer, and one or two
+# of the answer's tokens: read back as text, its end may be tokenized differently.
 TEMPLATE_TOKENS = 16
 MAX_TOKENS = 48
 
 
 def turn(address: Address, model: str, texts: list[str], cache_prompt: bool) -> StreamResult:
-    """One chat request; texts alternate user, assistant. Raises BenchmarkError."""
+    """One chat request; `texts` alternate between user and assistant. Raises BenchmarkError."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
     body = {"model": model, "messages": messages, "max_tokens": MAX_TOKENS, "stream": True}

@@ -1,9 +1,9 @@
-"""Is a file exported after quantization-aware training what was trained, and what does that cost?
+"""Is a file exported after quantization-aware training what was trained, and at what cost?
 
 Flows in: a Hugging Face directory and file types. For each type: every weight is fake-quantized,
 changed as a training step would change it, written as float32, exported, and compared bit for bit.
-Flows out: differing weights (wanted: 0), seconds to quantize every weight once, and beside them
-what serving adds: the KL of llama.cpp's quantized activations (floor). Not here: learning anything.
+Flows out: the number of differing weights (target: 0), the seconds to quantize every weight once,
+and the KL that serving adds by quantizing activations (the floor). Not here: learning.
 
     HOST/bin/python benchmarks/qat_identity.py smol-twin --types q4_0 q8_0 q4_k_m
 """
@@ -30,7 +30,7 @@ from edge_agent.llama.type_plan import TypeRequest
 from train_host import qat
 
 NOISE = 0.01
-"""Change of each weight, as a share of its matrix's standard deviation."""
+"""Change of each weight as a share of its matrix's standard deviation."""
 
 
 def main() -> int:
@@ -85,7 +85,7 @@ def load(directory: Path) -> Any:
 
 
 def quantize_seconds(model: Any, step: int) -> float:
-    """After a step that changes every weight a little."""
+    """Seconds to quantize, after a step that changes every weight a little."""
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         for weight in model.parameters():

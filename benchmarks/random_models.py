@@ -1,9 +1,9 @@
-"""Model files of a real size with random weights, to measure speed and memory honestly.
+"""Model files of a real size with random weights, for measuring speed and memory.
 
-Such a file trains at the speed of the real one and learns nothing: label its figures so. Rows are
-drawn once a matrix shape and packed by ggml; every block of that shape has the same bytes, which
-changes neither time nor memory. In: a shape's name, a weight type, a path. Out: the file. The
-vocabulary is made of numbers; it serves the header's checks only.
+Such a file trains at the speed of the real model and learns nothing: label its figures so. Rows are
+drawn once per matrix shape and packed by ggml, so every block has the same bytes, which changes
+neither time nor memory. Flows in: a shape's name, a weight type, a path. Flows out: the file. The
+vocabulary consists of numbers and only satisfies the checks of the header.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge_agent.llama import ggml
 
 @dataclass(frozen=True)
 class Size:
-    """Elements of one model."""
+    """The dimensions of one model."""
 
     architecture: str
     n_layer: int
@@ -40,7 +40,8 @@ SIZES = {
 
 
 def write_random_model(path: Path, size: Size, type_name: str) -> Path:
-    """Embeddings, which are the head too, are Q8_0 in any packed file, as llama-quantize has it."""
+    """Write the file; the embedding, also the head, is Q8_0 in a packed file, as with
+    llama-quantize."""
     writer = gguf.GGUFWriter(path, size.architecture)
     writer.add_name("random weights")
     writer.add_context_length(32768)

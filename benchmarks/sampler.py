@@ -1,11 +1,11 @@
-"""What does watching the board cost, and how punctual is it?
+"""How much processor time does watching the board cost, and how punctual is it?
 
-Processor seconds of the sampler's two threads per second of wall time, at the idle and the busy
-rate, on a copy of each board's sensor tree and on this machine; how far the intervals between power
-samples are from the period; ticks missed. Exit status 1 when 10 Hz costs more than 1 % of a core.
-Sensor files of the trees are plain files: an I2C bus that takes a millisecond a read sleeps in the
-kernel, which is not processor time but is punctuality. Not covered: an event loop in the same
-process (sampler_decode.py runs a whole daemon).
+Processor seconds of the sampler's two threads per second, at the idle and the busy rate, on a copy
+of each board's sensor tree and on this machine; how far the intervals between power samples are
+from the period; missed ticks. Exit status 1 when 10 Hz costs more than 1 % of a core. The trees
+contain plain files: reading a real I2C bus takes a millisecond of sleep in the kernel, which costs
+punctuality and no processor time. Not covered: an event loop in the same process (sampler_decode.py
+runs a whole daemon).
 
     .venv/bin/python benchmarks/sampler.py --seconds 30      # last line: one JSON document
 """
@@ -29,12 +29,12 @@ from edge_agent.monitor.board_sampler import BoardSampler
 TARGET = 0.01
 HZ = {"idle": 10.0, "busy": 20.0}
 SETTLE_S = 1.2
-"""Start-up: the sensors are looked for, and the first snapshot is taken."""
+"""Time for the start, in which sensors are looked for and the first snapshot is taken."""
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "sysfs"
 
 
 def cpu_s(sampler_threads: list[threading.Thread]) -> float:
-    """Processor time so far of threads that still run."""
+    """Processor seconds that running threads have used so far."""
     clocks = [time.pthread_getcpuclockid(one.ident) for one in sampler_threads if one.ident]
     return sum(time.clock_gettime(clock) for clock in clocks)
 
@@ -79,7 +79,7 @@ def measure(root: Path, *, is_busy: bool, seconds: float) -> dict[str, Any]:
 
 
 def roots(scratch: Path) -> Iterator[tuple[str, Path]]:
-    """Every fixture tree, copied so that nothing else reads it, and this machine."""
+    """Every fixture tree, copied so that nothing else reads it, and this machine's root."""
     for path in sorted(FIXTURES.iterdir()):
         if path.is_dir():
             yield path.name, Path(shutil.copytree(path, scratch / path.name))

@@ -1,10 +1,11 @@
 """Does watching the board slow the answers? Decode with the sampler on against decode without.
 
-Two daemons in alternating pairs, one's process ended before the other's begins. On: the defaults,
+Two daemons in alternating pairs; one has ended before the other begins. On: the default settings,
 10 and 20 Hz, on a tree of sensor files (by default a copy of the Orin Nano's fixture, which has
-more files to read than here). Off: no power source, a tick in 1,000 s, no guard, no history.
-Each pair gives a ratio of streamed tok/s; the median of the ratios is the result, target 0.99.
-Sensor files are plain files here: an I2C bus that takes a millisecond a read is not in it.
+more files than this machine). Off: no power source, a tick every 1,000 s, no guard, no history.
+Each pair gives a ratio of streamed tok/s; the result is the median of the ratios, the target 0.99.
+The sensor files are plain files, so the time of a real I2C bus (a millisecond a read) is not
+included.
 
     .venv/bin/python benchmarks/sampler_decode.py --pairs 7     # last line: one JSON document
 """
@@ -33,7 +34,7 @@ OFF |= {"guard": "false", "keep_samples_days": 0}
 
 
 def decode_tok_s(address: Address, model: str) -> float:
-    """Median of a few streams after a warm-up, between first and last piece."""
+    """Median speed of a few streams after a warm-up, between first and last piece."""
     runs = [complete(address, model, SHORT_PROMPT, N_DECODE) for _ in range(REPEATS + 1)]
     return median(one.decode_tok_s for one in runs[1:])
 

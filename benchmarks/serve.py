@@ -1,19 +1,18 @@
 """Is the daemon as fast as llama.cpp's own server? The price of three processes and Python.
 
 The same streaming client, prompts, sampler and GGUF file against `edge-agent serve` and
-`llama-server` (benchmarks/build_llama_server.py: same source, same CMake arguments), in alternating
-pairs; a server's process ends before the other's begins. Each pair gives one ratio per metric, so a
-machine that slows down for a minute slows both sides; the median of the ratios is the result.
+`llama-server` (build_llama_server.py: same source, same CMake arguments), in alternating pairs; a
+server has ended before the next begins. Each pair gives one ratio per metric, so that a machine
+that slows down for a minute slows both sides; the result is the median of the ratios.
 
-decode      tok/s of one stream, 128 tokens after a short prompt, between first and last piece
-prefill     tok/s of a prompt of about 512 tokens: its tokens over the client's time to first token
-prefill*    the same by the server's own timings
-four        tok/s of four streams together, 128 tokens each
-ttft_ms     milliseconds from opening a connection to the first piece, short prompt
+    decode      tok/s of one stream, 128 tokens after a short prompt, between first and last piece
+    prefill     tok/s of a prompt of about 512 tokens: tokens over the client's time to first token
+    prefill*    the same by the server's own timings
+    four        tok/s of four streams together, 128 tokens each
+    ttft_ms     milliseconds from opening a connection to the first piece, short prompt
 
 Prompt caches are off on both sides. llama-bench (no HTTP, no sampling, no tokenizer) is printed as
-the roof. Not covered: GPUs, prefix reuse (edge_agent/adapt/trainer/stored_states.py), memory
-(edge_agent/monitor/sensors/memory.py).
+the upper limit. Not covered: GPUs, prefix reuse (prefix.py), memory (memory.py).
 
     .venv/bin/python benchmarks/serve.py --pairs 5        # last line: one JSON document
 """
@@ -51,7 +50,7 @@ SAMPLER = {
     "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
     "ignore_eos": True, "cache_prompt": False,
 }  # fmt: skip
-# Only the peer knows this field: it shortens its chain to what edge-agent's has.
+# A field of the peer only, which shortens its sampler chain to edge-agent's.
 PEER_CHAIN = {"samplers": ["top_k", "top_p", "temperature"]}
 
 TARGETS = {"decode": 0.97, "prefill": 0.95, "prefill*": 0.95, "four": 1.0}
@@ -63,7 +62,7 @@ Start = Callable[[], AbstractContextManager[Server]]
 
 
 def complete(address: Address, model: str, prompt: str, max_tokens: int) -> StreamResult:
-    """One streamed completion. Raises BenchmarkError when it did not end as it should."""
+    """One streamed completion. Raises BenchmarkError when it is not complete."""
     body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "stream": True}
     body["stream_options"] = {"include_usage": True}
     peer = PEER_CHAIN if address.token is None else {}
@@ -129,7 +128,7 @@ def measure(start: Start, model: str) -> Metrics:
 
 
 def alternate(ours: Start, peer: Start, model: str, pairs: int) -> list[tuple[Metrics, Metrics]]:
-    """(ours, peer) of each pair; who goes first alternates."""
+    """(ours, peer) of each pair; the order alternates."""
     rows = []
     for index in range(pairs):
         order = (ours, peer) if index % 2 == 0 else (peer, ours)
@@ -143,7 +142,7 @@ def alternate(ours: Start, peer: Start, model: str, pairs: int) -> list[tuple[Me
 
 
 def llama_bench(gguf: Path, threads: int) -> Metrics:
-    """The roof: tok/s of pp512 and tg128 without HTTP, tokenizer and sampler."""
+    """The upper limit: tok/s of pp512 and tg128 without HTTP, tokenizer and sampler."""
     command = [str(peer_program("llama-bench")), "-m", str(gguf), "-p", "512", "-n", "128"]
     command += ["-t", str(threads), "-b", "512", "-ub", "512", "-fa", "auto", "-r", "3"]
     done = subprocess.run([*command, "-o", "json"], capture_output=True, check=True)

@@ -1,8 +1,8 @@
-"""Start and stop the servers that the benchmarks talk to, each in a directory of its own.
+"""Starts and stops the servers that the benchmarks measure, each in a directory of its own.
 
-In: a model and settings. Out: a `Server` with an address, for the length of a `with` block; when
-the block ends the process has ended too, so that two servers never share the processor. Not here:
-requests and measurements.
+Flows in: a model and settings. Flows out: a Server with an address, for the length of a `with`
+block. When the block ends the process has ended too, so that two servers never share the processor.
+Not here: requests and measurements.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Server:
     state_dir: Path | None = None
 
     def run_json(self) -> dict[str, Any]:
-        """The contract's STATE/run.json: pid, worker_pid, socket, port."""
+        """The content of STATE/run.json: pid, worker_pid, socket, port."""
         if self.state_dir is None:
             raise BenchmarkError(f"{self.name} has no run.json")
         document: dict[str, Any] = json.loads((self.state_dir / "run.json").read_text())
@@ -49,7 +49,7 @@ class Server:
 
 
 def cli(*arguments: str, state_dir: Path) -> str:
-    """What an `edge-agent` command printed. Raises BenchmarkError with what it said."""
+    """The output of an `edge-agent` command. Raises BenchmarkError with its error output."""
     command = [str(Path(sys.executable).parent / "edge-agent"), *arguments]
     env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state_dir)}
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True)
@@ -59,7 +59,10 @@ def cli(*arguments: str, state_dir: Path) -> str:
 
 
 def register(source: str, state_dir: Path) -> tuple[str, Path]:
-    """Pull `source` (embedded:NAME, hf:... or a file); its name and the GGUF file in STATE."""
+    """Pull `source` (embedded:NAME, hf:...
+
+    or a file); returns its name and the GGUF file in STATE.
+    """
     before = set(state_dir.glob("models/*.gguf"))
     document = json.loads(cli("pull", source, "--json", state_dir=state_dir))
     row = document.get("model", document)
@@ -79,7 +82,7 @@ def engine_status(server: Server) -> dict[str, Any]:
 def edge_agent(
     state_dir: Path, model: str, settings: Mapping[str, object] | None = None
 ) -> Iterator[Server]:
-    """`edge-agent serve` with EDGE_AGENT_<setting> of `settings`, on any free port."""
+    """`edge-agent serve` with `settings` as EDGE_AGENT_<setting>, on any free port."""
     command = [str(Path(sys.executable).parent / "edge-agent"), "serve", "--port", "0"]
     command += ["--state-dir", str(state_dir), "--model", model]
     given = {f"EDGE_AGENT_{name.upper()}": str(value) for name, value in (settings or {}).items()}
@@ -96,9 +99,9 @@ def edge_agent(
 def llama_server(
     log_dir: Path, gguf: Path, *, threads: int, slots: int, n_ctx: int
 ) -> Iterator[Server]:
-    """The peer, with edge-agent's own batch sizes and nothing that runs beside a request.
+    """The peer, with edge-agent's batch sizes and no work beside the requests.
 
-    Prompt cache, context checkpoints and the RAM cache are off: they would cost it time that
+    Prompt cache, context checkpoints and the RAM cache are off, because they would cost time that
     edge-agent, asked with cache_prompt false, does not spend.
     """
     port = _free_port()

@@ -1,9 +1,9 @@
-"""The one streaming client of every benchmark: it times an SSE answer line by line.
+"""The streaming client of every benchmark: it times an SSE answer line by line.
 
-In: an address and a JSON body. Out: a StreamResult with the arrival time of every piece, what the
-server said about tokens and timings, and how the stream ended. Standard library only, so that the
-same few microseconds are added to whichever server is measured; lines are kept raw while the clock
-runs and parsed afterwards. Not here: statistics, the servers themselves.
+Flows in: an address and a JSON body. Flows out: a StreamResult with the arrival time of every
+piece, the tokens and timings that the server sent, and how the stream ended. It uses the standard
+library only, so that every measured server pays the same few microseconds; lines are kept raw while
+the clock runs and parsed afterwards. Not here: statistics, the servers themselves.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Address:
 class StreamResult:
     """One answer. Times are seconds of time.monotonic(); `ending` says how the stream ended:
 
-    complete (a finish_reason came), error_event (a typed error inside the stream), refused (a
-    typed error instead of a stream), cut (the connection ended in the middle), malformed (a line
-    that is no SSE or no JSON), hung (no end before the deadline), unreachable.
+    complete (a finish_reason came), error_event (a typed error inside the stream), refused (a typed
+    error instead of a stream), cut (the connection ended in the middle), malformed (a line that is
+    no SSE or no JSON), hung (no end before the deadline), unreachable.
     """
 
     ending: str
@@ -63,7 +63,7 @@ class StreamResult:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt, those taken from the prefix cache included."""
+        """Tokens of the prompt, including those taken from the prefix cache."""
         fresh = self.timings.get("prompt_n", 0) + self.timings.get("cache_n", 0)
         return int(self.usage.get("prompt_tokens") or fresh)
 
@@ -76,7 +76,10 @@ class StreamResult:
 def ask_json(
     address: Address, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = 60.0
 ) -> tuple[int, Any]:
-    """(status, document) of a GET, or a POST when there is a body. Raises OSError, ValueError."""
+    """(status, document) of a GET, or of a POST when there is a body.
+
+    Raises OSError, ValueError.
+    """
     connection = http.client.HTTPConnection(address.host, address.port, timeout=timeout_s)
     method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
     try:
@@ -90,7 +93,8 @@ def ask_json(
 def stream(
     address: Address, path: str, body: Mapping[str, Any], deadline_s: float = 120.0
 ) -> StreamResult:
-    """POST `body` and read the SSE answer to its end; never raises for what a server does."""
+    """POST `body` and read the SSE answer to its end; a server's failure is a result, not an
+    exception."""
     sent_s = time.monotonic()
     deadline = sent_s + deadline_s
     lines: list[tuple[float, bytes]] = []
@@ -112,7 +116,8 @@ def stream(
 def _post(
     sock: socket.socket, path: str, body: bytes, address: Address
 ) -> http.client.HTTPResponse:
-    """Send the request by hand: http.client would hide the socket whose time limit we move."""
+    """Send the request by hand, because http.client hides the socket whose time limit must be
+    changed."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     fields = {**address.headers(), "Host": f"{address.host}:{address.port}"}
     fields |= {"Content-Length": str(len(body)), "Connection": "close"}
@@ -142,7 +147,7 @@ def _read_lines(
 def _parse(
     lines: list[tuple[float, bytes]], status: int, ending: str, sent_s: float, end_s: float
 ) -> StreamResult:
-    """The result that raw lines amount to."""
+    """The result that the raw lines give."""
     if status != 200:
         return _refused(lines, status, ending, sent_s, end_s)
     pieces, found, text = [], {}, []
@@ -166,7 +171,7 @@ def _parse(
 
 
 def _piece(event: dict[str, Any]) -> str:
-    """The text an event carries, of /v1/completions or /v1/chat/completions."""
+    """The text of an event of /v1/completions or /v1/chat/completions."""
     choices = event.get("choices") or []
     if not choices:
         return ""

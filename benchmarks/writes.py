@@ -1,11 +1,11 @@
-"""How much does the daemon write to its disk, at idle and while it answers? SD cards wear by this.
+"""How much does the daemon write to its disk, at idle and while it answers? It wears SD cards.
 
-Bytes that the front process caused to be written (write_bytes in /proc/PID/io, which counts whole
-pages as they become dirty) and growth of the state directory, over whole minutes because samples
-are written once a minute; both as bytes per hour. The worker writes nothing and is counted too, as
-a check. Beside them stands what the whole disk wrote in the time (/proc/diskstats), which includes
-the file system's journal and every other program: an upper bound on a quiet machine. A directory in
-memory (tmpfs) has no writes and is refused.
+Measured: the bytes that the front process caused to be written (write_bytes in /proc/PID/io, which
+counts whole pages as they become dirty) and the growth of the state directory, over whole minutes
+because samples are written once a minute; both as bytes per hour. The worker writes nothing and is
+counted too, as a check. The bytes that the whole disk wrote meanwhile (/proc/diskstats) include the
+file system's journal and every other program, and are an upper bound on a quiet machine. A
+directory in memory (tmpfs) has no writes and is refused.
 
     .venv/bin/python benchmarks/writes.py --minutes 30 --dir ~/.cache    # last line: JSON
 """
@@ -28,7 +28,7 @@ from servers import BenchmarkError, Server, edge_agent, register
 from stream_client import Address, stream
 
 SECTOR_BYTES = 512
-"""The unit of /proc/diskstats, whatever the disk's own is."""
+"""The unit of /proc/diskstats, on any disk."""
 ANSWERS_AN_HOUR = 360
 FLUSH_S = 60
 PROC = Path("/proc")
@@ -36,7 +36,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Counters:
-    """Cumulative bytes at one moment. None: this machine does not tell."""
+    """Cumulative bytes at one moment. None: this machine does not count them."""
 
     at_s: float
     front_bytes: int
@@ -47,7 +47,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Phase:
-    """One row of the table. Rates in bytes per hour."""
+    """One row of the table. Rates are in bytes per hour."""
 
     name: str
     minutes: float
@@ -59,7 +59,7 @@ class Phase:
 
 
 def written_bytes(pid: int) -> int:
-    """write_bytes of a process (proc_pid_io(5)); its own user may read it."""
+    """write_bytes of a process (proc_pid_io(5)), which its own user may read."""
     for line in (PROC / str(pid) / "io").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "write_bytes":
@@ -68,7 +68,8 @@ def written_bytes(pid: int) -> int:
 
 
 def disk_bytes(directory: Path) -> int | None:
-    """What the device below `directory` has written since boot; None when it is not a disk."""
+    """Bytes that the device below `directory` has written since boot; None when it is not a
+    disk."""
     device = os.stat(directory).st_dev
     for line in (PROC / "diskstats").read_text().splitlines():
         words = line.split()
@@ -111,7 +112,7 @@ def ask(address: Address, model: str) -> None:
 
 
 def answer_until(address: Address, model: str, stopped: threading.Event) -> int:
-    """Answers at a steady rate, as a board in use gives them. Returns how many."""
+    """Answers at a steady rate, as on a board in use. Returns how many."""
     answers = 0
     while not stopped.wait(3600 / ANSWERS_AN_HOUR):
         ask(address, model)
@@ -127,7 +128,7 @@ def idle_until(stopped: threading.Event) -> int:
 def phase(
     name: str, minutes: int, server: Server, state: Path, work: Callable[[threading.Event], int]
 ) -> Phase:
-    """`work` runs until the time is over."""
+    """Measure while `work` runs, for so many minutes."""
     stopped = threading.Event()
     timer = threading.Timer(minutes * FLUSH_S, stopped.set)
     before = counters(server, state)
@@ -140,7 +141,7 @@ def phase(
 
 
 def check_disk(directory: Path) -> None:
-    """Raises BenchmarkError for a file system in memory."""
+    """Raise BenchmarkError for a file system in memory."""
     mounts = [line.split() for line in (PROC / "mounts").read_text().splitlines()]
     inside = [m for m in mounts if directory.resolve().is_relative_to(m[1])]
     kind = max(inside, key=lambda mount: len(mount[1]))[2]
@@ -155,7 +156,7 @@ def measure(source: str, minutes: int, directory: Path) -> list[Phase]:
         model, _ = register(source, state)
         with edge_agent(state, model) as server:
             ask(server.address, model)
-            time.sleep(FLUSH_S)  # the start's own rows are no part of the steady state
+            time.sleep(FLUSH_S)  # rows of the start do not belong to the steady state
             return [
                 phase("idle", minutes, server, state, idle_until),
                 phase(

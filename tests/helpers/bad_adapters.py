@@ -28,7 +28,7 @@ ALPHA = "adapter.lora.alpha"
 
 @dataclass(frozen=True)
 class Tensor:
-    """`shape` innermost first, as the file has it."""
+    """`shape` is innermost first, as in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,13 +44,13 @@ class Draft:
     tensors: tuple[Tensor, ...]
 
     def said(self, **changes: object) -> Draft:
-        """With other metadata; None takes a key away. `__` stands for the dot."""
+        """The draft with changed metadata; None removes a key. `__` stands for the dot."""
         named = {key.replace("__", "."): value for key, value in changes.items()}
         merged = {**self.metadata, **named}
         return replace(self, metadata={k: v for k, v in merged.items() if v is not None})
 
     def changed(self, name: str, **changes: object) -> Draft:
-        """With one tensor changed."""
+        """The draft with one tensor changed."""
         return replace(self, tensors=tuple(
             replace(t, **changes) if t.name == name else t for t in self.tensors  # type: ignore[arg-type]
         ))  # fmt: skip
@@ -92,7 +92,7 @@ def aligned(data: bytes) -> bytes:
 
 
 def numbers(*shape: int, scale: float = 0.5) -> bytes:
-    """Pseudo-random float32, the same every time."""
+    """Pseudo-random float32 values, the same for the same shape."""
     count = 1
     for size in shape:
         count *= size
@@ -127,7 +127,11 @@ def good_adapter(base: Path, weights: Sequence[str] = (Q, FFN), scale: float = 0
 
 @dataclass(frozen=True)
 class BadAdapter:
-    """`why`: a part of the sentence it must be refused with. `source`: tried, near or more."""
+    """`why` is a part of the expected reason.
+
+    `source`: "tried" (given to llama.cpp unchecked, which ended the process or computed nonsense),
+    "near" (kinds close to those) or "more".
+    """
 
     kind: str
     path: Path
@@ -149,7 +153,7 @@ def in_the_middle(value: float) -> Change:
 
 
 def half(draft: Draft) -> Draft:
-    """A whole tensor in half precision, its last value infinite."""
+    """A whole tensor in half precision whose last value is infinite."""
     tensor = next(tensor for tensor in draft.tensors if tensor.name == A)
     count = tensor.shape[0] * tensor.shape[1]
     data = struct.pack(f"<{count}e", *[0.5] * (count - 1), float("inf"))
@@ -157,7 +161,7 @@ def half(draft: Draft) -> Draft:
 
 
 def zeroed(draft: Draft) -> Draft:
-    """B of every pair is 0 (and -0.0), as before the first step."""
+    """B of every pair is 0 (and -0.0), as before the first training step."""
     return replace(draft, tensors=tuple(
         replace(tensor, data=struct.pack("<f", -0.0) * (len(tensor.data) // 4))
         if tensor.name.endswith(".lora_b") else tensor
@@ -278,7 +282,7 @@ def other_tensors(width: int) -> Kinds:
 
 
 def write_bad_adapters(base: Path, directory: Path) -> list[BadAdapter]:
-    """All of them, those that are no regular files included. Q of the base must be square."""
+    """Write all of them, also those that are no regular files. Q of the base must be square."""
     good = good_adapter(base)
     (width,) = {tensor.shape[0] for tensor in good.tensors if tensor.name == A}
     sources = {"tried": tried_kinds(width), "near": near_kinds(width),
@@ -304,7 +308,7 @@ def not_files(good: Draft, directory: Path) -> list[BadAdapter]:
     os.mkfifo(fifo)
     with huge.open("wb") as file:
         file.write(good.packed())
-        file.truncate((1 << 30) + 1)  # a hole: no disk is taken
+        file.truncate((1 << 30) + 1)  # a hole, which takes no disk space
     return [
         BadAdapter("a link", link, "symbolic link"),
         BadAdapter("a directory", folder, "it is a directory"),

@@ -1,7 +1,7 @@
-"""A fixture board whose power and heat change while others read it.
+"""A FAKE board whose power and temperature change while others read its files.
 
-A fake, and labelled so: no such board is here. Files are replaced by rename, so that a reader never
-sees a half-written one, as it never does in sysfs.
+Files are replaced by rename, so that a reader never sees half a value, which it never does in sysfs
+either.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Signal = Callable[[float], float]
 
 
 def copied_board(name: str, root: Path) -> Path:
-    """The tree `name` below `root`, which is returned."""
+    """Copy the fixture tree `name` to `root` and return `root`."""
     shutil.copytree(BOARDS / name, root)
     return root
 
 
 class BoardWriter:
-    """Writes watts(t) of the total rail and celsius(t) of every zone, t in monotonic seconds."""
+    """Writes watts(t) of the total rail and celsius(t) of every zone; t is in monotonic seconds."""
 
     def __init__(
         self, tree: str, root: Path, watts: Signal, celsius: Signal, period_s: float = 0.02
@@ -48,7 +48,7 @@ class BoardWriter:
         self._thread.join(5)
 
     def joules(self, start_s: float, end_s: float) -> float:
-        """Integral of the signal, midpoint rule in fine steps."""
+        """Integral of the power signal, by the midpoint rule in fine steps."""
         n = max(1, round((end_s - start_s) / STEP_S))
         width = (end_s - start_s) / n
         return sum(self._watts(start_s + (i + 0.5) * width) for i in range(n)) * width
@@ -58,7 +58,7 @@ class BoardWriter:
             self.write()
 
     def write(self) -> None:
-        """Everything once, for now."""
+        """Write every file once, with the values of this moment."""
         now_s = time.monotonic()
         watts = self._watts(now_s)
         for path in self.root.glob("sys/bus/i2c/drivers/ina3221x/*/iio:device*/in_power0_input"):
@@ -76,7 +76,7 @@ class BoardWriter:
 
 
 def put(path: Path, value: object) -> None:
-    """Replace a file's content as the kernel would show it."""
+    """Replace a file's content, in the form in which the kernel shows it."""
     temp = path.with_name(f".{path.name}.new")
     temp.write_text(f"{value}\n")
     os.replace(temp, path)

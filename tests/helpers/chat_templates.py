@@ -1,4 +1,4 @@
-"""The chat templates that tests render, as the model files carry them."""
+"""The chat templates that tests render, as model files contain them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QWEN3 = """
 {%- if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif -%}
 """
 
-# Our own words for what the published templates do, as independent statements of the formats.
+# Written for these tests: independent statements of the formats that the published templates make.
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}"
     "{% endfor %}{{ '<|im_start|>assistant\n' }}"

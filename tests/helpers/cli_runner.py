@@ -31,7 +31,7 @@ class Outcome:
 
 
 class Screen(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -44,7 +44,7 @@ def cli(
     environ: Mapping[str, str] | None = None,
     on_screen: bool = False,
 ) -> Outcome:
-    """One command in this process. `stdin` None stands for a terminal."""
+    """Run one command in this process. `stdin` None stands for a terminal."""
     out = Screen() if on_screen else io.StringIO()
     err = io.StringIO()
     reader = Screen() if stdin is None else io.StringIO(stdin)
@@ -56,7 +56,7 @@ def cli(
 def program(
     *argv: str, state_dir: Path, stdin: Any = subprocess.DEVNULL, data: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The real program."""
+    """Run the real program."""
     return subprocess.run(
         [sys.executable, "-m", "edge_agent.cli", *argv],
         env={**os.environ, "EDGE_AGENT_STATE_DIR": str(state_dir)},
@@ -68,7 +68,7 @@ def program(
 
 
 def filled(tmp_path: Path) -> StateDir:
-    """A state directory without a daemon that holds two models sharing one file."""
+    """A state directory without a daemon, with two models that share one file."""
     state = StateDir(tmp_path)
     state.models.mkdir()
     (state.models / "x.gguf").write_bytes(b"gguf")

@@ -21,7 +21,7 @@ FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
-    """Read by gguf-py, not by us; shapes outermost first."""
+    """The tensors as gguf-py reads them, independent of our reader; shapes are outermost first."""
     reader = gguf.GGUFReader(path)
     return {
         t.name: np.asarray(t.data, np.float32).reshape(tuple(reversed(t.shape.tolist())))

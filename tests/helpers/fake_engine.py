@@ -1,4 +1,4 @@
-"""A supervisor without a worker: it answers from a script, so that HTTP can be tested alone."""
+"""A FAKE supervisor without a worker, which answers from a script: HTTP can be tested alone."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def model_info(name: str = "tiny", chat_template: str = "chatml") -> ModelInfo:
 
 @dataclass
 class FakeSupervisor:
-    """Yields `pieces`, one chunk each; `requests` and `cancelled` tell what reached it."""
+    """Yields `pieces`, one chunk each; `requests` and `cancelled` record what reached it."""
 
     pieces: list[str] = field(default_factory=lambda: ["Hel", "lo ", "wörld"])
     info: ModelInfo = field(default_factory=model_info)
@@ -99,7 +99,7 @@ class FakeSupervisor:
     """Raised after `fail_after` chunks."""
     fail_after: int = 0
     n_let_pass: float = math.inf
-    """Chunks of an answer that come at once; the rest waits until a test raises it."""
+    """Number of chunks that come at once; the others wait until a test raises the number."""
     finish_reason: str = "stop"
     loaded: bool = True
     status_now: EngineStatus | None = None
@@ -113,7 +113,7 @@ class FakeSupervisor:
     slot_state: str = "idle"
     store: Store = field(init=False)
     registry: AdapterRegistry = field(init=False)
-    """Both given by http_front.serving."""
+    """`store` and `registry` are set by http_front.serving."""
     checked: list[AdapterRef] = field(default_factory=list)
 
     def target(self, model: str | None) -> Target:

@@ -1,4 +1,4 @@
-"""A FAKE sampler: snapshots are said, not read; subscribers are called in the caller's thread."""
+"""A FAKE sampler: tests state the snapshots, and subscribers are called in the test's thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_agent.monitor.sensors.readings import Alarms, Board, Cpu, Gpu, Memory,
 
 @dataclass(frozen=True)
 class FakeSnapshot:
-    """The fields of sampler.Snapshot with figures of no real board."""
+    """The fields of edge_agent/monitor/snapshot.py's Snapshot, with figures of no real board."""
 
     at_s: float = 100.0
     power: Power = Power("ina3221", "VDD_IN", {"VDD_IN": 4.5, "VDD_SOC": 1.25})
@@ -45,7 +45,7 @@ NOTHING = FakeSnapshot(
 
 
 class FakeSampler:
-    """`tell` plays one second of a real one; power samples are (monotonic seconds, watts)."""
+    """`tell` plays one second of a real sampler; power samples are (monotonic seconds, watts)."""
 
     def __init__(self) -> None:
         self.latest: FakeSnapshot | None = None
@@ -59,7 +59,7 @@ class FakeSampler:
         return self.latest
 
     def trace(self, start_s: float, end_s: float) -> Any:
-        """One sample more on either side, as the interface says."""
+        """Includes one sample before and one after the window, as BoardSampler.trace does."""
         inside = [n for n, (at_s, _) in enumerate(self.power) if start_s <= at_s <= end_s]
         chosen = self.power[max(0, inside[0] - 1) : inside[-1] + 2] if inside else []
         return SimpleNamespace(

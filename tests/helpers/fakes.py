@@ -1,10 +1,10 @@
 """FAKES: a worker that misbehaves on command, and a daemon with a small API around it.
 
-No model is involved. `python tests/helpers/fakes.py --fd N` is a worker that speaks wire.py
-honestly; what it does is written in the model file (a Script for its load) and in each prompt (a
+There is no model. `python tests/helpers/fakes.py --fd N` is a worker that follows wire.py's
+protocol; its behaviour stands in the model file (a Script for the load) and in each prompt (a
 Plan), both JSON. `python tests/helpers/fakes.py daemon --settings JSON` is the real daemon with
-this worker and a tiny API. Every record the worker receives is appended to the file next to the
-model, `<path>.log`.
+this worker and a tiny API. Every record that the worker receives is appended to the file
+`<path>.log` beside the model.
 """
 
 from __future__ import annotations
@@ -61,29 +61,29 @@ SHA256 = "ab" * 32
 
 @dataclass(frozen=True)
 class Script:
-    """How a load goes. `then`: loaded, die (by SIGABRT), wedge, refuse, or mute (say nothing)."""
+    """How a load goes. `then`: loaded, die (by SIGABRT), wedge, refuse, or mute (send nothing)."""
 
     then: str = "loaded"
     held: bool = False
-    """The load waits for `release`."""
+    """Whether the load waits for `release`."""
     slots: int = 1
     crash_once: bool = False
-    """Die in the first load only: a file `<path>.crashed` remembers it."""
+    """Die in the first load only, which the file `<path>.crashed` records."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a prompt makes the worker do: some chunks, then something."""
+    """What a prompt makes the worker do: send some chunks, then do `then`."""
 
     chunks: int = 2
     every_s: float = 0.0
     then: str = "done"
-    """done, die:SIGNAL, exit:N, wedge (never speak again), garbage, error:CODE, tokens."""
+    """done, die:SIGNAL, exit:N, wedge (send nothing any more), garbage, error:CODE, tokens."""
     obeys_cancel: bool = True
     held: bool = False
-    """What follows the first chunk waits for `release`."""
+    """Whether everything after the first chunk waits for `release`."""
     text: str | None = None
-    """What the whole answer says where it is not streamed; None: what the chunks would."""
+    """Text of an answer that is not streamed; None: the text of the chunks."""
 
 
 def generate(**plan: object) -> Generate:
@@ -93,7 +93,7 @@ def generate(**plan: object) -> Generate:
 
 
 def register(root: Path, name: str = "tiny", **script: object) -> ModelRow:
-    """Write a Script as the model file of a row; the caller adds the row to its store."""
+    """Write a Script as a model file and return its row; the caller adds the row to a store."""
     from edge_agent.store.store import ModelRow  # late: the worker starts faster without it
 
     path = root / f"{name}.gguf"
@@ -115,23 +115,23 @@ def register(root: Path, name: str = "tiny", **script: object) -> ModelRow:
 
 
 def release(path: str) -> None:
-    """Let what is held in the workers of the model at `path` go on, now and later."""
+    """Let loads and answers of the model at `path` that are held go on, now and later."""
     gate_of(path).touch()
 
 
 def gate_of(path: str) -> Path:
-    """The file whose existence is the release."""
+    """The file whose existence releases them."""
     return Path(path + ".released")
 
 
 def log_of(row: ModelRow) -> list[dict[str, object]]:
-    """The records this model's workers received, oldest first."""
+    """The records that this model's workers received, oldest first."""
     log = Path(row.path + ".log")
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def plan_of(request: Generate) -> Plan:
-    """From the prompt. A prompt that is none, a canary's, is answered by `<adapter>.plan`."""
+    """The Plan in the prompt. A prompt without one (a canary's) follows `<adapter>.plan`."""
     text = request.text or ""
     if not text.startswith("{"):
         sidecar = Path(request.adapter.path + ".plan") if request.adapter else Path("/nonexistent")
@@ -140,7 +140,8 @@ def plan_of(request: Generate) -> Plan:
 
 
 class FakeWorker:
-    """One thread reads; each Generate runs in its own, so that Cancel and Ping are heard."""
+    """One thread reads; each Generate runs in a thread of its own, so that Cancel and Ping are
+    read."""
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -157,7 +158,7 @@ class FakeWorker:
             for record in decoder.feed(data):
                 self._note(record)
                 self._answer(record)
-        os._exit(0)  # like the real one: EOF ends it whatever its threads do
+        os._exit(0)  # as in the real worker, end of file ends it whatever its threads do
 
     def _note(self, record: ToWorker) -> None:
         if isinstance(record, Load):
@@ -248,7 +249,7 @@ def model_info(load: Load, slots: int) -> ModelInfo:
 
 
 def run_daemon(arguments: list[str]) -> int:
-    """The real daemon, this worker, and an API of two paths in place of server/."""
+    """The real daemon with this worker, and an API of two paths in place of server/."""
     from aiohttp import web
 
     from edge_agent.config import Settings

@@ -1,7 +1,7 @@
-"""One hostile request: its bytes, and the only statuses that are a right answer to it.
+"""One hostile request: its bytes, and the only statuses that are a correct answer to it.
 
-Flows in: a table row. Flows out: the outcome of sending it to a live server on a real socket. Used
-by tests/server/test_hostile.py (fake engine) and benchmarks/hostile.py (a real daemon).
+Flows in: a row of the table. Flows out: the outcome of sending it to a live server on a real
+socket. Used by tests/server/test_hostile.py (fake engine) and benchmarks/hostile.py (real daemon).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ANSWER_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Target:
-    """Where the server is; `model` is a registered name."""
+    """Where the server listens; `model` is a registered name."""
 
     host: str
     port: int
@@ -29,7 +29,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Case:
-    """`broken_http`: too broken to be answered as JSON; plain text or a bare close will do."""
+    """`broken_http`: so broken that plain text or a close without an answer is also correct."""
 
     kind: str
     name: str
@@ -40,7 +40,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`status` None: closed (or, when `hung`, silent) without an answer."""
+    """`status` None: the connection closed, or (when `hung`) stayed silent, without an answer."""
 
     status: int | None
     seconds: float
@@ -58,7 +58,7 @@ def head(
     line: str,
     headers: dict[str, str | None] | None = None,
 ) -> bytes:
-    """Request line and headers of a good client; a value of None leaves the header out."""
+    """Request line and headers of a correct client; a header whose value is None is left out."""
     fields: dict[str, str | None] = {
         "Host": f"{target.host}:{target.port}",
         "Authorization": f"Bearer {target.token}",
@@ -72,7 +72,7 @@ def head(
 def post(
     path: str, body: Any, headers: dict[str, str | None] | None = None
 ) -> Callable[[Target], bytes]:
-    """A POST; `body` is bytes as they are or a JSON value."""
+    """A POST; `body` is bytes, or a value to be sent as JSON."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     fields: dict[str, str | None] = {
         "Content-Type": "application/json",
@@ -83,12 +83,12 @@ def post(
 
 
 def run_case(host: str, port: int, token: str, case: Case) -> Outcome:
-    """Sends the case and reads to the end of the connection."""
+    """Send the case and read to the end of the connection."""
     start = time.monotonic()
     hung = False
     received = b""
     with socket.create_connection((host, port), timeout=ANSWER_TIMEOUT_S) as peer:
-        with suppress(OSError):  # refused before all was sent: the answer may be waiting
+        with suppress(OSError):  # refused before all was sent; the answer may still be there
             peer.sendall(case.request(Target(host, port, token)))
         try:
             while piece := peer.recv(65536):
@@ -111,7 +111,7 @@ def _outcome(received: bytes, seconds: float, hung: bool) -> Outcome:
 
 
 def _is_typed(body: bytes) -> bool:
-    """A JSON error in one of the three dialects, without a traceback."""
+    """Whether the body is a JSON error in one of the three dialects, without a traceback."""
     try:
         error = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):

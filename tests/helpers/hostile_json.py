@@ -16,7 +16,7 @@ def _raw(kind: str, bodies: list[bytes], path: str = TEXT) -> list[Case]:
 
 
 def _chat(kind: str, members: list[dict[str, Any]]) -> list[Case]:
-    """Each row replaces members of a good chat request."""
+    """Each row replaces members of a correct chat request."""
     bodies = [{"messages": TURNS, "max_tokens": 1, **row} for row in members]
     rows = zip(members, bodies, strict=True)
     return [Case(kind, str(row)[:60], post(CHAT, body), BAD) for row, body in rows]

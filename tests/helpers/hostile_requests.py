@@ -1,7 +1,6 @@
-"""The table of hostile requests: every class has ten, every case the statuses it may end in.
+"""The table of hostile requests: ten of every class, each with the statuses that are correct.
 
-Used by tests/server/test_hostile.py against a fake engine, and by benchmarks/hostile.py against a
-daemon.
+Used by tests/server/test_hostile.py with a fake engine and by benchmarks/hostile.py with a daemon.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Answer:
         return json.loads(self.body)
 
     def events(self) -> list[Any]:
-        """Server-sent events; '[DONE]' stays a string."""
+        """Server-sent events as JSON values; '[DONE]' stays a string."""
         parts = self.body.decode().split("\n\n")
         assert parts.pop() == ""
         data = [part.removeprefix("data: ") for part in parts]
@@ -70,7 +70,7 @@ class Front:
         headers: dict[str, str] | None = None,
         token: str | None = TOKEN,
     ) -> Answer:
-        """One request over TCP; `body` is JSON, or bytes as they are."""
+        """One request over TCP; `body` is a value to be sent as JSON, or bytes."""
         sent = {"Content-Type": "application/json"} if body is not None else {}
         if token:
             sent["Authorization"] = f"Bearer {token}"
@@ -98,7 +98,7 @@ class Front:
         return peer
 
     def raw_post(self, path: str, body: Any) -> bytes:
-        """The bytes of a good POST."""
+        """The bytes of a correct POST."""
         data = json.dumps(body).encode()
         return (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
@@ -130,7 +130,7 @@ def serving(
     senses: bool = False,
     **settings: Any,
 ) -> Iterator[Front]:
-    """`senses`: with a real sampler below settings["sensors_root"]."""
+    """A running front. `senses`: with a real sampler that reads below settings["sensors_root"]."""
     supervisor = supervisor or FakeSupervisor()
     chosen = Settings(state_dir=tmp_path, port=0, **settings)
     store = Store(tmp_path / "edge-agent.db", log_text=chosen.log_text)

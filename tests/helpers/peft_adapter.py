@@ -21,7 +21,7 @@ PREFIX = "base_model.model.model.layers"
 def write_peft(
     directory: Path, ranks: dict[str, int] | None = None, **settings: Any
 ) -> dict[str, np.ndarray]:
-    """A PEFT directory for both layers of the tiny models; ranks by module, else 4."""
+    """A PEFT directory for both layers of the tiny models; `ranks` by module, else 4."""
     directory.mkdir()
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", **settings}
     put_json(directory / "adapter_config.json", config)

@@ -18,7 +18,7 @@ TEMPLATES = {"chatml": CHATML, "qwen3": QWEN3, "gemma": GEMMA, "jinja": SHOUTED}
 
 
 def write_bpe(path: Path, template: str | None) -> Path:
-    """A file of tokens only, Qwen 3's two think tokens among them; normalizes as Qwen does."""
+    """A vocabulary-only file with Qwen 3's two think tokens, normalized as Qwen's is."""
     tokens, merges = vocabulary()
     tokens += ["\u010a\u010a", *THINK]  # two newlines as one token
     kinds = gguf.TokenType
@@ -47,7 +47,8 @@ def finish(writer: gguf.GGUFWriter, path: Path, template: str | None) -> Path:
 
 @contextlib.contextmanager
 def prompts_of(path: Path) -> Iterator[PromptBuilder]:
-    """As vocabulary_only has them, of a file that holds nothing but tokens."""
+    """The prompt builder that vocabulary_only gives, for a file that contains nothing but
+    tokens."""
     from edge_agent.prompt.training_sequence import VocabularyPrompts
 
     with VocabularyPrompts(path) as prompts:

@@ -1,7 +1,7 @@
-"""Random GGUF LoRA adapters for a GGUF base, whole or broken on purpose, written with gguf-py.
+"""Random GGUF LoRA adapters for a GGUF base, correct or broken on purpose, written with gguf-py.
 
-In: the base's path. Out: an AdapterRef of the file. `strength` 1 changes every answer; the same
-seed, the same bytes. Nothing about quality can be measured with them.
+Flows in: the base's path. Flows out: an AdapterRef of the file. `strength` 1 changes every answer;
+the same seed gives the same bytes. Such adapters say nothing about quality.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def settings_json(state: Path, **fields: Any) -> str:
 
 
 class RunningDaemon:
-    """A daemon process; stopped with the test."""
+    """A daemon process; the test's fixture stops it."""
 
     def __init__(self, state: Path, environ: dict[str, str] | None = None, **fields: Any) -> None:
         self.state = state

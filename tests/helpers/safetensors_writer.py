@@ -13,7 +13,7 @@ from converters.safetensors_file import pack_header
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
-    """A small file of float32 arrays, whole or not at all. Raises OSError."""
+    """Write a complete file of float32 arrays or none. Raises ConversionError."""
     head, starts = pack_header({n: ("F32", a.shape) for n, a in arrays.items()}, {"format": "pt"})
     with OutputFile(path) as output:
         output.write_at(0, head)

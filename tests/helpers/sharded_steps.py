@@ -1,7 +1,8 @@
-"""Started twice by torchrun: a tiny model in shards, and whole, take the same three steps.
+"""Started twice by torchrun: a tiny model in shards, and unsharded, take the same three steps.
 
-FSDP2's `fully_shard` over gloo, without accelerate (which makes DDP of FSDP on a processor). Prints
-the losses of both from the first process. Not a test by itself: test_sft_distributed.py starts it.
+FSDP2's `fully_shard` over gloo is used without accelerate, which turns FSDP into DDP on a
+processor. The first process prints the losses of both. This is no test by itself:
+tests/train_host/test_sft_distributed.py starts it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def new_model() -> Any:
 
 
 def batch_of(step: int) -> Any:
-    """Four rows; each process takes its half."""
+    """Four rows, of which each process takes two."""
     return torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(step))
 
 
 def losses(model: Any, rank: int | None) -> list[float]:
-    """`rank` None: the whole batch in this process."""
+    """`rank` None: this process takes the whole batch."""
     optimizer, found = torch.optim.AdamW(model.parameters(), lr=1e-2), []
     for step in range(STEPS):
         rows = batch_of(step)

@@ -1,8 +1,8 @@
 """A real but tiny Hugging Face directory: random weights, byte-level BPE or SentencePiece.
 
-Made without the converters' own way back, so that what is read from it is known independently:
-names and shapes are spelled out here as transformers saves them. In: a directory and a family.
-Out: the directory and its float32 arrays. The vocabularies are those of tiny_gguf.
+It is made without the converters, so that its content is known independently: names and shapes are
+written here as transformers saves them. Flows in: a directory and a family. Flows out: the
+directory and its float32 arrays. The vocabularies are those of tiny_gguf.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write_checkpoint(
 
 
 def arrays_of(directory: Path) -> Arrays:
-    """What a directory holds, by name."""
+    """The arrays of a directory, by name."""
     path = directory / "model.safetensors"
     mapped, found = map_file(path), {}
     for name, tensor in read_header(path).items():
@@ -125,7 +125,7 @@ def tokenizer_config(family: str) -> dict[str, Any]:
 
 
 def bpe_tokenizer() -> dict[str, Any]:
-    """SmolLM2's way of cutting, tiny_gguf's tokens and merges."""
+    """SmolLM2's pre-tokenizer with tiny_gguf's tokens and merges."""
     tokens, merges = vocabulary()
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     digits = {"type": "Digits", "individual_digits": True}
@@ -145,7 +145,7 @@ def bpe_tokenizer() -> dict[str, Any]:
 
 
 def spm_tokenizer() -> dict[str, Any]:
-    """As Gemma's tokenizer.json: no scores, bytes as pieces, runs of spaces as added tokens."""
+    """Like Gemma's tokenizer.json: no scores, bytes as pieces, runs of spaces as added tokens."""
     pieces = [text for text, _, _ in spm_vocabulary()]
     characters = sorted(p for p in pieces if len(p) == 1)
     longer = [p for p in pieces if len(p) > 1 and p not in (*SPM_SPECIAL, *BYTE_TOKENS)]

@@ -1,11 +1,11 @@
 """A real but tiny language model: random weights in a GGUF file that llama.cpp loads and decodes.
 
 Tests that need the engine must not need a download. `write_tiny_model` writes about 0.7 MB with
-gguf-py: two blocks of width 64, a byte-level BPE vocabulary (every byte is a token, so any text
-can be tokenized) with a few merges and the three ChatML control tokens. The weights are random, so
-the text it writes is nonsense, but always the same nonsense for one seed; the output rows favour
-printable ASCII and never win for control tokens, so generation runs until max_tokens. In: a path.
-Out: the same path. Nothing about quality can be measured with it.
+gguf-py: two blocks of width 64, a byte-level BPE vocabulary (every byte is a token, so any text can
+be tokenized) with a few merges and the three ChatML control tokens. The weights are random, so the
+generated text is nonsense, but the same nonsense for the same seed. The output rows favour
+printable ASCII and never choose control tokens, so generation runs until max_tokens. Flows in: a
+path. Flows out: the same path. Such a model says nothing about quality.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def vocabulary() -> tuple[list[str], list[str]]:
 SPM_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 UNWANTED = {*CONTROL_TOKENS, *SPM_SPECIAL, *BYTE_TOKENS}
-"""Tokens the random model never writes."""
+"""Tokens that the random model never generates."""
 
 
 def spm_vocabulary() -> list[tuple[str, float, gguf.TokenType]]:
@@ -99,9 +99,9 @@ def write_tiny_model(
     add_bos: bool = False,
     tokenizer: str = "gpt2",
 ) -> Path:
-    """Write the model to `path` (overwritten) and return it; the same arguments, the same bytes.
+    """Write (or overwrite) `path` and return it; the same arguments give the same bytes.
 
-    `sliding_window` (tokens) only has a meaning for gemma3, whose every sixth layer is global.
+    `sliding_window` (tokens) matters only for gemma3, whose every sixth layer is global.
     `tokenizer` is gpt2 (byte-level BPE, ChatML tokens) or llama (SPM as Gemma's, turn tokens).
     """
     if architecture not in ARCHITECTURES:
@@ -199,7 +199,8 @@ def _weights(
 
 
 def _row_weight(tokens: list[str]) -> np.ndarray:
-    """Control tokens never win, stray bytes hardly ever: what is written is printable ASCII."""
+    """Factors that make the model generate printable ASCII: control tokens 0, stray bytes 0.05,
+    others 1."""
     weight = [
         0.0 if token in UNWANTED else 1.0 if re.fullmatch("[Ġ▁]?[!-~]*", token) else 0.05
         for token in tokens

@@ -1,4 +1,4 @@
-"""A tiny model that can be trained, and `edge-train` run on it in this process."""
+"""A tiny model that can be trained, and a runner of `edge-train` in this process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from edge_agent.cli.terminal import Terminal
 from train_host.cli import main_with
 
 SMALL = ("--max-steps", "6", "--batch-size", "4", "--threads", "1", "--lr", "1e-2", "--r", "4")
-"""A run of a second or two."""
+"""Options of a run that takes a second or two."""
 
 
 def write_tiny(directory: Path, family: str) -> Path:
-    """A tiny model of `family` with the template of its family; returns the directory."""
+    """A tiny model of `family` with its family's template; returns the directory."""
     write_checkpoint(directory, family)
     config = json.loads((directory / "config.json").read_text())
     if family == "gemma3":
@@ -34,7 +34,7 @@ def write_tiny(directory: Path, family: str) -> Path:
 
 
 def train(*argv: str | Path, environ: dict[str, str] | None = None) -> Outcome:
-    """`edge-train sft ARGV --json` on given streams."""
+    """Run `edge-train sft ARGV --json` on given streams."""
     out, err = io.StringIO(), io.StringIO()
     terminal = Terminal(io.StringIO(), out, err, environ or {})
     code = main_with(["sft", *map(str, argv), "--json"], terminal)

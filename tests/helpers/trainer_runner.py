@@ -1,4 +1,4 @@
-"""A real trainer process at the end of a socketpair, driven synchronously by tests."""
+"""A real trainer process at the other end of a socketpair, driven synchronously by tests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_lesson(path: Path, n_rows: int = 30) -> Path:
 
 
 def start_message(model: Path, run_dir: Path, data: Path, **fields: Any) -> Start:
-    """`fields` of Start by name; all others are RunSettings', on top of QUICK."""
+    """`fields` are Start's or RunSettings' by name, on top of QUICK."""
     own = {name: fields.pop(name) for name in ("resume", "plan_only") if name in fields}
     return Start(
         run_dir=str(run_dir),
@@ -63,7 +63,8 @@ def start_message(model: Path, run_dir: Path, data: Path, **fields: Any) -> Star
 
 
 class TrainerProcess:
-    """Context manager: spawn, send records, receive records; killed at the end if need be."""
+    """Context manager that starts a trainer, sends and receives records, and kills it if it
+    stays."""
 
     def __init__(self, start: Start | None = None, argv: list[str] | None = None) -> None:
         self.socket, theirs = socket.socketpair()
@@ -99,7 +100,7 @@ class TrainerProcess:
         self.socket.sendall(b"".join(encode(record) for record in records))
 
     def records(self) -> Iterator[FromTrainer]:
-        """Until the process closes its side."""
+        """All records until the process closes its side."""
         while True:
             while self._ready:
                 yield self._ready.pop(0)
@@ -112,7 +113,7 @@ class TrainerProcess:
             self._ready = self._decoder.feed(data)
 
     def wait_for(self, kind: type[Record], phase: str | None = None) -> Record:
-        """The next record of this kind, of this phase if it is a Progress."""
+        """The next record of this kind; of a TrainingProgress, the next of this phase."""
         for record in self.records():
             if isinstance(record, kind):
                 if phase is None or (
@@ -129,19 +130,19 @@ class TrainerProcess:
         return finished
 
     def failure(self) -> TrainerFailed:
-        """What it says when it refuses."""
+        """The TrainerFailed with which it refuses."""
         last = [*self.records()][-1]
         assert isinstance(last, TrainerFailed), last
         assert self.process.wait(10) == 10
         return last
 
     def kill(self) -> None:
-        """As a power cut does, but for what is not synced."""
+        """SIGKILL: like a power cut, except that written data survives unsynced."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
 
 
 def train(start: Start) -> Finished:
-    """One whole run."""
+    """Run a whole lesson."""
     with TrainerProcess(start) as trainer:
         return trainer.finish()

@@ -1,7 +1,7 @@
 """How tests wait for another thread or process: they poll, and give up after a generous deadline.
 
-Flows in: a condition. Flows out: its first true value, or a failed test. No test may depend on how
-fast the machine is: DEADLINE_S is for what never comes, not for what comes late.
+Flows in: a condition. Flows out: its first true value, or a failed test. No test may depend on the
+machine's speed: DEADLINE_S catches conditions that never come true, not those that come late.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TypeVar
 
 DEADLINE_S = 60.0
-"""Half of pytest's limit for one test (pyproject.toml), which names no condition."""
+"""Half of pytest's limit for one test (pyproject.toml), so that the failure names the condition."""
 POLL_S = 0.01
 
 T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], poll_s: float = POLL_S) -> T:
-    """The first true value of `condition`. A test with an event loop uses `until_async`."""
+    """Wait for and return the first true value of `condition`. `until_async` is for event loops."""
     deadline_s = time.monotonic() + DEADLINE_S
     while not (found := condition()):
         assert time.monotonic() < deadline_s, f"not true within {DEADLINE_S:g} s: {found!r}"
@@ -29,7 +29,7 @@ def until(condition: Callable[[], T], poll_s: float = POLL_S) -> T:
 
 
 async def until_async(condition: Callable[[], T]) -> T:
-    """As `until`, while the event loop goes on."""
+    """As `until`, while the event loop runs."""
     deadline_s = time.monotonic() + DEADLINE_S
     while not (found := condition()):
         assert time.monotonic() < deadline_s, f"not true within {DEADLINE_S:g} s: {found!r}"
@@ -38,7 +38,7 @@ async def until_async(condition: Callable[[], T]) -> T:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether the process is gone; also when its parent has not asked for its exit status yet."""
+    """Whether the process has ended, also if its parent has not yet read its exit status."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes() == b""
     except (FileNotFoundError, ProcessLookupError):

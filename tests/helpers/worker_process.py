@@ -1,4 +1,4 @@
-"""A real worker process at the end of a socketpair, driven synchronously by tests."""
+"""A real worker process at the other end of a socketpair, driven synchronously by tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class WorkerProcess:
-    """Context manager: spawn, send records, receive records."""
+    """Context manager that starts a worker, sends and receives records."""
 
     def __init__(self, argv: list[str] | None = None) -> None:
         self.socket, theirs = socket.socketpair()
@@ -37,8 +37,9 @@ class WorkerProcess:
         self.process = subprocess.Popen(
             [*command, "--fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            # Passive waiting: tests share two cores with whatever else runs (spinning: 50x slower).
-            # Alone it is the other way round, a third of the tokens: benchmarks say "active".
+            # Tests share two cores with other programs, where spinning threads are 50 times slower
+            # than passive waiting. On a quiet machine passive waiting gives a third of the tokens
+            # per second; benchmarks therefore set "active".
             env={"OMP_WAIT_POLICY": "passive", **os.environ, "GGML_NO_BACKTRACE": "1"},
         )
         theirs.close()
@@ -78,7 +79,8 @@ class WorkerProcess:
         return answer.info
 
     def answer(self, request: Generate) -> tuple[str, Done]:
-        """Run one request alone; its whole text and its Done. Raises on Failed."""
+        """Run one request alone; returns its whole text and its Done. Raises RuntimeError on
+        Failed."""
         self.send(request)
         return self.collect(request.id)
 
@@ -86,7 +88,7 @@ class WorkerProcess:
         return self.finish(request_id)[request_id]
 
     def finish(self, *request_ids: int) -> dict[int, tuple[str, Done]]:
-        """Read until all of these have ended: id -> (whole text, Done)."""
+        """Read until all of these requests have ended: id -> (whole text, Done)."""
         texts = dict.fromkeys(request_ids, "")
         ended: dict[int, tuple[str, Done]] = {}
         while len(ended) < len(request_ids):
@@ -101,7 +103,7 @@ class WorkerProcess:
 
 
 def chat(request_id: int, *contents: str, **fields: object) -> Generate:
-    """A Generate of alternating user and assistant turns, greedy, 16 tokens unless told."""
+    """A Generate of alternating user and assistant turns; greedy and 16 tokens by default."""
     roles = ("user", "assistant")
     messages = [Message(roles[index % 2], text) for index, text in enumerate(contents)]
     options: dict[str, object] = {"sampling": GREEDY, "max_tokens": 16, **fields}
