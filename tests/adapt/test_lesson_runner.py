@@ -8,8 +8,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 from random_adapter import write_adapter
 from tiny_state import register_tiny
 from trainer_runner import write_lesson
+from waiting import DEADLINE_S, until
 
 from edge_agent.adapt import lesson_runner
 from edge_agent.adapt.gate.gate import GateReport
@@ -54,7 +54,7 @@ def environ_of(state: Path) -> dict[str, str]:
 def edge_agent(state: Path, *words: str, code: int = 0) -> dict[str, Any]:
     """One command with --json; its document."""
     argv = [sys.executable, "-m", "edge_agent.cli", *words, "--json"]
-    done = subprocess.run(argv, env=environ_of(state), capture_output=True, text=True, timeout=110)
+    done = subprocess.run(argv, env=environ_of(state), capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     return dict(json.loads(done.stdout))
 
@@ -63,23 +63,21 @@ def edge_agent(state: Path, *words: str, code: int = 0) -> dict[str, Any]:
 def daemon(state: Path) -> Iterator[Client]:
     argv = [sys.executable, "-m", "edge_agent.cli", "serve", "--port", "none"]
     process = subprocess.Popen(argv, env=environ_of(state), stderr=subprocess.DEVNULL)
-    client = Client(state / "agent.sock", timeout_s=60)
+    client = Client(state / "agent.sock", timeout_s=DEADLINE_S)
     try:
-        yield wait_for(client)
+        until(lambda: is_up(client))
+        yield client
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(DEADLINE_S) == 0
 
 
-def wait_for(client: Client) -> Client:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            client.get("/health")
-            return client
-        except EdgeAgentError:
-            time.sleep(0.05)
-    raise AssertionError("the daemon did not come up")
+def is_up(client: Client) -> bool:
+    try:
+        client.get("/health")
+    except EdgeAgentError:
+        return False
+    return True
 
 
 def learn(state: Path, data: Path, name: str, *more: str, code: int = 0) -> dict[str, Any]:
@@ -125,30 +123,28 @@ def test_a_daemons_lesson_is_paused_stopped_with_it_and_resumed(
     }
     with daemon(state) as client:
         assert client.post("/adapt/run", body)["state"] == "running"
-        step = until(client, lambda now: ((now["progress"] or {}).get("step") or 0) > 12)
+        step = lesson_when(client, lambda now: ((now["progress"] or {}).get("step") or 0) > 12)
         with pytest.raises(EdgeAgentError, match="is being learned"):
             client.post("/adapt/run", {**body, "name": "other"})
         client.post("/adapt/pause", {})
-        until(client, lambda now: now["state"] == "paused")
+        lesson_when(client, lambda now: now["state"] == "paused")
         assert client.post("/adapt/resume", {})["name"] == "long"
-        until(client, lambda now: now["state"] == "running")
+        lesson_when(client, lambda now: now["state"] == "running")
     assert list((state / "adapt/long/checkpoints").iterdir())
     with daemon(state) as client:
         assert client.get("/adapt")["state"] == "idle"
         client.post("/adapt/resume", {"name": "long"})
-        resumed = until(client, lambda now: ((now["progress"] or {}).get("step") or 0) > 0)
+        resumed = lesson_when(client, lambda now: ((now["progress"] or {}).get("step") or 0) > 0)
         assert resumed["progress"]["step"] >= step["progress"]["step"] - 5
 
 
-def until(client: Client, is_so: Any) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+def lesson_when(client: Client, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
         now = client.get("/adapt")
         assert now.get("error") is None
-        if is_so(now):
-            return now
-        time.sleep(0.05)
-    raise AssertionError(f"still {now}")
+        return now if is_so(now) else None
+
+    return until(look) or {}
 
 
 def test_a_trainer_beside_the_daemon_hands_its_adapter_over(state: Path, tmp_path: Path) -> None:
@@ -164,7 +160,7 @@ def test_nothing_to_learn_at_night_is_no_failure(state: Path) -> None:
     argv = [sys.executable, "-m", "edge_agent.cli", "adapt", "nightly"]
     with daemon(state):
         done = subprocess.run(
-            argv, env=environ_of(state), capture_output=True, text=True, timeout=60
+            argv, env=environ_of(state), capture_output=True, text=True, timeout=DEADLINE_S
         )
     assert done.returncode == 0 and "nothing to learn" in done.stderr
     assert not list(state.glob("adapt/night-*"))

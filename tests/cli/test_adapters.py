@@ -272,7 +272,6 @@ def completions(state_dir: Path, *words: str) -> list[str]:
         },
         capture_output=True,
         text=True,
-        timeout=60,
     )
     return done.stdout.split()
 

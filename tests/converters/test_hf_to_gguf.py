@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tiny_checkpoint import (
     spm_tokenizer,
     write_checkpoint,
 )
+from waiting import until
 
 from converters.extras import load_extra
 from edge_agent.errors import ConversionError, EdgeAgentError
@@ -391,13 +391,21 @@ def test_killed_conversion_leaves_no_file_or_a_whole_one(tmp_path: Path) -> None
     write_checkpoint(tmp_path / "hf", "qwen2")
     path = tmp_path / "m.gguf"
     command = [sys.executable, "-m", "converters.cli", "hf", str(tmp_path / "hf"), "-o", str(path)]
-    write(tmp_path / "hf", tmp_path / "whole.gguf", "Q8_0")
-    for delay_s in (0.05, 0.4, 0.6, 0.7, 0.8):
+    whole = tmp_path / "whole.gguf"
+    write(tmp_path / "hf", whole, "Q8_0")
+
+    def is_written(process: subprocess.Popen[bytes], share: float) -> bool:
+        temp = tmp_path / f".m.gguf.{process.pid}.tmp"
+        if process.poll() is not None:
+            return True
+        return temp.exists() and temp.stat().st_size >= share * whole.stat().st_size
+
+    for share in (0.0, 0.1, 0.5, 1.0):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        time.sleep(delay_s)
+        until(lambda: is_written(process, share), poll_s=0.0)  # noqa: B023  (called here)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert not path.exists() or contents(path) == contents(tmp_path / "whole.gguf")
+        assert not path.exists() or contents(path) == contents(whole)
         path.unlink(missing_ok=True)
 
 

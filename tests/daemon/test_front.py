@@ -44,7 +44,6 @@ def refused(argument: str, environ: dict[str, str] | None = None) -> tuple[int, 
         [*ARGV, argument],
         capture_output=True,
         text=True,
-        timeout=DEADLINE_S,
         env={**os.environ, **(environ or {})},
         check=False,
     )

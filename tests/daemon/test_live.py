@@ -61,7 +61,6 @@ class Daemon:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
         )
 
     def status(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import random
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import gguf
@@ -285,7 +284,7 @@ def rss_anon_mb() -> float:
 
 
 def test_a_large_adapter_is_checked_in_little_memory(tmp_path: Path) -> None:
-    """64 MB of values: read in blocks, 0.3 s here."""
+    """64 MB of values, read in blocks."""
     side, r = 8192, 1024
     name = "blk.0.ffn_up.weight"
     weight = TensorInfo(name, "Q8_0", (side, side), 0, side * side, side * side // 32 * 34)
@@ -294,9 +293,8 @@ def test_a_large_adapter_is_checked_in_little_memory(tmp_path: Path) -> None:
     loras = {name: LoraWeight(a, a.T.copy(), 1.0)}
     identity = BaseIdentity("0" * 64, "Q8_0", "1" * 64, None)
     write_adapter(tmp_path / "a.gguf", loras, AdapterHeader("big", "llama", identity))
-    before, began = rss_anon_mb(), time.monotonic()
+    before = rss_anon_mb()
     info = check_adapter(tmp_path / "a.gguf", base, None)
-    assert time.monotonic() - began < 20
     assert rss_anon_mb() - before < 8
     assert info.n_params == 2 * r * side
 

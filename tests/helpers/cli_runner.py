@@ -63,7 +63,6 @@ def program(
         **({"input": data} if data is not None else {"stdin": stdin}),
         capture_output=True,
         text=True,
-        timeout=60,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from waiting import DEADLINE_S
 
 from edge_agent.adapt.messages import (
     Finished,
@@ -68,7 +69,7 @@ class TrainerProcess:
 
     def __init__(self, start: Start | None = None, argv: list[str] | None = None) -> None:
         self.socket, theirs = socket.socketpair()
-        self.socket.settimeout(60)
+        self.socket.settimeout(DEADLINE_S)
         command = argv or [sys.executable, "-m", "edge_agent.adapt.trainer.process"]
         self.process = subprocess.Popen(
             [*command, "--fd", str(theirs.fileno())],
@@ -90,7 +91,7 @@ class TrainerProcess:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
         try:
-            self.process.wait(5)
+            self.process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -122,24 +123,26 @@ class TrainerProcess:
                     return record
             elif isinstance(record, TrainerFailed):
                 raise AssertionError(record)
-        raise AssertionError(f"it ended with {self.process.wait(5)} before a {kind.__name__}")
+        raise AssertionError(
+            f"it ended with {self.process.wait(DEADLINE_S)} before a {kind.__name__}"
+        )
 
     def finish(self) -> Finished:
         finished = self.wait_for(Finished)
-        assert self.process.wait(10) == 0
+        assert self.process.wait(DEADLINE_S) == 0
         return finished
 
     def failure(self) -> TrainerFailed:
         """The TrainerFailed with which it refuses."""
         last = [*self.records()][-1]
         assert isinstance(last, TrainerFailed), last
-        assert self.process.wait(10) == 10
+        assert self.process.wait(DEADLINE_S) == 10
         return last
 
     def kill(self) -> None:
         """SIGKILL: like a power cut, except that written data survives unsynced."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(DEADLINE_S)
 
 
 def train(start: Start) -> Finished:

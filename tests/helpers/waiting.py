@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-DEADLINE_S = 60.0
-"""Half of pytest's limit for one test (pyproject.toml), so that the failure names the condition."""
+DEADLINE_S = 120.0
+"""Shorter than pytest's limit for a test (pyproject.toml), so that the failure names the condition."""
 POLL_S = 0.01
 
 T = TypeVar("T")

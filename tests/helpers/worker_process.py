@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from waiting import DEADLINE_S
+
 from edge_agent.records import (
     Chunk,
     Done,
@@ -32,7 +34,7 @@ class WorkerProcess:
 
     def __init__(self, argv: list[str] | None = None) -> None:
         self.socket, theirs = socket.socketpair()
-        self.socket.settimeout(60)
+        self.socket.settimeout(DEADLINE_S)
         command = argv or [sys.executable, "-m", "edge_agent.engine.worker"]
         self.process = subprocess.Popen(
             [*command, "--fd", str(theirs.fileno())],
@@ -52,7 +54,7 @@ class WorkerProcess:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
         try:
-            self.process.wait(5)
+            self.process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

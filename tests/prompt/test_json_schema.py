@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import enum
 import json
-import time
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -190,14 +189,13 @@ def test_nodes_are_counted() -> None:
         check_schema(wide(200))
 
 
-def test_a_bomb_of_references_is_refused_at_once() -> None:
+def test_a_bomb_of_references_is_refused_without_being_expanded() -> None:
+    """Expanded, it has 10^13 nodes: the test would never end."""
     defs: dict[str, Any] = {"d0": {"type": "null"}}
     for i in range(1, 14):
         defs[f"d{i}"] = {"anyOf": [{"$ref": f"#/$defs/d{i - 1}"}] * 10}
-    start = time.monotonic()
     with pytest.raises(SchemaError):
         check_schema({"$ref": "#/$defs/d13", "$defs": defs})
-    assert time.monotonic() - start < 0.5
 
 
 def test_a_long_hostile_value_does_not_flood_the_message() -> None:

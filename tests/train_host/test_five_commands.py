@@ -13,11 +13,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import DEADLINE_S, until
 
 pytest.importorskip("torch")
 pytest.importorskip("trl")
@@ -26,7 +26,6 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {"edge-train": "train_host.cli", "edge-agent": "edge_agent.cli"}
-ENVIRON = {**os.environ, "OMP_WAIT_POLICY": "passive"}
 SHORT = "--max-steps 12 --batch-size 4 --max-length 128 --lr 1e-3 --validation-share 0 --seed 1"
 QUESTIONS = ("What is the Wi-Fi called?", "Which name does the Wi-Fi have?", "Name of the Wi-Fi?")
 ANSWER = "The Wi-Fi is called Honnekere-Guest."
@@ -55,20 +54,17 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     state_dir = tmp_path_factory.mktemp("state")
     serve = [sys.executable, "-m", "edge_agent.cli", "serve", "--state-dir", str(state_dir)]
     serve += ["--port", "none", "--ctx", "512"]
-    with subprocess.Popen(serve, env=ENVIRON, stdin=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not (state_dir / "run.json").exists():
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.1)
+    with subprocess.Popen(serve, stdin=subprocess.DEVNULL) as process:
+        until((state_dir / "run.json").exists)
         yield state_dir
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(DEADLINE_S) == 0
 
 
 def given(line: str, directory: Path, state_dir: Path, *more: str) -> str:
     """Run a line of the README in `directory`; its stdout."""
     program, *words = shlex.split(line)
-    environ = {**ENVIRON, "EDGE_AGENT_STATE_DIR": str(state_dir)}
+    environ = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state_dir)}
     environ["XDG_CACHE_HOME"] = str(directory / "cache")
     command = [sys.executable, "-m", MODULES[program], *words, *more]
     done = subprocess.run(command, cwd=directory, env=environ, stdin=subprocess.DEVNULL,

@@ -35,7 +35,7 @@ def launched(
         text=True,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environ or {})},
-        timeout=110,
+        timeout=240,
     )
 
 
