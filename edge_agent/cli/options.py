@@ -51,7 +51,7 @@ class Options(StateOptions):
 
 
 class PipeClosed(Exception):
-    """The reader of our output has left."""
+    """The process that read our output has closed the pipe."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _parameters(options: type[Any]) -> Iterator[inspect.Parameter]:
 
 
 def command_group(help_text: str) -> typer.Typer:
-    """A command whose commands follow (`edge-agent adapters list`); alone it shows its help."""
+    """A group of commands (`edge-agent adapters list`), which prints its help without a command."""
 
     def show_help(ctx: typer.Context) -> None:
         if ctx.invoked_subcommand is None:
@@ -179,7 +179,7 @@ def command_group(help_text: str) -> typer.Typer:
 
 
 def complete_model(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of registered models for the shell's TAB; silent when they cannot be read."""
+    """Names of registered models for the shell's completion; [] when they cannot be read."""
     import os
 
     from edge_agent.client.models import open_library

@@ -26,7 +26,10 @@ PIPE_CLOSED = 141
 
 
 def new_app(name: str, text: str, epilog: str) -> typer.Typer:
-    """An app with --version and -h; alone it prints its help. `text` says what it is for."""
+    """An app with --version and -h, which prints its help when no command is given.
+
+    `text` says what the program is for.
+    """
     app = typer.Typer(
         help=text,
         epilog=epilog,
@@ -79,7 +82,7 @@ def _invoke(app: typer.Typer, name: str, argv: Sequence[str], terminal: Terminal
 
 
 def _report(error: EdgeAgentError, argv: Sequence[str], terminal: Terminal) -> int:
-    """A program that asked for --json gets one document in any case."""
+    """Print the error, with --json also as a document, and return the exit code."""
     try:
         if "--json" in argv:
             terminal.document(error_document(error))
@@ -90,14 +93,14 @@ def _report(error: EdgeAgentError, argv: Sequence[str], terminal: Terminal) -> i
 
 
 def _usage_error(error: typer.TyperException, name: str) -> UsageError:
-    """typer's own complaint, with the help of the command it was about."""
+    """An error that typer found, with a hint at the help of the command that was given."""
     ctx = getattr(error, "ctx", None)
     command = ctx.command_path if ctx is not None else name
     return UsageError(error.format_message().rstrip("."), "", f"`{command} --help` shows the usage")
 
 
 def _bug(error: Exception) -> EdgeAgentError:
-    """Anything nobody foresaw: its type and the place, enough to report it."""
+    """An exception that no code expects: its type and its place, which a bug report needs."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {Path(frame.filename).name} line {frame.lineno}"
     return EdgeAgentError(
@@ -108,7 +111,7 @@ def _bug(error: Exception) -> EdgeAgentError:
 
 
 def _drop_output(terminal: Terminal) -> None:
-    """What Python still holds for a closed pipe would be a complaint at exit."""
+    """Send text that is still buffered to /dev/null: Python would fail to flush it at exit."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     for stream in (terminal.stdout, terminal.stderr):
         try:

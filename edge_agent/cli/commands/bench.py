@@ -2,8 +2,8 @@
 
 Flows in: models, llama-bench's options, a state directory. Flows out: one document per test in the
 store and a table, or the documents as JSON, JSON lines, CSV or Markdown; the table's last line is
-one JSON document. Not here: flags (bench_options.py), running (bench.py), documents
-(bench/document.py).
+one JSON document. Not here: flags (bench_options.py), carrying a plan out
+(edge_agent/bench/trials.py), what a document holds (edge_agent/bench/document.py).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _targets(options: BenchOptions, terminal: Terminal) -> list[BenchTarget]:
 def _documents(
     options: BenchOptions, terminal: Terminal, plan: TrialPlan, targets: Sequence[BenchTarget]
 ) -> Iterator[dict[str, Any]]:
-    """Documents as their tests are finished."""
+    """One document per test, each as soon as its test is finished."""
     from edge_agent.bench.trials import Bench
     from edge_agent.monitor.board_sampler import BoardSampler
 
@@ -128,7 +128,7 @@ def _documents(
 
 
 def _refuse_beside_daemon(options: BenchOptions, terminal: Terminal) -> None:
-    """Two engines on the same cores measure each other. Raises DaemonRunning."""
+    """Raises DaemonRunning when a daemon has a model loaded: the two would share the cores."""
     from edge_agent.client.connection import find_daemon
     from edge_agent.errors import DaemonNotRunning
 
@@ -149,7 +149,7 @@ def _refuse_beside_daemon(options: BenchOptions, terminal: Terminal) -> None:
 def _engine(
     options: BenchOptions, terminal: Terminal, target: BenchTarget, settings: EngineSettings
 ) -> Iterator[tuple[BenchEngine, ModelInfo]]:
-    """A worker of our own, or the daemon with the model loaded."""
+    """A worker of our own, or, with --daemon, the daemon after it has loaded the model."""
     from edge_agent.bench.engines import DaemonEngine, WorkerEngine
     from edge_agent.client.connection import find_daemon
 
@@ -179,7 +179,7 @@ def _describer(
     info: ModelInfo,
     run_id: str,
 ) -> Any:
-    """A function of (engine, outcome) that gives the document."""
+    """A function that makes the document of an engine and an Outcome."""
     from edge_agent.bench.bandwidth import bytes_per_token, read_bandwidth
     from edge_agent.bench.document import Subject, document
     from edge_agent.gguf.model_file import read_gguf
@@ -212,7 +212,7 @@ def _describer(
 
 @contextmanager
 def _bar(terminal: Terminal, total: int) -> Iterator[Any]:
-    """A progress bar with remaining time on a terminal; otherwise silence."""
+    """A progress bar with remaining time on a terminal; elsewhere nothing is shown."""
     if not terminal.stderr.isatty():
         yield lambda label: None
         return
@@ -235,7 +235,8 @@ def _bar(terminal: Terminal, total: int) -> Iterator[Any]:
 
 
 def _keep(options: BenchOptions, terminal: Terminal, documents: list[dict[str, Any]]) -> bool:
-    """Also after Ctrl-C: what was finished stays. A store that fails costs no result."""
+    """Whether the documents were stored. Called after Ctrl-C too, with those that were finished; an
+    error of the store is printed and not raised, because the results are still to be shown."""
     from edge_agent.client.models import open_library
 
     if not options.store or not documents:

@@ -1,7 +1,7 @@
 """The flags of `bench` and what they ask for: llama-bench's lists and ranges, as a plan.
 
-Flows in: flags. Flows out: bench.Plan and one EngineSettings for every combination of the engine's
-lists. Not here: running it (bench.py).
+Flows in: flags. Flows out: a TrialPlan, and one EngineSettings for every combination of the
+engine's lists. Not here: carrying the plan out (edge_agent/bench/trials.py).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class BenchOptions(Options):
 
 
 def plan_of(options: BenchOptions) -> TrialPlan:
-    """Raises UsageError."""
+    """The tests that the flags ask for, and how often and when they run. Raises UsageError."""
     from edge_agent.bench.trials import TrialPlan
 
     tests = [*_raw_tests(options), *_chat_tests(options)]
@@ -173,7 +173,9 @@ def power_choice(options: BenchOptions) -> PowerChoice:
 
 
 def numbers(flag: str, text: str) -> list[int]:
-    """Numbers of a list with ranges. Raises UsageError.
+    """The numbers of a comma-separated list; FIRST-LAST+STEP and FIRST-LAST*FACTOR are ranges.
+
+    `flag` is named by the UsageError that a wrong list raises.
 
     >>> numbers("-p", "0,128-512*2,64-128+32")
     [0, 128, 256, 512, 64, 96, 128]
@@ -211,7 +213,7 @@ def words(flag: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 def engine_settings(options: BenchOptions, plan: TrialPlan) -> list[EngineSettings]:
-    """Every combination of the engine's lists, with room for the largest test."""
+    """One per combination of the engine's lists; the context holds the largest test of the plan."""
     from edge_agent.records import EngineSettings, FlashAttention, KvType
 
     needed = max(test.n_prompt + test.n_gen + test.n_depth for test in plan.tests)

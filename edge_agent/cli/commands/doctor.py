@@ -69,7 +69,7 @@ def doctor(options: DoctorOptions, terminal: Terminal) -> int:
 
 
 def _models(options: Options, terminal: Terminal, state_dir: Path) -> tuple[list[ModelRow], str]:
-    """The registered models, or none and why. No state directory is made for a mere look."""
+    """The registered models; or none, and why they could not be read. Creates no directory."""
     try:
         find_daemon(options.state_dir, terminal.environ)
     except DaemonNotRunning:
@@ -83,7 +83,7 @@ def _models(options: Options, terminal: Terminal, state_dir: Path) -> tuple[list
 
 
 def _row(library: Models, name: str) -> ModelRow:
-    """The row the checks take; they read name, path, size and hash."""
+    """A row for the checks, which read its name, path, size and hash."""
     from edge_agent.store.store import ModelRow
 
     details = library.details(name)

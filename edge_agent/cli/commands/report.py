@@ -1,7 +1,7 @@
 """report: one HTML file and one of Markdown from benchmarks of this machine and of others.
 
 Flows in: stored documents, imported JSON lines. Flows out: the two files, written whole or not at
-all. Not here: what a report says (report.py), measuring (bench.py).
+all. Not here: what a report says (edge_agent/bench/report.py), measuring (bench.py).
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ def report(options: ReportOptions, terminal: Terminal) -> int:
 
 
 def _documents(options: ReportOptions, terminal: Terminal) -> list[dict[str, Any]]:
-    """Stored runs first, then the imported ones. Raises ImportFailed, UsageError."""
+    """Documents of the stored runs that were chosen, then those of the imported files.
+
+    Raises ImportFailed, UsageError.
+    """
     from edge_agent.bench.imported import read_documents
     from edge_agent.client.models import open_library
 
