@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 DEADLINE_S = 120.0
-"""Shorter than pytest's limit for a test (pyproject.toml), so that the failure names the condition."""
+"""Below pytest's limit for a test (pyproject.toml), so that the failure names the condition."""
 POLL_S = 0.01
 
 T = TypeVar("T")
