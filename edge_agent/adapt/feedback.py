@@ -170,6 +170,12 @@ def taught(row: FeedbackRow) -> Chat:
     return [*chat, {"role": "assistant", "content": good}]
 
 
+def lesson_line(row: FeedbackRow) -> dict[str, Any]:
+    """A row of `lessons` as a line of an export and of a lesson's data: {"messages", "id"}. By the
+    id a lesson that has ended knows which rows it has learned."""
+    return {"messages": taught(row), "id": row.id}
+
+
 def training_rows(store: Store, model: str) -> list[dict[str, Any]]:
     """What `adapt run --from feedback` learns, oldest first: {"messages", "id", "user"} each.
 
@@ -178,7 +184,7 @@ def training_rows(store: Store, model: str) -> list[dict[str, Any]]:
     Raises DataRefused when there is nothing, StoreError.
     """
     found = [
-        {"messages": taught(row), "id": row.id, "user": row.user}
+        {**lesson_line(row), "user": row.user}
         for rows in lessons(store, FeedbackQuery(model=model))
         for row in rows
     ]

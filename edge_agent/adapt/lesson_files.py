@@ -80,10 +80,11 @@ class LessonFiles:
         text = "".join(f"{line}\n" for line in lines)
         atomic_file.write(self.directory(name) / FEEDBACK_FILE, text.encode())
 
-    def learned_feedback(self, name: str) -> list[Any]:
-        """The chats that `write_feedback` wrote."""
+    def learned_feedback(self, name: str) -> list[int]:
+        """The ids of the rows that `write_feedback` wrote. A row without an id has none: an earlier
+        version wrote it."""
         lines = (self.directory(name) / FEEDBACK_FILE).read_text("utf-8").splitlines()
-        return [json.loads(line)["messages"] for line in lines]
+        return [row["id"] for row in map(json.loads, lines) if "id" in row]
 
     def make_room(self, name: str) -> None:
         """Forget a finished run whose adapter is gone: its name is free. A run that can still be

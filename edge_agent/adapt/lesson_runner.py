@@ -267,10 +267,7 @@ class LessonRunner:
         )
         self._registry.set_gate(request.model, request.name, gate.as_json(), gate.passed)
         if request.data == FEEDBACK and gate.passed:
-            learned = self.files.learned_feedback(request.name)
-            rows = training_rows(self._store, request.model)
-            ids = [row["id"] for row in rows if row["messages"] in learned]
-            mark_used(self._store, ids, request.name)
+            mark_used(self._store, self.files.learned_feedback(request.name), request.name)
 
 
 class ServingEngine:

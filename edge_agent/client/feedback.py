@@ -141,7 +141,7 @@ class LocalFeedback:
         from edge_agent.store.feedback_table import FeedbackQuery
 
         for rows in feedback.lessons(self.store, FeedbackQuery(model=_untagged(model))):
-            yield from ({"messages": feedback.taught(row)} for row in rows)
+            yield from map(feedback.lesson_line, rows)
 
     def add_lessons(self, documents: Sequence[Any], model: str | None) -> int:
         from edge_agent.adapt import feedback

@@ -100,9 +100,10 @@ class FeedbackList(BaseModel):
 
 
 class FeedbackLine(BaseModel):
-    """One line of an export."""
+    """One line of an export. `id`: of the row, as GET /v1/feedback shows it."""
 
     messages: list[TurnBody]
+    id: int
 
 
 class Imported(BaseModel):
@@ -226,8 +227,7 @@ async def export(request: web.Request) -> web.StreamResponse:
     stream = Stream(request, NDJSON, service.limits)
     await stream.open()
     while rows is not None:
-        chats = (feedback.taught(row) for row in rows)
-        await stream.write(b"".join(encoded({"messages": chat}) + b"\n" for chat in chats))
+        await stream.write(b"".join(encoded(feedback.lesson_line(row)) + b"\n" for row in rows))
         rows = await _further(request, lessons)
     return await stream.close()
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from tiny_state import register_tiny
 from trainer_runner import write_lesson
 from waiting import DEADLINE_S, until
 
-from edge_agent.adapt import lesson_runner
+from edge_agent.adapt import feedback, lesson_runner
 from edge_agent.adapt.gate.gate import GateReport
 from edge_agent.adapt.lesson import LessonRequest
+from edge_agent.adapt.lesson_files import FEEDBACK
 from edge_agent.adapt.lesson_runner import LessonRunner
 from edge_agent.adapt.messages import Finished
 from edge_agent.adapt.pause_policy import PauseConditions
@@ -32,6 +33,8 @@ from edge_agent.config import Settings
 from edge_agent.errors import EdgeAgentError
 from edge_agent.gguf import adapter_file, value_scan
 from edge_agent.records import AdapterRef
+from edge_agent.store.feedback_table import FeedbackQuery
+from edge_agent.store.rows import FeedbackRow
 from edge_agent.store.store import Store
 from edge_agent.supervisor.supervisor import Supervisor
 from edge_agent.supervisor.worker_link import WORKER_ARGV
@@ -166,7 +169,10 @@ def test_nothing_to_learn_at_night_is_no_failure(state: Path) -> None:
     assert not list(state.glob("adapt/night-*"))
 
 
-def test_what_users_corrected_is_learned_and_waits_no_longer(state: Path) -> None:
+@pytest.mark.parametrize("where", [(), ("--here",)])
+def test_what_users_corrected_is_learned_and_waits_no_longer(
+    state: Path, where: tuple[str, ...]
+) -> None:
     with daemon(state) as client:
         for number in range(12):
             messages = [{"role": "user", "content": f"What is the code of box {number}?"}]
@@ -174,7 +180,7 @@ def test_what_users_corrected_is_learned_and_waits_no_longer(state: Path) -> Non
             client.post("/v1/feedback", {**said, "correction": f"It is {number * 7}."})
         assert client.get("/v1/feedback?n=0")["waiting"]["corrections"] == 12
         words = ["adapt", "run", "--from", "feedback", "--name", "said", "--model", "tiny"]
-        result = edge_agent(state, *words, *QUICK)
+        result = edge_agent(state, *words, *where, *QUICK)
         assert result["gate"]["passed"] is True
         assert client.get("/v1/feedback?n=0")["waiting"]["corrections"] == 0
 
@@ -255,6 +261,54 @@ def count_checks(found: Judging, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(found.supervisor, "check_adapter", counted)
     monkeypatch.setattr(adapter_file, "check_values", scanned)
+
+
+SAID = FeedbackRow(1.0, "tiny", "", "given", '[{"role":"user","content":"q"}]', "A", rating=1)
+
+
+def say(store: Store, *users: str) -> list[int]:
+    """The same feedback from each user; the ids of the rows."""
+    return feedback.add(store, [replace(SAID, user=user) for user in users], quota=99)
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_only_the_rows_that_were_learned_wait_no_longer(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    """What another user says in the same words meanwhile still waits; a removed row stays away."""
+
+    async def work() -> None:
+        async with judging(tmp_path, tiny_model, monkeypatch) as found:
+            learned, removed = say(found.store, "uid:7", "uid:8")
+            rows = feedback.training_rows(found.store, "tiny")
+            if here:  # the lines of /v1/feedback/export
+                rows = [{"messages": row["messages"], "id": row["id"]} for row in rows]
+            found.finish("first", tiny_model, data=FEEDBACK)
+            found.runner.files.write_feedback("first", rows)
+            feedback.remove(found.store, removed)
+            (later,) = say(found.store, "uid:9")
+            assert (await found.judge("first"))["state"] == "finished"
+            found_rows = feedback.page(found.store, FeedbackQuery())
+            assert {row.id: row.used_in for row in found_rows} == {learned: "first", later: None}
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_a_lesson_that_an_earlier_version_began_marks_no_row(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines have no ids."""
+
+    async def work() -> None:
+        async with judging(tmp_path, tiny_model, monkeypatch) as found:
+            say(found.store, "uid:7")
+            (row,) = feedback.training_rows(found.store, "tiny")
+            found.finish("first", tiny_model, data=FEEDBACK)
+            found.runner.files.write_feedback("first", [{"messages": row["messages"]}])
+            assert (await found.judge("first"))["state"] == "finished"
+            assert feedback.waiting(found.store).approved == 1
+
+    asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_a_finished_adapter_is_checked_and_scanned_once_before_it_is_active(

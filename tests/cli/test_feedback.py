@@ -146,14 +146,15 @@ def test_rows_go_in_are_listed_go_out_and_are_forgotten(state_dir: Path, tmp_pat
     out = tmp_path / "out.jsonl"
     done = cli("feedback", "export", "-o", str(out), state_dir=state_dir)
     assert done.err == f"70 rows written to {out}\n"
-    assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+    exported = [{**row, "id": number} for number, row in enumerate(rows, 1)]
+    assert [json.loads(line) for line in out.read_text().splitlines()] == exported
     assert cli("feedback", "export", state_dir=state_dir).out == out.read_text()
 
     assert cli("feedback", "rm", "1", "3", state_dir=state_dir).out == "removed 1\nremoved 3\n"
     done = cli("feedback", "rm", "1", "--json", state_dir=state_dir)
     assert (done.code, done.document()["error"]["code"]) == (1, "feedback_not_found")
     kept = cli("feedback", "export", "--json", state_dir=state_dir).document()["rows"]
-    assert kept == [rows[1], *rows[3:]]
+    assert kept == [exported[1], *exported[3:]]
 
 
 def test_models_are_kept_apart_and_must_be_known(state_dir: Path, tmp_path: Path) -> None:

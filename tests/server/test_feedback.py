@@ -14,6 +14,7 @@ from fake_engine import FakeSupervisor
 from http_front import Answer, Front, serving
 from waiting import until
 
+from edge_agent.adapt import feedback
 from edge_agent.adapt.feedback import MAX_IMPORT_ROWS, MAX_ROW_BYTES
 from edge_agent.client.connection import Client
 from edge_agent.errors import FeedbackNotFound, WorkerFailed
@@ -21,6 +22,7 @@ from edge_agent.server import feedback as routes
 from edge_agent.server.feedback import MAX_LISTED
 from edge_agent.server.service import SERVICE
 from edge_agent.store import feedback_table
+from edge_agent.store.rows import FeedbackRow
 
 PATH = "/v1/feedback"
 HELLO = "Hello wörld"
@@ -48,7 +50,9 @@ def listed(front: Front, query: str = "") -> Any:
 
 
 def exported(front: Front, query: str = "") -> list[Any]:
-    return front.get(f"{PATH}/export{query}").lines()
+    """The lines of an export, without the ids of their rows."""
+    lines = front.get(f"{PATH}/export{query}").lines()
+    return [{"messages": line["messages"]} for line in lines]
 
 
 def lesson(question: str = "q", good: str = "A") -> dict[str, Any]:
@@ -304,6 +308,18 @@ def test_an_export_holds_the_last_word_also_after_a_lesson(front: Front) -> None
     ask(front, "a"), front.post(PATH, {"rating": "down"})
     assert exported(front) == [lesson("b", "better B")]
     assert len(listed(front)["feedback"]) == 4
+
+
+def test_each_line_of_an_export_names_its_row(front: Front) -> None:
+    """Two users say the same; whoever learns the lines can tell the rows apart."""
+    rows = [
+        FeedbackRow(1.0, "tiny", user, "given", '[{"role":"user","content":"q"}]', "A", rating=1)
+        for user in ("uid:7", "uid:8")
+    ]
+    ids = feedback.add(front.store, rows, quota=9)
+    lines = front.get(f"{PATH}/export").lines()
+    assert lines == [{**lesson(), "id": number} for number in ids]
+    assert all(routes.FeedbackLine.model_validate(line, strict=True) for line in lines)
 
 
 def test_models_are_listed_and_exported_apart(front: Front) -> None:
