@@ -90,6 +90,10 @@ class Models(Protocol):
         """{now, points, generations} of the last `seconds` as GET /telemetry answers it."""
         ...
 
+    def health(self) -> dict[str, Any]:
+        """{events, storage_error} as GET /status answers them."""
+        ...
+
 
 @contextmanager
 def open_library(
@@ -161,6 +165,10 @@ class DaemonModels:
 
     def telemetry(self, seconds: float) -> dict[str, Any]:
         return self.client.get(f"/telemetry?seconds={seconds:g}")
+
+    def health(self) -> dict[str, Any]:
+        status = self.client.get("/status")
+        return {name: status.get(name) for name in ("events", "storage_error")}
 
 
 def _parts(documents: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
@@ -248,6 +256,9 @@ class LocalModels:
             "points": [asdict(row) for row in self.store.samples(now - seconds, now)],
             "generations": [without_texts(row) for row in rows],
         }
+
+    def health(self) -> dict[str, Any]:
+        return self.store.health()
 
 
 def pull_command(source: str, name: str | None, state_dir: Path) -> list[str]:

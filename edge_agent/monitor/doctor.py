@@ -304,6 +304,14 @@ def check_state_dir(state_dir: Path) -> DoctorCheck:
     return DoctorCheck("state", "ok", detail)
 
 
+def check_storage(error: str | None) -> DoctorCheck:
+    """Whether the latest write to the database failed, as the store says (Store.last_error)."""
+    if error is None:
+        return DoctorCheck("database", "ok", "the last write did not fail")
+    hint = "free some space or check the disk; the daemon goes on and tries again"
+    return DoctorCheck("database", "fail", f"the last write failed: {error}", hint)
+
+
 def check_models(state_dir: Path, models: Sequence[ModelRow]) -> list[DoctorCheck]:
     """Each registered file: there, and of the registered size (its hash is checked on load)."""
     if not models:

@@ -41,6 +41,12 @@ class RequestCounts(BaseModel):
     in_flight: int
 
 
+class EventBody(BaseModel):
+    at: float
+    kind: str
+    detail: str
+
+
 class StatusAnswer(BaseModel):
     """`engine` is supervisor.EngineStatus, `model_info` records.ModelInfo."""
 
@@ -56,6 +62,10 @@ class StatusAnswer(BaseModel):
     power: PowerStatus
     sensors: dict[str, Any] | None
     requests: RequestCounts
+    events: list[EventBody]
+    """The last events that are not routine, newest first: crashes, rollbacks, the guard."""
+    storage_error: str | None
+    """Why the latest write to the database failed."""
 
 
 async def status(request: web.Request) -> web.Response:
@@ -85,6 +95,7 @@ def status_document(service: Service, proc: Path) -> dict[str, Any]:
         "power": _power(sensors),
         "sensors": sensors,
         "requests": vars(service.requests),
+        **service.store.health(),
     }
 
 

@@ -139,6 +139,11 @@ def is_corruption(error: sqlite3.Error) -> bool:
     return type(error) is sqlite3.DatabaseError
 
 
+def is_disk_fault(error: sqlite3.Error) -> bool:
+    """Whether disk or file are at fault, and not the row: I/O error, full, locked, damaged."""
+    return isinstance(error, sqlite3.OperationalError) or is_corruption(error)
+
+
 def open_database(
     path: Path, clock: Callable[[], float], *, check: bool = False
 ) -> tuple[sqlite3.Connection, Rescue | None]:

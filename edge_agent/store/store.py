@@ -6,7 +6,7 @@ waits for a disk, and many small writes share one commit. A Future that has reso
 (SQLite WAL, synchronous=FULL); one that failed left nothing. Models and adapters are also kept in
 memory, because every request looks one up. Prompts and answers are dropped here unless `log_text`
 is on. Not here: opening, migrating and rescuing the file (database.py), the SQL of samples and of
-adapters (sample_table.py, adapter_table.py).
+adapters (sample_table.py, adapter_table.py), which events are shown (event_log.py).
 
 >>> import tempfile
 >>> with Store(Path(tempfile.mkdtemp(), "x.db")) as store:
@@ -21,18 +21,19 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from edge_agent.errors import ModelNotFound, RequestError, StoreError
 from edge_agent.model_names import MODEL_NAME
 from edge_agent.store import adapter_table, sample_table
 from edge_agent.store.adapter_table import Book
-from edge_agent.store.database import is_corruption, open_database
+from edge_agent.store.database import is_corruption, is_disk_fault, open_database
+from edge_agent.store.event_log import ROUTINE, SHOWN, RecentEvents
 from edge_agent.store.rows import (
     BenchmarkRow,
     EventRow,
@@ -54,8 +55,8 @@ PRUNE_EVERY = 256
 WAIT_S = 60.0
 MAX_ID = 2**63 - 1
 
-
 Result = TypeVar("Result")
+_Row: TypeAlias = ModelRow | GenerationRow | EventRow | BenchmarkRow
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Store:
         self.path = path
         self.last_error: str | None = None
         """Why the latest commit failed; None when it went well."""
+        self._events = RecentEvents()
         self._log_text = log_text
         self._keep_generations = keep_generations
         self._keep_samples_days = keep_samples_days
@@ -151,6 +153,7 @@ class Store:
     def add_event(self, kind: str, detail: str) -> Future[None]:
         """As `add_generation`."""
         row = EventRow(self._clock(), kind, detail)
+        self._events.add(row)
         return self._submit(lambda connection: _insert(connection, "events", row))
 
     def add_samples(self, rows: Sequence[SampleRow]) -> Future[None]:
@@ -188,9 +191,15 @@ class Store:
         """The last n rows, newest first. Raises StoreError."""
         return [_generation(row) for row in self._select("generations", GenerationRow, n)]
 
-    def recent_events(self, n: int) -> list[EventRow]:
-        """The last n rows, newest first. Raises StoreError."""
-        return [EventRow(**row) for row in self._select("events", EventRow, n)]
+    def recent_events(self, n: int, leave_out: Collection[str] = ()) -> list[EventRow]:
+        """At most n of the newest events, newest first, from memory."""
+        return self._events.newest(n, leave_out)
+
+    def health(self) -> dict[str, Any]:
+        """{events, storage_error}: the last events that are not routine, newest first, and why the
+        latest commit failed; None: it went well. Never waits for the disk."""
+        events = [asdict(event) for event in self.recent_events(SHOWN, ROUTINE)]
+        return {"events": events, "storage_error": self.last_error}
 
     def transact(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """`work` in the writer thread, one transaction, durable on return: the way of tables that
@@ -301,7 +310,7 @@ class Store:
             book = adapter_table.read(connection) if self._is_book_old else self._book
             connection.execute("COMMIT")
         except Exception as error:
-            if isinstance(error, sqlite3.Error) and _is_disk_fault(error):
+            if isinstance(error, sqlite3.Error) and is_disk_fault(error):
                 raise self._give_up(connection, error) from error
             connection.rollback()
             raise
@@ -330,6 +339,8 @@ class Store:
             if rescue is not None:
                 event = EventRow(self._clock(), "database_rescued", str(rescue))
                 _insert(connection, "events", event)
+                self._events.add(event)
+            self._events.load(connection)
             self._models, self._book = _read_models(connection), adapter_table.read(connection)
         except sqlite3.Error as error:
             raise self._give_up(connection, error) from error
@@ -353,16 +364,7 @@ class Store:
         self._merged_to = sample_table.thin(connection, self._clock(), days, merged_to)
 
 
-def _is_disk_fault(error: sqlite3.Error) -> bool:
-    """The disk or the file is at fault, and not the row: I/O error, full, locked, damaged."""
-    return isinstance(error, sqlite3.OperationalError) or is_corruption(error)
-
-
-def _insert(
-    connection: sqlite3.Connection,
-    table: str,
-    row: ModelRow | GenerationRow | EventRow | BenchmarkRow,
-) -> None:
+def _insert(connection: sqlite3.Connection, table: str, row: _Row) -> None:
     values = asdict(row)
     marks = ", ".join("?" * len(values))
     insert = f"INSERT OR REPLACE INTO {table} ({', '.join(values)}) VALUES ({marks})"

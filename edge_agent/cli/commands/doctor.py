@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_agent.cli.commands.engine import event_line
 from edge_agent.cli.options import Options
 from edge_agent.cli.terminal import Terminal
 from edge_agent.client.connection import find_daemon, state_dir_of
@@ -41,18 +42,20 @@ def doctor(options: DoctorOptions, terminal: Terminal) -> int:
       edge-agent doctor --json
       edge-agent doctor --sensors-root ./copied-board
     """
-    from edge_agent.monitor.doctor import examine, sensors
+    from edge_agent.monitor.doctor import check_storage, examine, sensors
 
     state_dir = state_dir_of(options.state_dir, terminal.environ)
-    models, unread = _models(options, terminal, state_dir)
+    models, health, unread = _stored(options, terminal, state_dir)
     root = options.sensors_root
     looked = sensors(root)
     checks = examine(root, terminal.environ, state_dir, models)
+    checks.append(check_storage(health.get("storage_error")))
+    events = health.get("events") or []
     is_healthy = all(check.status != "fail" for check in checks)
     if options.json:
         document = {"healthy": is_healthy, "checks": [asdict(check) for check in checks]}
         document["sensors"] = [asdict(one) for one in looked]
-        terminal.document({**document, "models_unread": unread or None})
+        terminal.document({**document, "events": events, "models_unread": unread or None})
     else:
         for check in checks:
             terminal.line(f"{check.status:<5} {check.name}: {check.detail}")
@@ -63,23 +66,31 @@ def doctor(options: DoctorOptions, terminal: Terminal) -> int:
             found = one.found or "nothing"
             reason = f" ({one.reason})" if one.reason else ""
             terminal.line(f"      {one.what}: {found}{reason} at {one.where}")
+        if events:
+            terminal.line("last events:")
+        for event in events:
+            terminal.line(f"      {event_line(event)}")
         if unread:
             terminal.note(f"note: the registered models were not checked: {unread}")
     return 0 if is_healthy else 1
 
 
-def _models(options: Options, terminal: Terminal, state_dir: Path) -> tuple[list[ModelRow], str]:
-    """The registered models; or none, and why they could not be read. Creates no directory."""
+def _stored(
+    options: Options, terminal: Terminal, state_dir: Path
+) -> tuple[list[ModelRow], dict[str, Any], str]:
+    """The registered models and the store's health; or neither, and why they could not be read.
+    Creates no directory."""
     try:
         find_daemon(options.state_dir, terminal.environ)
     except DaemonNotRunning:
         if not (state_dir / "edge-agent.db").exists():
-            return [], ""
+            return [], {}, ""
     try:
         with open_library(options.state_dir, terminal.environ) as library:
-            return [_row(library, entry.name) for entry in library.entries()], ""
+            models = [_row(library, entry.name) for entry in library.entries()]
+            return models, library.health(), ""
     except EdgeAgentError as error:
-        return [], str(error)
+        return [], {}, str(error)
 
 
 def _row(library: Models, name: str) -> ModelRow:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Annotated, Any
 
 import typer
 
-from edge_agent.cli.commands.watch import StatusOptions
+from edge_agent.cli.commands.watch import StatusOptions, watch
 from edge_agent.cli.options import Options, complete_model
 from edge_agent.cli.terminal import Terminal, duration_text, size_text
 from edge_agent.client.connection import find_daemon, socket_paths
@@ -96,8 +96,6 @@ def status(options: StatusOptions, terminal: Terminal) -> int:
       edge-agent status --json
     """
     if options.watch:
-        from edge_agent.cli.commands.watch import watch
-
         return watch(options, terminal)
     try:
         client = find_daemon(options.state_dir, terminal.environ, QUICK_TIMEOUT_S)
@@ -143,6 +141,8 @@ def status_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("memory, available", _size(memory.get("mem_available_bytes"))),
         ("power", _power(power)),
         *sensor_rows(document.get("sensors") or {}),
+        ("last write", _failed(document.get("storage_error"))),
+        *(("event", event_line(event)) for event in document.get("events") or []),
     ]
     return [(name, str(value)) for name, value in rows if value not in (None, "")]
 
@@ -170,6 +170,17 @@ def sensor_rows(sensors: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     ]
 
 
+def event_line(event: Mapping[str, Any]) -> str:
+    """One line of an EventRow as JSON: local time, kind, what happened.
+
+    >>> event_line({"at": 0.0, "kind": "worker_crashed", "detail": "tiny: signal 11"})[-31:]
+    'worker crashed: tiny: signal 11'
+    """
+    when = datetime.fromtimestamp(float(event["at"]), timezone.utc).astimezone()
+    kind, detail = str(event["kind"]).replace("_", " "), " ".join(str(event["detail"]).split())
+    return f"{when:%Y-%m-%d %H:%M:%S} {kind}: {detail}"
+
+
 def until_text(expires_at: str | None, now_s: float) -> str:
     """Time left until a model is unloaded. `expires_at` is RFC 3339, None for never."""
     if not expires_at:
@@ -193,6 +204,10 @@ def _counts(values: Mapping[str, Any], *names: str) -> str:
 
 def _size(size_bytes: int | None) -> str | None:
     return None if size_bytes is None else size_text(size_bytes)
+
+
+def _failed(storage_error: str | None) -> str | None:
+    return f"failed: {storage_error}" if storage_error else None
 
 
 def _power(power: Mapping[str, Any]) -> str | None:
