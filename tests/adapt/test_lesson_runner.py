@@ -291,7 +291,7 @@ def test_only_the_rows_that_were_learned_wait_no_longer(
             found_rows = feedback.page(found.store, FeedbackQuery())
             assert {row.id: row.used_in for row in found_rows} == {learned: "first", later: None}
 
-    asyncio.run(asyncio.wait_for(work(), 60))
+    asyncio.run(asyncio.wait_for(work(), DEADLINE_S))
 
 
 def test_a_lesson_that_an_earlier_version_began_marks_no_row(
@@ -308,7 +308,7 @@ def test_a_lesson_that_an_earlier_version_began_marks_no_row(
             assert (await found.judge("first"))["state"] == "finished"
             assert feedback.waiting(found.store).approved == 1
 
-    asyncio.run(asyncio.wait_for(work(), 60))
+    asyncio.run(asyncio.wait_for(work(), DEADLINE_S))
 
 
 def test_a_finished_adapter_is_checked_and_scanned_once_before_it_is_active(
@@ -326,7 +326,7 @@ def test_a_finished_adapter_is_checked_and_scanned_once_before_it_is_active(
             active = found.supervisor.registry.active("tiny")
             assert active is not None and active.sha256 == sha256
 
-    asyncio.run(asyncio.wait_for(work(), 60))
+    asyncio.run(asyncio.wait_for(work(), DEADLINE_S))
 
 
 def test_a_result_that_changed_after_the_worker_checked_it_is_checked_once_more(
@@ -347,4 +347,4 @@ def test_a_result_that_changed_after_the_worker_checked_it_is_checked_once_more(
             assert status["state"] == "failed" and found.supervisor.registry.adapters() == []
             assert "is not the file that was judged" in status["error"]["what"]
 
-    asyncio.run(asyncio.wait_for(work(), 60))
+    asyncio.run(asyncio.wait_for(work(), DEADLINE_S))

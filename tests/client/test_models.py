@@ -217,7 +217,7 @@ def test_telemetry_has_one_form_on_both_ways(tmp_path: Path) -> None:
     with both(tmp_path) as (through_daemon, directly):
         assert isinstance(directly, LocalModels)
         rows = [SampleRow(now - 5.0 - 10.0 * n, 10.0, watts=2.5) for n in range(100)]
-        directly.store.add_samples(rows).result(10)
+        directly.store.add_samples(rows).result()
         directly.store.add_generation(GenerationRow(1.0, 2.0, "tiny", "x", prompt_text="secret"))
         ours = directly.telemetry(600.0)
         theirs = through_daemon.telemetry(600.0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import fakes
 import pytest
+from waiting import DEADLINE_S
 from worker_process import WorkerProcess
 
 from edge_agent.config import Settings
@@ -135,7 +136,7 @@ def test_a_worker_with_an_unfit_library_answers_the_load_with_the_error(
         answer = process.receive()
         assert isinstance(answer, Failed)
         assert answer.code == "library_mismatch" and expected in answer.what
-        assert process.process.wait(5) == 10
+        assert process.process.wait(DEADLINE_S) == 10
 
 
 def test_the_user_sees_which_function_the_library_lacks(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_readers_in_other_threads_see_whole_lists(rig: Rig) -> None:
     for _ in range(1000):
         rig.second()
     stop.set()
-    reader.join(10)
+    reader.join()
     assert failures == []
 
 

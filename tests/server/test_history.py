@@ -87,7 +87,7 @@ def test_prompts_and_answers_are_never_shown(front: Front) -> None:
 def test_a_longer_stretch_comes_from_the_store_in_few_points(front: Front) -> None:
     now = front.get("/telemetry").json()["now"]
     rows = [SampleRow(now - 10.0 * n, 10.0, watts=3.0) for n in range(8000)]
-    front.store.add_samples(rows).result(20)
+    front.store.add_samples(rows).result()
     points = front.get("/telemetry?seconds=70000").json()["points"]
     assert 900 < len(points) <= 1001
     assert {point["watts"] for point in points} == {3.0}
@@ -116,13 +116,13 @@ def test_documents_come_back_as_they_were_sent_newest_first(front: Front) -> Non
 @pytest.mark.parametrize("n", [PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 1000])
 def test_pages_make_one_document(front: Front, n: int) -> None:
     kept = [document(number) for number in range(2 * PAGE + 3)]
-    front.store.add_benchmarks(kept).result(10)
+    front.store.add_benchmarks(kept).result()
     found = front.get(f"/benchmarks?n={n}").json()["benchmarks"]
     assert found == kept[::-1][:n]
 
 
 def test_head_sends_no_body(front: Front) -> None:
-    front.store.add_benchmarks([document()]).result(10)
+    front.store.add_benchmarks([document()]).result()
     answer = front.call("HEAD", "/benchmarks")
     assert (answer.status, answer.body) == (200, b"")
 
@@ -130,7 +130,7 @@ def test_head_sends_no_body(front: Front) -> None:
 def test_a_disk_that_fails_between_pages_cuts_the_connection(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    front.store.add_benchmarks([document(n) for n in range(PAGE + 1)]).result(10)
+    front.store.add_benchmarks([document(n) for n in range(PAGE + 1)]).result()
     read = front.store.benchmark_rows
 
     def broken(n: int, before: int | None = None) -> Any:

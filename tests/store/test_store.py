@@ -99,7 +99,7 @@ def test_every_column_of_a_generation_comes_back_as_it_was(path: Path) -> None:
 
 def test_benchmarks_come_back_newest_first_in_pages(path: Path) -> None:
     with Store(path, clock=lambda: 50.0) as store:
-        assert store.add_benchmarks([document(n) for n in range(5)]).result(DEADLINE_S) == 5
+        assert store.add_benchmarks([document(n) for n in range(5)]).result() == 5
         assert store.benchmarks(2) == [document(4), document(3)]
         first = store.benchmark_rows(2)
         rest = store.benchmark_rows(9, first[-1].id)
@@ -143,14 +143,14 @@ def test_samples_are_merged_after_a_day_and_deleted_after_their_time(path: Path)
 
 def test_no_samples_are_written_when_none_are_kept(path: Path) -> None:
     with Store(path, clock=lambda: 1000.0) as store:
-        store.add_samples([SampleRow(at=float(n)) for n in range(300)]).result(DEADLINE_S)
+        store.add_samples([SampleRow(at=float(n)) for n in range(300)]).result()
     wal = path.with_name(path.name + "-wal")
     with Store(path, keep_samples_days=0.0, clock=lambda: 2000.0) as store:
         for number in range(3):  # what an earlier setting left is deleted in steps
-            store.add_samples([SampleRow(at=1000.0 + number)]).result(DEADLINE_S)
+            store.add_samples([SampleRow(at=1000.0 + number)]).result()
         assert store.samples(0.0, 1e9) == []
         before = wal.stat().st_size
-        store.add_samples([SampleRow(at=1500.0)]).result(DEADLINE_S)
+        store.add_samples([SampleRow(at=1500.0)]).result()
         assert wal.stat().st_size == before, "an empty minute must not touch the disk"
 
 
@@ -164,7 +164,7 @@ def test_a_minute_of_samples_costs_few_pages(path: Path) -> None:
             now += 60.0
             rows = [SampleRow(now - 10.0 * n, 10.0, 2.5, 3.0, 45.5, 10**9) for n in range(6)]
             before = wal.stat().st_size if wal.exists() else 0
-            store.add_samples(rows).result(DEADLINE_S)
+            store.add_samples(rows).result()
             sizes.append(wal.stat().st_size - before)
     assert 0 < sum(sizes) / len(sizes) / 4096 <= 2.0
 
@@ -172,11 +172,11 @@ def test_a_minute_of_samples_costs_few_pages(path: Path) -> None:
 def test_a_clock_set_back_overwrites_and_goes_on(path: Path) -> None:
     now = 10 * DAY_S
     with Store(path, clock=lambda: now) as store:
-        store.add_samples([SampleRow(at=now, watts=1.0)]).result(DEADLINE_S)
+        store.add_samples([SampleRow(at=now, watts=1.0)]).result()
         now -= 3 * DAY_S
-        store.add_samples([SampleRow(at=now, watts=2.0)]).result(DEADLINE_S)
+        store.add_samples([SampleRow(at=now, watts=2.0)]).result()
         now += 3 * DAY_S
-        store.add_samples([SampleRow(at=now, watts=3.0)]).result(DEADLINE_S)
+        store.add_samples([SampleRow(at=now, watts=3.0)]).result()
         found = store.samples(0.0, now)
     assert [row.watts for row in found] == [2.0, 3.0]
 
@@ -184,12 +184,12 @@ def test_a_clock_set_back_overwrites_and_goes_on(path: Path) -> None:
 def test_text_is_stored_only_when_enabled(path: Path) -> None:
     row = generation(prompt_text="secret question", completion_text="secret answer")
     with Store(path) as store:
-        store.add_generation(row).result(DEADLINE_S)
+        store.add_generation(row).result()
         assert store.recent_generations(1) == [generation()]
     on_disk = b"".join(file.read_bytes() for file in path.parent.iterdir())
     assert b"secret" not in on_disk
     with Store(path, log_text=True) as store:
-        store.add_generation(row).result(DEADLINE_S)
+        store.add_generation(row).result()
         assert store.recent_generations(1) == [row]
 
 
@@ -208,7 +208,7 @@ def test_the_database_is_private_durable_and_in_wal_mode(path: Path) -> None:
     previous = os.umask(0)
     try:
         with Store(path) as store:
-            store.add_event("test", "x").result(DEADLINE_S)
+            store.add_event("test", "x").result()
             files = sorted(path.parent.glob("edge-agent.db*"))
             assert len(files) == 3
             assert [file.stat().st_mode & 0o777 for file in files] == [0o600] * 3
@@ -243,10 +243,10 @@ def test_one_bad_row_does_not_take_its_batch_along(path: Path) -> None:
         bad = store.add_generation(generation(2, prompt_tokens=2**70))
         also_good = store.add_generation(generation(3))
         gate.set()
-        blocker.result(DEADLINE_S)
-        good.result(DEADLINE_S), also_good.result(DEADLINE_S)
+        blocker.result()
+        good.result(), also_good.result()
         with pytest.raises(StoreError, match="OverflowError"):
-            bad.result(DEADLINE_S)
+            bad.result()
         assert [row.started_at for row in store.recent_generations(9)] == [3.0, 1.0]
 
 
@@ -263,7 +263,7 @@ def test_a_stuck_disk_bounds_memory_and_says_so(
         with pytest.raises(StoreError, match="wait for the disk"):
             futures[3].result(0)
         gate.set()
-        assert [future.result(DEADLINE_S) for future in futures[:3]] == [None] * 3
+        assert [future.result() for future in futures[:3]] == [None] * 3
 
 
 def test_a_closed_store_refuses(path: Path) -> None:
@@ -276,19 +276,19 @@ def test_a_closed_store_refuses(path: Path) -> None:
 def test_a_disk_that_fails_is_typed_and_recovered_from(path: Path) -> None:
     """RLIMIT_FSIZE makes the kernel refuse to grow the file, as a full disk does."""
     with Store(path) as store:
-        store.add_generation(generation(1)).result(DEADLINE_S)
+        store.add_generation(generation(1)).result()
         # Pytest's own output files are short; EFBIG instead of a signal.
         previous_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
         try:
             with pytest.raises(StoreError, match="could not be written"):
-                store.add_generation(generation(2)).result(DEADLINE_S)
+                store.add_generation(generation(2)).result()
             assert store.last_error
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             signal.signal(signal.SIGXFSZ, previous_handler)
-        store.add_generation(generation(3)).result(DEADLINE_S)
+        store.add_generation(generation(3)).result()
         assert [row.started_at for row in store.recent_generations(9)] == [3.0, 1.0]
         assert store.last_error is None
 
@@ -311,7 +311,7 @@ def test_migrations_run_once_in_order_and_keep_rows(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store(path) as store:
-        store.add_generation(generation(7)).result(DEADLINE_S)
+        store.add_generation(generation(7)).result()
     longer = (*database.MIGRATIONS, "CREATE TABLE extra (x INTEGER); INSERT INTO extra VALUES (1);")
     monkeypatch.setattr(database, "MIGRATIONS", longer)
     for _ in range(2):
@@ -434,8 +434,8 @@ def test_damage_found_while_running_is_rescued_at_the_next_write(path: Path) -> 
     with Store(path) as store:
         with pytest.raises(StoreError, match="malformed"):
             for number in range(3000):
-                store.add_generation(generation(number)).result(DEADLINE_S)
-        store.add_generation(generation(9999)).result(DEADLINE_S)
+                store.add_generation(generation(number)).result()
+        store.add_generation(generation(9999)).result()
         assert [row.name for row in store.models()] == ["a"]
         assert store.recent_generations(1) == [generation(9999)]
 
