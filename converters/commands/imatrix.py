@@ -1,4 +1,4 @@
-"""edge-convert imatrix: measure which columns of the weights matter."""
+"""edge-convert imatrix: measure how much each column of the weights matters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edge_agent.cli.terminal import Terminal
 
 @dataclass(frozen=True, kw_only=True)
 class ImatrixOptions(ThreadOptions):
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="GGUF file, f16 or q8_0 at best.")]
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="GGUF file, best f16 or q8_0.")]
     data: Annotated[
         Path,
         typer.Option(
@@ -33,7 +33,7 @@ class ImatrixOptions(ThreadOptions):
 def imatrix(options: ImatrixOptions, terminal: Terminal) -> int:
     """Compute an importance matrix from text or chats, for --imatrix.
 
-    Chats are rendered with the model's own template. The file is the one llama-quantize reads.
+    Chats are rendered with the model's own template. llama-quantize can read the file too.
 
     Examples:
       edge-convert imatrix model-f16.gguf --data wiki.txt -o imatrix.gguf

@@ -24,9 +24,9 @@ class LoraOptions(JsonOptions):
 def lora(options: LoraOptions, terminal: Terminal) -> int:
     """Convert a PEFT LoRA adapter to a GGUF adapter.
 
-    It stays beside its base, which is not changed: `edge-agent bench --adapter`, llama-server
-    --lora. rsLoRA and ranks or alphas of single modules are folded in; DoRA, modules_to_save and
-    adapters of a tied head are refused.
+    The adapter is loaded beside its unchanged base, by `edge-agent adapters import` or llama-server
+    --lora. rsLoRA, and modules with their own rank or alpha, are supported. DoRA, modules_to_save
+    and adapters of a tied head are refused.
 
     Examples:
       edge-convert lora ./my-adapter --base gemma-q8_0.gguf -o my-adapter.gguf

@@ -1,4 +1,4 @@
-"""edge-convert merge: an adapter is added to its base."""
+"""edge-convert merge: add an adapter to its base."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class MergeOptions(TypeOptions):
         ),
     ]
     dtype: Annotated[
-        str, typer.Option(help="Of a directory: f32, f16 or bf16 (loses most).", metavar="DTYPE")
+        str,
+        typer.Option(
+            help="Type of a directory's weights: f32, f16 or bf16 (least exact).", metavar="DTYPE"
+        ),
     ] = "f32"
 
 
@@ -53,7 +56,8 @@ def merge(options: MergeOptions, terminal: Terminal) -> int:
     if merged.base.is_quantized:
         is_coarse = is_file and options.type.upper() not in ("Q8_0", "F16", "BF16", "F32")
         more = f"; {options.type} may round the adapter away, q8_0 keeps it" if is_coarse else ""
-        terminal.note(f"the base is {merged.base.quantization}: its loss stays in the result{more}")
+        lost = f"the base is {merged.base.quantization}: what quantizing it lost is not restored"
+        terminal.note(f"{lost}{more}")
     if is_file:
         return write(options.output, merged.metadata(), merged.tensors(), options, terminal)
     with terminal.progress() as progress:

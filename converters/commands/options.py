@@ -43,7 +43,7 @@ class TypeOptions(ThreadOptions):
     type: Annotated[
         str,
         typer.Option(
-            help="f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, ... as llama-quantize has"
+            help="f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, ... as llama-quantize names"
             " them, or auto: the largest that fits --memory.",
             metavar="TYPE",
         ),
@@ -53,7 +53,7 @@ class TypeOptions(ThreadOptions):
         typer.Option(help="Memory of the board, for --type auto: 4G, 3500M.", metavar="SIZE"),
     ] = None
     ctx: Annotated[
-        int, typer.Option(help="Context that must fit too, for --type auto.", metavar="N", min=256)
+        int, typer.Option(help="Context that must also fit, for --type auto.", metavar="N", min=256)
     ] = 4096
     tensor_type: Annotated[
         list[str] | None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(ThreadOptions):
     a: Annotated[Path, typer.Argument(metavar="A", help="Reference: directory or GGUF file.")]
-    b: Annotated[Path, typer.Argument(metavar="B", help="What was made of it.")]
+    b: Annotated[Path, typer.Argument(metavar="B", help="The model that was made of A.")]
     data: Annotated[
         Path | None,
         typer.Option(
@@ -85,7 +85,7 @@ def _print(verdict: Verdict, type_name: str, terminal: Terminal) -> None:
         ("same first choice", figure(verdict.top1_agreement),
          _gate(gates, "top1_agreement", "at least")),
         ("KL as served, mean", figure(verdict.served_kl_mean), ""),
-        ("of which serving itself", figure(verdict.floor_kl_mean), "the floor"),
+        ("of which by serving alone", figure(verdict.floor_kl_mean), "the floor"),
         ("bits per byte, A and B",
          f"{figure(verdict.bits_per_byte_a)}, {figure(verdict.bits_per_byte_b)}", ""),
     ]  # fmt: skip

@@ -264,7 +264,7 @@ def _chat_bar(document: Document) -> Bar:
 
 
 LINES = 6
-"""The most lines in one chart; more cannot be told apart."""
+"""The most lines in one chart; more could not be distinguished."""
 SERIES = (
     ("Power", "W", 1),
     ("Hottest zone", "°C", 2),

@@ -54,7 +54,7 @@ def _cost(ending: Ending) -> Iterator[tuple[str, str]]:
     energy = ending.energy
     total_j = energy.get("total_j")
     if total_j is None:
-        reason = energy.get("reason") or "the daemon told nothing"
+        reason = energy.get("reason") or "the daemon sent no figure"
         yield "energy", f"not measured: {reason}"
     else:
         parts = [f"{total_j:.2f} J"]

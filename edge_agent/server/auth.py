@@ -113,7 +113,7 @@ def _check_host(request: BaseRequest, port: int) -> None:
             421,
             "wrong_host",
             f"Host {', '.join(hosts)[:80]!r} is not this daemon",
-            "only loopback names are served (a web page could have rebound its own)",
+            "only loopback names are served: a web page could point its own name here",
             f"use one of {', '.join(here)}; through ssh -L keep the port number",
         )
     origins = request.headers.getall("Origin", [])

@@ -73,7 +73,7 @@ def _check_type(request: BaseRequest) -> None:
             415,
             "unsupported_media_type",
             f"Content-Type {sent[:80]!r} is not accepted",
-            "a browser could send it without asking",
+            "a web page could make a browser send other types without a permission check",
             "send the header 'Content-Type: application/json' and UTF-8",
         )
 

@@ -31,6 +31,29 @@ RETRY_AFTER_RESTART_S = 1
 _LOG = logging.getLogger(__name__)
 
 
+class Refusal(EdgeAgentError):
+    """An HTTP request that is refused before any model sees it."""
+
+    def __init__(self, status: int, code: str, what: str, why: str = "", hint: str = "") -> None:
+        super().__init__(what, why, hint)
+        self.status = status
+        self.code = code
+        self.headers: Mapping[str, str] = {}
+
+    def with_headers(self, headers: Mapping[str, str]) -> Refusal:
+        """The same refusal, to be sent with these response headers."""
+        self.headers = headers
+        return self
+
+
+class FieldError(RequestError):
+    """A field of a request body that is not valid. `param` is its path, as in `messages.0.role`."""
+
+    def __init__(self, param: str, why: str, hint: str = "") -> None:
+        super().__init__(f"field '{param}' is not valid" if param else "invalid body", why, hint)
+        self.param = param
+
+
 def dialect_of(path: str) -> Dialect:
     """The dialect that clients of `path` read; OpenAI's for paths of our own, as the best known."""
     if path.startswith("/api/") or path == "/":
@@ -113,26 +136,3 @@ def _from_aiohttp(error: web.HTTPException, asked: str) -> EdgeAgentError:
     )
     allow = error.headers.get("Allow")
     return refusal.with_headers({"Allow": allow}) if allow else refusal
-
-
-class Refusal(EdgeAgentError):
-    """An HTTP request that is refused before any model sees it."""
-
-    def __init__(self, status: int, code: str, what: str, why: str = "", hint: str = "") -> None:
-        super().__init__(what, why, hint)
-        self.status = status
-        self.code = code
-        self.headers: Mapping[str, str] = {}
-
-    def with_headers(self, headers: Mapping[str, str]) -> Refusal:
-        """The same refusal, to be sent with these response headers."""
-        self.headers = headers
-        return self
-
-
-class FieldError(RequestError):
-    """A field of a request body that is not valid. `param` is its path, as in `messages.0.role`."""
-
-    def __init__(self, param: str, why: str, hint: str = "") -> None:
-        super().__init__(f"field '{param}' is not valid" if param else "invalid body", why, hint)
-        self.param = param

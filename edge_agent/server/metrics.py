@@ -82,7 +82,9 @@ FAMILIES: Mapping[str, MetricFamily] = {
     "requests_total": MetricFamily(
         "counter", "Requests that reached the engine, by how they ended", ("api", "outcome")
     ),
-    "requests_rejected_total": MetricFamily("counter", "Requests refused before that", ("reason",)),
+    "requests_rejected_total": MetricFamily(
+        "counter", "Requests refused before they reached the engine", ("reason",)
+    ),
     "worker_restarts_total": MetricFamily("counter", "Workers started in place of a crashed one"),
     "throttle_events_total": MetricFamily(
         "counter",

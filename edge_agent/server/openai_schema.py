@@ -1,10 +1,10 @@
 """OpenAI's request and response bodies, as far as this daemon serves them.
 
 Flows in: parsed JSON. Flows out: frozen pydantic models, and the records that the engine takes. A
-feature that this daemon lacks (tools, several choices, audio) is refused by its name, so that
-nobody waits for an effect; unknown members are ignored, as OpenAI does. The response models
-describe what openai.py sends, for /openapi.json and the tests. Source: OpenAI's API reference. Not
-here: sending (openai.py).
+request for a feature that this daemon lacks (tools, several choices, audio) is refused and the
+feature named, because ignoring it would mislead; unknown members are ignored, as OpenAI does. The
+response models describe what openai.py sends, for /openapi.json and the tests. Source: OpenAI's API
+reference. Not here: sending (openai.py).
 """
 
 from __future__ import annotations

@@ -78,10 +78,11 @@ def job_of(options: DistillOptions, cache: Path) -> DistillJob:
 
 
 def distill_logits(options: DistillOptions, terminal: Terminal) -> int:
-    """Teach a small model what a large one of its family would say at every place.
+    """Teach a small model a large model's distribution over the next token at every position.
 
-    Every weight of the student learns, in float32. The teacher's head is cut to the student's width
-    where it is only padding that is cut. The result is a run: `edge-train export RUN`.
+    Both must have the same tokenizer. Every weight of the student learns, in float32. A wider head
+    of the teacher is cut to the student's width, which removes only padding. The result is a run:
+    `edge-train export RUN`.
 
     Examples:
       edge-train distill-logits --teacher ./qwen-7b --model ./qwen-0.5b --data d.jsonl -o small

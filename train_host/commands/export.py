@@ -23,8 +23,8 @@ class ExportOptions(ThreadOptions):
     type: Annotated[
         str | None,
         typer.Option(
-            help="As llama-quantize has them: q8_0, q5_k_m, q4_k_m, q4_0, ... [q4_k_m; q8_0 when"
-            " the base was quantized; of a qat run the type it was trained for].",
+            help="As llama-quantize names them: q8_0, q5_k_m, q4_k_m, q4_0, ... [q4_k_m; q8_0 when"
+            " the base was quantized; for a qat run the type it was trained for].",
             metavar="TYPE",
         ),
     ] = None
@@ -51,10 +51,10 @@ class ExportOptions(ThreadOptions):
 
 
 def export(options: ExportOptions, terminal: Terminal) -> int:
-    """Merge, convert and quantize what a run learned, checked after each step.
+    """Merge, convert and quantize the result of a run, with a check after each step.
 
     The directory holds the model, the adapter in GGUF form, the importance matrix, a model card and
-    export.json with every hash; `edge-agent pull DIR` takes it. It appears whole or not at all.
+    export.json with every hash; `edge-agent pull DIR` reads it. It appears complete or not at all.
 
     Examples:
       edge-train export my-run

@@ -19,7 +19,7 @@ class MergeOptions(ThreadOptions):
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Directory to make.", metavar="DIR")
     ]
-    dtype: Annotated[str, typer.Option(help="f32, f16 or bf16 (loses most).", metavar="DTYPE")] = (
+    dtype: Annotated[str, typer.Option(help="f32, f16 or bf16 (least exact).", metavar="DTYPE")] = (
         "f32"
     )
 

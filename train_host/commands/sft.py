@@ -46,7 +46,7 @@ class SftOptions(JsonOptions):
     r: Annotated[
         int | None,
         typer.Option(
-            "--r", "-r", help="Rank of LoRA [16] (torchrun knows -r).", metavar="N", min=1
+            "--r", "-r", help="Rank of LoRA [16] (not -r under torchrun).", metavar="N", min=1
         ),
     ] = None
     lora_alpha: Annotated[
@@ -64,12 +64,12 @@ class SftOptions(JsonOptions):
     order: Annotated[
         Path | None,
         typer.Option(
-            help="Rows in this order and no other: a line of --data (from 1) in each line.",
+            help="The order of the rows: each line has the number of a line of --data, from 1.",
             metavar="FILE",
         ),
     ] = None
     qat_type: Annotated[
-        str, typer.Option(help="What `export --type` will be given.", metavar="TYPE")
+        str, typer.Option(help="The type to which the run will be exported.", metavar="TYPE")
     ] = Wishes.qat_type
     learning_rate: Annotated[
         float | None,

@@ -1,1 +1,1 @@
-"""What the board says about itself: one file per subsystem, each read below a given root."""
+"""The board's state as its kernel reports it: one file per subsystem, each read below a root."""

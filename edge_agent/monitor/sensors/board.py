@@ -20,6 +20,9 @@ JETPACKS = {"32": "4", "35": "5", "36": "6"}
 """L4T's major release -> JetPack's (developer.nvidia.com/embedded/jetpack-archive)."""
 _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
 _STATUS = re.compile(r"pmode:(\d+)")
+DMI = "sys/class/dmi/id/product_name"
+ARM_PARTS = {"0xd07": "Cortex-A57", "0xd42": "Cortex-A78AE", "0x004": "Carmel"}
+"""MIDR part numbers of the Jetsons' cores (arch/arm64/include/asm/cputype.h)."""
 _RELEASE = 65_536
 """Bytes read at most of files that are longer than a sysfs value (nvpmodel.conf, cpuinfo)."""
 
@@ -95,11 +98,6 @@ class BoardSensor:
 
     def _policies(self, name: str) -> list[Path]:
         return listing(self.root / "sys/devices/system/cpu/cpufreq", f"policy*/{name}")
-
-
-DMI = "sys/class/dmi/id/product_name"
-ARM_PARTS = {"0xd07": "Cortex-A57", "0xd42": "Cortex-A78AE", "0x004": "Carmel"}
-"""MIDR part numbers of the Jetsons' cores (arch/arm64/include/asm/cputype.h)."""
 
 
 def find(root: Path) -> BoardSensor:
