@@ -1,7 +1,8 @@
-"""The two clocks every timed part is given, so that tests can own the time.
+"""The two clocks that every timed part is given, so that a test can set the time.
 
-Flows in: nothing. Flows out: two functions. Leaf file. Boards without a battery-backed clock start
-in 1970 and jump: durations therefore never come from `unix`.
+Flows in: nothing. Flows out: two functions. It imports nothing of ours. A board without a
+battery-backed clock starts in 1970 and its Unix time jumps when the network sets it, so durations
+are always differences of `monotonic`. Not here: sleeping.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Clocks:
-    """Unix seconds for what people read, monotonic seconds for what is measured."""
+    """`unix` gives the seconds that are shown and stored, `monotonic` those that are measured.
+
+    Clocks(monotonic=lambda: 5.0)    # in a test
+    """
 
     unix: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic

@@ -2,8 +2,9 @@
 
 Flows in: its path. Flows out: STATE/lock (held while this process lives), STATE/token (the bearer
 token of the TCP port) and STATE/run.json (the daemon that runs now). The lock is flock(2) on an
-open file, so the kernel drops it however the process ends; the file itself stays and means
-nothing. Not here: the database (store/store.py), the model files (models/pull.py).
+open file, so the kernel drops it however the process ends. The lock file itself is never removed;
+it may exist without a holder. Not here: the database (store/store.py), the model files
+(models/pull.py).
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from edge_agent import atomic_file
 from edge_agent.errors import DaemonRunning, StoreError, UsageError
 
 TOKEN_BYTES = 32
-"""Entropy of the token; 32 bytes as OWASP asks of session identifiers, and more."""
+"""Random bytes of the token; OWASP asks for at least 64 bits in a session identifier."""
 MIN_TOKEN_CHARACTERS = 16
 
 
 class StateDir:
-    """Paths and small files under one directory. `acquire` takes the lock, `release` drops it."""
+    """Paths and small files under one directory. `acquire` takes the lock, `release` drops it.
+
+    state = StateDir(Path("~/.local/share/edge-agent").expanduser())
+    state.acquire()
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,7 +79,7 @@ class StateDir:
     def token(self) -> str:
         """The bearer token, made on first use. Raises StoreError.
 
-        A token too short to be one of ours (a file cut by an older crash) is replaced.
+        A token shorter than MIN_TOKEN_CHARACTERS (a crash cut the file) is replaced.
         """
         try:
             text = self._read_token()
@@ -92,7 +97,7 @@ class StateDir:
         except FileNotFoundError:
             return ""
         with open(descriptor, "rb") as file:
-            # Whoever may read the token may use the port: a loosened mode is put right.
+            # Whoever may read the token may use the port, so only the owner may read it.
             os.fchmod(file.fileno(), 0o600)
             text = file.read(4096).decode("ascii", "replace").strip()
         return text if text.isascii() and text.isprintable() else ""
@@ -106,7 +111,7 @@ class StateDir:
             raise StoreError(f"{self.run_file} cannot be written", _reason(error), hint) from error
 
     def read_run(self) -> dict[str, object] | None:
-        """What run.json says; None when there is none or it is no JSON object."""
+        """The content of run.json; None when the file is missing or holds no JSON object."""
         try:
             values = json.loads(self.run_file.read_bytes())
         except (OSError, ValueError, RecursionError):

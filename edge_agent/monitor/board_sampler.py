@@ -1,10 +1,11 @@
 """Watches the board at a fixed rate: power at every tick, everything else once a second.
 
 Flows in: sensor files below a root, through sensor_watch.py. Flows out: the latest Snapshot, a
-call per second to subscribers, and power samples of any window of the last half hour on the clock
-the worker uses for its tokens. One thread samples; a second one looks twice a second whether the
-first hangs in a read, and replaces it then. A tick that is late is skipped and counted, never made
-up for. Not here: joules (energy.py), minutes and days (telemetry.py), limits (pressure_guard.py).
+call per second to each subscriber, and the power samples of any window of the last half hour, on
+the monotonic clock that the worker uses for its tokens. One thread samples. A second thread checks
+twice a second whether the first one hangs in a read, and starts another one if so. A tick that is
+late is skipped and counted; it is not made up for. Not here: joules (energy.py), the points of each
+second and their history (telemetry.py), limits (pressure_guard.py).
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ SECOND_S = 1.0
 MIN_GAP_S = 0.3
 GAP_PERIODS = 3.0
 MIN_APART_S = 0.01
-"""Samples out of turn are not taken closer together."""
+"""Least seconds between samples that somebody waits for (`covering`)."""
 REFRESH_S = {"jtop": 1.0}
-"""Sources that show one value for as long: an equal reading within it is no new sample."""
+"""Sources that update their value only so often. An equal reading within that time is the old
+value, not a new sample."""
 _CLOSE_S = 0.4
 _NOTABLE_TICKS = 10
 _NEVER = float("-inf")
@@ -42,7 +44,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class TickSchedule:
-    """Due times a fixed period apart; those that pass unused are skipped and counted."""
+    """Due times at a fixed period. Due times that pass unused are skipped and counted."""
 
     def __init__(self, period_s: float, now_s: float) -> None:
         self.period_s = period_s
@@ -51,7 +53,8 @@ class TickSchedule:
         self.missed = 0
 
     def take(self, now_s: float) -> bool:
-        """Whether a tick is due. If so, the next one is later than now and on the same grid."""
+        """Whether a tick is due now. If so, the next one is a whole number of periods later and
+        after `now_s`."""
         if now_s < self.due_s:
             return False
         late = int((now_s - self.due_s) / self.period_s)
@@ -63,20 +66,20 @@ class TickSchedule:
         return True
 
     def restart(self, period_s: float, now_s: float) -> None:
-        """Another rate, whose first tick is now."""
+        """Set another period; its first tick is at `now_s`."""
         self.period_s, self.due_s = period_s, now_s
 
 
 @dataclass(frozen=True)
 class _Waiter:
-    """Somebody in an event loop who needs a sample of `at_s` or later."""
+    """A coroutine of an event loop that waits for a sample of `at_s` or later."""
 
     at_s: float
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[None]
 
     def wake(self) -> None:
-        """From the sampler's thread."""
+        """End the wait; called in the sampler's thread."""
         try:
             self.loop.call_soon_threadsafe(self._resolve)
         except RuntimeError:
@@ -88,9 +91,14 @@ class _Waiter:
 
 
 class BoardSampler:
-    """Started and stopped explicitly; its methods may be called from any thread.
+    """Call `start` and `close`; every other method may be called from any thread.
 
-    `pids` names the processes whose memory is read. `idle_hz` and `busy_hz` are ticks a second.
+    `pids` gives the processes whose memory is read, by name. `idle_hz` and `busy_hz` are ticks a
+    second.
+
+        sampler = BoardSampler(Path("/"))
+        sampler.subscribe(lambda snapshot: print(snapshot.total_w))
+        sampler.start()
     """
 
     def __init__(
@@ -110,7 +118,7 @@ class BoardSampler:
         self._power = WatchedSensor("power", lambda at: power.find(at, source), self._no_power)
         self._last_power = Power("none", None, reasons={"total": "nothing was read yet"})
         self._sample: PowerSample | None = None
-        """Of the latest reading; None when that gave no watts."""
+        """The sample of the latest reading; None when that reading gave no watts."""
         refresh_s = REFRESH_S.get(source, 0.0)
         self._history = PowerHistory(
             max(idle_hz, busy_hz),
@@ -120,7 +128,7 @@ class BoardSampler:
         self._ticks = TickSchedule(1.0 / idle_hz, monotonic())
         self._seconds = TickSchedule(SECOND_S, monotonic())
         self._lock = threading.Lock()
-        """Guards what follows and the schedules."""
+        """Guards the two schedules, `_is_busy`, `_tried_at_s` and `_waiters`."""
         self._is_busy = False
         self._tried_at_s = _NEVER
         self._waiters: list[_Waiter] = []
@@ -153,7 +161,7 @@ class BoardSampler:
         self._wake_waiters(float("inf"))
 
     def set_busy(self, is_busy: bool) -> None:
-        """Sample at the busy or the idle rate; the first sample at the busy rate is taken now."""
+        """Sample at the busy or the idle rate. The first sample at the busy rate is taken now."""
         with self._lock:
             if is_busy == self._is_busy:
                 return
@@ -165,17 +173,17 @@ class BoardSampler:
         self._wake.set()
 
     def snapshot(self) -> Snapshot | None:
-        """The latest, at most about a second old; None before the first."""
+        """The latest snapshot, at most about a second old; None before the first."""
         return self._snapshot
 
     def subscribe(self, callback: Callable[[Snapshot], None]) -> None:
-        """Call it with every snapshot, in the sampler's thread. What it raises is logged."""
+        """Call `callback` with every snapshot in the sampler's thread; exceptions are logged."""
         self._subscribers.append(callback)
 
     async def covering(self, at_s: float, timeout_s: float = 0.1) -> None:
-        """Return once power was read at `at_s` or later, reading it at once if need be.
+        """Wait until power has been read at `at_s` or later. The sampler reads it at once.
 
-        Returns after `timeout_s` in any case, and at once where no power can be read.
+        Returns after `timeout_s` in any case, and immediately where no power can be read.
         """
         loop = asyncio.get_running_loop()
         with self._lock:
@@ -192,7 +200,8 @@ class BoardSampler:
                     self._waiters.remove(waiter)
 
     def trace(self, start_s: float, end_s: float) -> Trace:
-        """The power samples of a window and one either side, of the last half hour. A copy."""
+        """A copy of the power samples of a window, and of one sample before and after it. The last
+        half hour is kept."""
         reading = self._last_power
         trace = self._history.trace(start_s, end_s, reading.source, reading.total_rail)
         return replace(trace, reason=self._total()[1])
@@ -202,7 +211,7 @@ class BoardSampler:
         return self._history.idle_w(self._monotonic())
 
     def looked(self) -> list[Looked]:
-        """Every place a sensor was looked for so far."""
+        """Every place where a sensor was looked for so far."""
         found = self._power.sensor.looked if self._power.sensor else ()
         return [*found, *self._slow.looked()]
 
@@ -214,7 +223,8 @@ class BoardSampler:
         self._thread.start()
 
     def _guard_reads(self) -> None:
-        """The watchdog: a thread that hangs in a read is replaced by one that leaves it out."""
+        """The watchdog's loop: when the sampling thread hangs in a read, start another one, which
+        leaves that sensor out."""
         turn, delay_s = self._watch.turn, 0.0
         while not self._closing.wait(delay_s):
             delay_s = self._watch.overdue()
@@ -233,7 +243,7 @@ class BoardSampler:
             return
 
     def _work(self, turn: int) -> None:
-        """Whatever is due now."""
+        """Do what is due now: read power, and once a second everything else."""
         with self._lock:
             now = self._monotonic()
             is_tick = self._ticks.take(now)
@@ -249,7 +259,7 @@ class BoardSampler:
             return min(self._ticks.due_s, self._asked_s())
 
     def _asked_s(self) -> float:
-        """When somebody waits for a sample; with the lock held."""
+        """When the earliest waiter's sample may be taken. Call it with the lock held."""
         asked = min((waiter.at_s for waiter in self._waiters), default=float("inf"))
         return max(asked, self._tried_at_s + MIN_APART_S)
 
@@ -285,7 +295,7 @@ class BoardSampler:
         return None if watts is None else self._history.add_watts(at_s, watts, is_idle=is_idle)
 
     def _no_power(self, reason: str) -> Power:
-        """The last known rails without values."""
+        """A reading of the last known rails without values."""
         last = self._last_power
         watts: dict[str, float | None] = dict.fromkeys(last.watts)
         joules: dict[str, float | None] = dict.fromkeys(last.joules)
@@ -298,7 +308,7 @@ class BoardSampler:
         for waiter in served:
             waiter.wake()
 
-    # ---- what is told, in the sampler's thread ----
+    # ---- snapshots, in the sampler's thread ----
 
     def _total(self) -> tuple[float | None, str]:
         sample, reading = self._sample, self._last_power

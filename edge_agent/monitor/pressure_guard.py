@@ -1,9 +1,10 @@
-"""Keeps the board alive under memory pressure and heat: refuse, shrink, unload, and take it back.
+"""Reduces the daemon's load under memory pressure and heat, in three stages, and restores it.
 
-Flows in: one Snapshot a second, on the event loop. Flows out: the supervisor's actions, an event in
-the store and a line in the log for each. The decision is a pure function of what was seen before
-and now, with hysteresis: it takes seconds of pressure to act and of calm to take an action back. A
-sensor that is missing never triggers anything. Not here: reading sensors, how a model is unloaded.
+Flows in: one Snapshot a second, on the event loop. Flows out: the supervisor's actions, and for
+each action an event in the store and a line in the log. The decision is a pure function of the
+guard's state and the snapshot. It has hysteresis: pressure must last for seconds before a stage
+begins, and calm must last before a stage ends. A missing sensor never causes an action. Not here:
+reading sensors (board_sampler.py), how a model is unloaded (supervisor/).
 
     stage 0 normal -> 1 new requests refused -> 2 model reloaded with one slot -> 3 model unloaded
 """
@@ -24,10 +25,11 @@ from edge_agent.monitor.board_sampler import Snapshot
 _LOG = logging.getLogger(__name__)
 
 ENTER_S = 2.0
-"""Pressure lasts so long before the first stage."""
+"""Seconds of pressure before the first stage."""
 ESCALATE_S = 10.0
 CRITICAL_S = 2.0
-"""Each further stage, when the pressure is critical."""
+"""Seconds of pressure before any stage while the pressure is critical; ESCALATE_S before a further
+stage otherwise."""
 RECOVER_S = 10.0
 AVAILABLE_SHARE = 0.05
 CRITICAL_MEMORY, CRITICAL_CELSIUS = 0.5, 5.0
@@ -41,7 +43,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Thresholds:
-    """available_bytes None: AVAILABLE_SHARE of the memory."""
+    """`available_bytes` None means AVAILABLE_SHARE of the board's memory."""
 
     available_bytes: int | None
     psi_percent: float
@@ -50,7 +52,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class GuardState:
-    """Times are the snapshots' monotonic seconds; None: no such time is running."""
+    """`pressed_since_s` and `calm_since_s` are monotonic seconds; None: it is not so now."""
 
     stage: int = 0
     reason: str = ""
@@ -60,7 +62,7 @@ class GuardState:
 
 @dataclass(frozen=True)
 class GuardVerdict:
-    """What one snapshot says."""
+    """The verdict of one snapshot, or of one sensor in it."""
 
     is_pressed: bool
     is_critical: bool
@@ -69,7 +71,7 @@ class GuardVerdict:
 
 
 class GuardedEngine(Protocol):
-    """The supervisor's part that the guard uses."""
+    """The methods of the supervisor that the guard calls."""
 
     def refuse(self, reason: str | None) -> None: ...
     def shrink(self, is_small: bool) -> Awaitable[str]: ...
@@ -77,7 +79,7 @@ class GuardedEngine(Protocol):
 
 
 class GuardEvents(Protocol):
-    """The store's part that the guard uses."""
+    """The method of the store that the guard calls."""
 
     def add_event(self, kind: str, detail: str) -> Future[None]: ...
 
@@ -89,7 +91,10 @@ def thresholds(settings: Settings) -> Thresholds:
 
 
 def judge(snapshot: Snapshot, limits: Thresholds) -> GuardVerdict:
-    """Compare one snapshot with the thresholds; each sensor that is there has a say."""
+    """Compare one snapshot with the thresholds.
+
+    One sensor above its threshold is pressure; calm needs every sensor that can be read.
+    """
     verdicts = [*_memory(snapshot, limits), *_pressure(snapshot, limits), *_heat(snapshot, limits)]
     pressed = [one for one in verdicts if one.is_pressed]
     return GuardVerdict(
@@ -146,7 +151,7 @@ def _heat(snapshot: Snapshot, limits: Thresholds) -> list[GuardVerdict]:
 
 
 def decide(state: GuardState, verdict: GuardVerdict, now_s: float) -> GuardState:
-    """The next state: one stage further after lasting pressure, one back after lasting calm."""
+    """The next state: one stage up after lasting pressure, one stage down after lasting calm."""
     if verdict.is_pressed:
         since_s = now_s if state.pressed_since_s is None else state.pressed_since_s
         wait_s = ENTER_S if state.stage == 0 else ESCALATE_S
@@ -169,7 +174,12 @@ def decide(state: GuardState, verdict: GuardVerdict, now_s: float) -> GuardState
 
 
 class PressureGuard:
-    """Feed it on the event loop. `stage` and `reason` are for /status and the metrics."""
+    """Call `feed` with each snapshot on the event loop. GET /status and /metrics show `stage` and
+    `reason`.
+
+        guard = PressureGuard(thresholds(settings), supervisor, store)
+        guard.feed(snapshot)
+    """
 
     def __init__(self, limits: Thresholds, engine: GuardedEngine, events: GuardEvents) -> None:
         self._limits = limits
@@ -187,7 +197,7 @@ class PressureGuard:
         return self._state.reason
 
     def feed(self, snapshot: Snapshot) -> None:
-        """One look at the board; starts an action when the stage changes."""
+        """Judge one snapshot; start the stage's action when the stage changes."""
         before = self._state
         self._state = decide(before, judge(snapshot, self._limits), snapshot.at_s)
         if self._state.stage != before.stage:
@@ -198,7 +208,7 @@ class PressureGuard:
             self._engine.refuse(self._state.reason)
 
     def _act(self, before: int) -> None:
-        """Refusing is at once; what must wait for running requests goes on in a task."""
+        """Refuse requests immediately; start a task for what must wait for running requests."""
         stage = self._state.stage
         self._engine.refuse(self._state.reason if stage else None)
         if stage >= 2 or before >= 2:
@@ -216,7 +226,7 @@ class PressureGuard:
             self._note(f"stage {stage} could not be carried out: {error}")
 
     async def _unload(self) -> None:
-        """Running requests may end by themselves; if they do not soon, they are ended."""
+        """Unload the model. Running requests get ESCALATE_S to end, then they are ended."""
         try:
             was_loaded = await asyncio.wait_for(self._engine.unload(), ESCALATE_S)
         except (asyncio.TimeoutError, EdgeAgentError):

@@ -1,8 +1,9 @@
-"""Sensors that may block: each read is timed, and one that does not return is given up.
+"""Sensors that may block: each read has a time limit, and a read that exceeds it is given up.
 
-Flows in: the sensors' `find` functions. Flows out: readings, or a stand-in that says why there is
-none. A thread that hangs in a read cannot be ended, so it is left behind and its `turn` is over;
-its sensor is left out until that thread has come back. Not here: threads and their rate
+Why it exists: a driver may block a read of a sensor file for ever, and Python cannot end the thread
+that hangs in it. Such a thread is abandoned: its turn number is no longer the current one, and its
+sensor is left out until the thread has returned. Flows in: the sensors' `find` functions. Flows
+out: readings, or stand-ins that say why there is no reading. Not here: the threads and their rate
 (board_sampler.py).
 """
 
@@ -25,7 +26,7 @@ ReadT = TypeVar("ReadT", covariant=True)
 
 
 class Sensor(Protocol[ReadT]):
-    """What `find` of every file in sensors/ returns."""
+    """The interface of what `find` of each file in sensors/ returns."""
 
     @property
     def looked(self) -> Sequence[Looked]: ...
@@ -34,11 +35,11 @@ class Sensor(Protocol[ReadT]):
 
 
 class GivenUp(Exception):
-    """The calling thread was left behind while it read; it must end and touch nothing."""
+    """The calling thread was abandoned while it read. It must end and change nothing."""
 
 
 class WatchedSensor(Generic[ReadingT]):
-    """One subsystem: how to find its sensor, and what to say when it cannot be read."""
+    """One subsystem: how its sensor is found, and what stands in for a reading that failed."""
 
     def __init__(
         self,
@@ -49,18 +50,18 @@ class WatchedSensor(Generic[ReadingT]):
         self.name = name
         self.find = find
         self.without = without
-        """Makes a reading of nothing but a reason."""
+        """Makes a reading without values from a reason."""
         self.sensor: Sensor[ReadingT] | None = None
         self.reason = ""
-        """Why the latest read gave nothing; empty when it did."""
+        """Why the latest read failed; empty when it succeeded."""
         self.retry_at_s: float | None = None
-        """Set while it is blocked."""
+        """Monotonic seconds of the next try while the sensor is left out, else None."""
         self.is_stuck = False
-        """A thread still hangs in it."""
+        """Whether an abandoned thread still hangs in this sensor."""
 
 
 class SensorWatch:
-    """Reads sensors for one thread at a time, whose turn it is, and tells when that one hangs."""
+    """Reads sensors for the one thread that holds the current turn, and detects that it hangs."""
 
     def __init__(self, root: Path, monotonic: Callable[[], float]) -> None:
         self._root = root
@@ -68,22 +69,22 @@ class SensorWatch:
         self._lock = threading.Lock()
         self._turn = 0
         self._reading: tuple[WatchedSensor[Any], float, float] | None = None
-        """What is being read, since when, and until when it may take."""
+        """The sensor that is being read, when the read began, and when it must have ended."""
         self._blocked: dict[str, str] = {}
 
     @property
     def turn(self) -> int:
-        """Number that a thread passes to `read`; it changes when that thread is given up."""
+        """The number that a thread passes to `read`; it changes when that thread is given up."""
         return self._turn
 
     @property
     def blocked(self) -> dict[str, str]:
-        """Reason by subsystem that is left out now."""
+        """The subsystems that are left out now, each with its reason."""
         with self._lock:
             return dict(self._blocked)
 
     def read(self, watched: WatchedSensor[ReadingT], turn: int) -> ReadingT:
-        """The reading, or its stand-in. Raises GivenUp when this thread's turn is over."""
+        """The reading, or its stand-in. Raises GivenUp when `turn` is no longer the current one."""
         if not self._is_ready(watched):
             return watched.without(watched.reason)
         reason = ""
@@ -91,7 +92,7 @@ class SensorWatch:
             reading = self._read(watched, turn)
         except GivenUp:
             raise
-        except Exception as error:  # a sensor's bug is one missing value, never the loop's end
+        except Exception as error:  # a bug in one sensor must not end the sampling of the others
             reason = f"{watched.name} could not be read: {type(error).__name__}: {error}"
             reading = watched.without(reason)
         self._now_reading(watched, turn, None)
@@ -99,10 +100,10 @@ class SensorWatch:
         return reading
 
     def overdue(self) -> float:
-        """Give up a read that takes too long (`turn` is then another). Seconds until worth asking.
+        """Give up a read that has exceeded its limit; `turn` is another number afterwards.
 
-        Called about twice a second; a read that began since then is asked for again when its time
-        is over, so that it is given up then and not up to half a second later.
+        Returns the seconds after which to call again: the end of the limit of the read under way,
+        at most READ_LIMIT_S.
         """
         with self._lock:
             if self._reading is None:
@@ -127,7 +128,8 @@ class SensorWatch:
         return watched.sensor.read()
 
     def _is_ready(self, watched: WatchedSensor[Any]) -> bool:
-        """Whether it may be read; once a minute after it blocked, unless a thread is still in."""
+        """Whether the sensor may be read. One that blocked is tried again every RETRY_AFTER_S, but
+        not while a thread still hangs in it."""
         if watched.retry_at_s is None:
             return True
         now = self._monotonic()
@@ -142,7 +144,10 @@ class SensorWatch:
         return True
 
     def _now_reading(self, watched: WatchedSensor[Any], turn: int, limit_s: float | None) -> None:
-        """Note what this thread is about to do; None: it has come back."""
+        """Record that this thread begins a read with a limit; `limit_s` None: it has returned.
+
+        Raises GivenUp when the thread was abandoned meanwhile.
+        """
         with self._lock:
             if turn != self._turn:
                 watched.is_stuck = False

@@ -1,8 +1,8 @@
 """The board at one moment, and the sensors that are read once a second for it.
 
-Flows in: sensor files through sensor_watch.py, and what the sampler knows of power. Flows out:
-Snapshot. Not here: power samples and their rate (board_sampler.py), a second's point
-(telemetry.py).
+Flows in: sensor files through sensor_watch.py, and the sampler's state of power. Flows out:
+Snapshot. Not here: power samples and their rate (board_sampler.py), the point that is kept of a
+second (telemetry.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Pids = Callable[[], Mapping[str, int]]
 
 @dataclass(frozen=True)
 class PowerState:
-    """The latest power reading and what is known of the time before."""
+    """The latest power reading, the total watts and the idle watts; each None has its reason."""
 
     reading: Power
     total_w: float | None
@@ -42,19 +42,19 @@ class PowerState:
 
 @dataclass(frozen=True)
 class Pulse:
-    """How the sampler itself does."""
+    """Counters of the sampler itself."""
 
     ticks: int
     missed_ticks: int
     rate_hz: float
-    """The rate asked for now."""
+    """Ticks a second that are due now, at the idle or the busy rate."""
     blocked: Mapping[str, str]
-    """Reason by subsystem that is left out because a read of it did not return."""
+    """Subsystems that are left out because a read of them did not return, each with a reason."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything known of the board. `at_s` is on the monotonic clock."""
+    """Everything that is known of the board. `at_s` is monotonic seconds."""
 
     at_s: float
     power: Power
@@ -64,14 +64,14 @@ class Snapshot:
     memory: Memory
     cpu: Cpu
     cpu_load: float | None
-    """0..1 over all cores since the snapshot before."""
+    """Share of core-seconds since the snapshot before that were not idle, 0 to 1."""
     gpu: Gpu
     alarms: Alarms
     board: Board
     idle_w: float | None
     idle_reason: str
     rss_anon_bytes: Mapping[str, int | None]
-    """By the names that `pids` gives."""
+    """Anonymous memory by process, under the names that `pids` gives."""
     ticks: int
     missed_ticks: int
     rate_hz: float
@@ -79,7 +79,7 @@ class Snapshot:
 
 
 class SlowSensors:
-    """Every subsystem but power. Used by one thread at a time."""
+    """Reads every subsystem except power. One thread at a time may use it."""
 
     def __init__(self, watch: SensorWatch, pids: Pids) -> None:
         self._watch = watch
@@ -98,9 +98,9 @@ class SlowSensors:
     def read(
         self, turn: int, at_s: float, state: PowerState, pulse: Callable[[], Pulse]
     ) -> Snapshot:
-        """Raises GivenUp when a read hung and another thread has this one's turn.
+        """The snapshot of now. Raises GivenUp when a read hung and another thread took over.
 
-        `pulse` is asked last, so that a subsystem that was left out now is in it.
+        `pulse` is called last, so that it includes a subsystem that was left out during this read.
         """
         watch = self._watch
         thermal_now = watch.read(self._thermal, turn)
@@ -134,14 +134,14 @@ class SlowSensors:
         )
 
     def looked(self) -> list[Looked]:
-        """What was looked for; empty before the first read."""
+        """The places that were searched; empty before the first read."""
         watched = (
             self._thermal, self._memory, self._cpu, self._gpu, self._alarms, self._board
         )  # fmt: skip
         return [place for one in watched if one.sensor for place in one.sensor.looked]
 
     def _read_board(self, turn: int) -> Board:
-        """Once: none of it changes without a restart or an administrator."""
+        """Read the board's facts once: they change only by a restart or an administrator."""
         if self._known_board is not None:
             return self._known_board
         found = self._watch.read(self._board, turn)
@@ -151,7 +151,7 @@ class SlowSensors:
 
 
 class _Processes:
-    """RssAnon by process, shaped like a sensor."""
+    """RssAnon of each process, with the interface of a sensor."""
 
     looked: tuple[Looked, ...] = ()
 
@@ -164,13 +164,14 @@ class _Processes:
 
 
 def _without(kind: type[_Plain]) -> Callable[[str], _Plain]:
-    """A reading in which everything is missing for one reason."""
+    """A function that makes a reading in which every value is missing for one reason."""
     names = [one.name for one in fields(kind) if one.name != "reasons"]
     return lambda reason: kind(reasons=dict.fromkeys(names, reason))
 
 
 def _load(before: Cpu, now: Cpu) -> float | None:
-    """Share of the core-seconds since `before` that were not idle; None without two readings."""
+    """Share of the core-seconds since `before` that were not idle, 0 to 1; None without two
+    readings."""
     if before.busy_s is None or before.total_s is None:
         return None
     if now.busy_s is None or now.total_s is None or now.total_s <= before.total_s:

@@ -25,7 +25,8 @@ DOCUMENT_VERSION = 1
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One registered model. `path` absolute or relative to the state directory, `added_at` Unix."""
+    """One registered model. `path` is absolute or relative to the state directory, `added_at` Unix
+    seconds."""
 
     name: str
     sha256: str
@@ -43,7 +44,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class GenerationRow:
-    """One request that reached the engine. None: not measured, because it ended before."""
+    """One request that reached the engine. `started_at` is Unix seconds. None: not measured."""
 
     started_at: float
     duration_s: float
@@ -77,12 +78,12 @@ class GenerationRow:
     temperature_celsius: float | None = None
     memory_peak_bytes: int | None = None
     throttle: str | None = None
-    """Comma list of the alarms seen; "" none was active, None nobody looked."""
+    """The alarms that were active, separated by commas; None: none was, or no sensor was read."""
 
 
 @dataclass(frozen=True)
 class EventRow:
-    """Something worth remembering happened at `at` (Unix seconds)."""
+    """An event at `at` (Unix seconds); `kind` is a word for programs, `detail` text for people."""
 
     at: float
     kind: str
@@ -108,7 +109,7 @@ class SampleRow:
     cpu_clock_hz: float | None = None
     tok_s: float | None = None
     throttle: str = ""
-    """Comma list of the alarms that were active at any time."""
+    """The alarms that were active at any time, separated by commas."""
 
 
 MERGED_BY: Final[Mapping[str, str]] = {
@@ -124,12 +125,13 @@ MERGED_BY: Final[Mapping[str, str]] = {
     "cpu_clock_hz": "mean",
     "tok_s": "mean",
 }
-"""What a longer row says of its parts: extremes survive, the rest is a mean weighted by time."""
+"""How each column of neighbouring rows becomes one: an extreme, or a mean weighted by `span_s`."""
 
 
 @dataclass(frozen=True)
 class AdapterRow:
-    """One registered LoRA adapter. `path` is relative to the state directory, `created_at` Unix."""
+    """One registered LoRA adapter. `path` is relative to the state directory, `created_at` Unix
+    seconds."""
 
     model: str
     name: str
@@ -137,7 +139,8 @@ class AdapterRow:
     path: str
     size_bytes: int
     base_sha256: str
-    """Of the model file it changes; with another file under the model's name it is not used."""
+    """SHA-256 of the model file that the adapter was trained on. The adapter is not used with
+    another file."""
     source: str
     """trained | imported."""
     status: str
@@ -146,13 +149,13 @@ class AdapterRow:
     settings: dict[str, Any] | None
     created_at: float
     id: int | None = None
-    """Given by the database, never again; llama-server's API calls adapters by it."""
+    """Given by the database and never reused; llama-server's API names adapters by it."""
 
 
 @dataclass(frozen=True)
 class ActivationRow:
-    """From `at` (Unix seconds) on MODEL means MODEL:`adapter`; None is the base. The newest row of
-    a model counts, so that going back is one row more."""
+    """Since `at` (Unix seconds), `adapter` answers requests for MODEL; None: the base does. The
+    newest row of a model is in force, so going back to an adapter adds a row."""
 
     at: float
     model: str
@@ -185,14 +188,15 @@ class FeedbackRow:
     at: float
     model: str
     user: str
-    """uid:N behind the Unix socket, dashboard (a browser's session) or http (the token)."""
+    """uid:N (over the Unix socket), dashboard (a browser's session) or http (with the token)."""
     source: str
-    """answer: one this daemon gave; given: sent along by the user; import: from a file."""
+    """Where the chat comes from. answer: an answer of this daemon; given: the request; import: a
+    file."""
     messages: str
     """The chat up to the answer as JSON text: [{"role", "content"}, ...]."""
     answer: str
     adapter: str | None = None
-    """What the model answered with; None: nothing but itself."""
+    """The adapter that answered; None: the base did."""
     rating: int | None = None
     """1 good, -1 bad."""
     correction: str | None = None
@@ -203,12 +207,12 @@ class FeedbackRow:
 
 
 def without_texts(row: GenerationRow) -> dict[str, Any]:
-    """What may be shown: prompt and answer stay in the database, also when they are stored."""
+    """The columns that may leave the database: all but prompt and answer, if those are stored."""
     return {name: value for name, value in asdict(row).items() if not name.endswith("_text")}
 
 
 def merged(rows: Sequence[SampleRow]) -> SampleRow:
-    """One row for neighbouring ones, oldest first; at least one. A None is left out, not a 0."""
+    """One row for neighbouring rows (at least one, oldest first). A None does not count as 0."""
     values = {name: _merged(rows, name, how) for name, how in MERGED_BY.items()}
     return SampleRow(
         at=rows[-1].at,
@@ -229,12 +233,12 @@ def _merged(rows: Sequence[SampleRow], name: str, how: str) -> Any:
 
 
 def alarm_list(lists: Iterable[str | None]) -> str:
-    """Comma lists as one, each alarm once, sorted."""
+    """One comma list of several, each alarm once, sorted."""
     return ",".join(sorted({alarm for one in lists for alarm in (one or "").split(",") if alarm}))
 
 
 def benchmark_row(document: Mapping[str, Any], at: float) -> BenchmarkRow:
-    """A document that may be stored, as a row. Raises RequestError naming what is wrong with it."""
+    """The row of a document. Raises RequestError, which names what is wrong with the document."""
     version = document.get("v")
     if isinstance(version, bool) or version != DOCUMENT_VERSION:
         raise _not_a_document(f"v is {version!r:.40}", f"this version knows v {DOCUMENT_VERSION}")

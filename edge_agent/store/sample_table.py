@@ -1,10 +1,11 @@
-"""The table of samples: ten-second rows for a day, five-minute rows after it, then nothing.
+"""The table of samples: rows of ten seconds for a day, then rows of five minutes, then deletion.
 
-Flows in: a connection inside store.py's writer thread, rows and the time. Flows out: rows, merged
-to any coarser step by SQLite itself, so that a month costs the front no memory. `at` (whole Unix
-seconds) is the primary key: there is no index to write, and neighbours in time share a page. Work
-is done in small steps, each inside the transaction that adds a minute of rows anyway: an SD card
-erases far more than it is told to write, so commits are what wears it. Not here: threads, files.
+Flows in: a connection inside store.py's writer thread, rows and the time. Flows out: rows. SQLite
+merges them to the step that is asked for, so that a month of samples needs no memory in the front.
+`at` (whole Unix seconds) is the primary key, so no other index is written, and rows that are
+neighbours in time share a page. Merging and deleting go in small steps, each inside the transaction
+that adds a minute of rows: an SD card erases whole blocks, so each extra commit wears it. Not here:
+threads, files (store.py).
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ from dataclasses import asdict, fields
 from edge_agent.store.rows import MERGED_BY, SampleRow, alarm_list
 
 FINE_S = 24 * 3600
-"""Age up to which rows stay as they were written."""
+"""Seconds that rows stay as they were written; older rows are merged."""
 FINE_ROW_S = 10.0
-"""Length of a row as monitor/telemetry.py writes it."""
+"""Seconds of a row as monitor/telemetry.py writes it."""
 COARSE_S = 300
+"""Seconds of a merged row."""
 MERGES_A_STEP = 4
-"""Five-minute stretches merged a transaction: the backlog of a day takes 72 minutes."""
+"""Merged rows made in one transaction. The backlog of a day, 288 rows, takes 72 of them."""
 DELETES_A_STEP = 120
 DAY_S = 86_400.0
 MAX_ROWS = 2_000
-"""Rows that leave in one answer."""
+"""Rows that `between` returns at most."""
 
 COLUMNS = tuple(field.name for field in fields(SampleRow))
 
 
 def add(connection: sqlite3.Connection, rows: Sequence[SampleRow]) -> None:
-    """A clock that was set back overwrites what it had written for the same seconds."""
+    """Insert the rows. After a clock was set back, they replace the rows of the same seconds."""
     marks = ", ".join("?" * len(COLUMNS))
     insert = f"INSERT OR REPLACE INTO samples ({', '.join(COLUMNS)}) VALUES ({marks})"
     for row in rows:
@@ -40,14 +42,14 @@ def add(connection: sqlite3.Connection, rows: Sequence[SampleRow]) -> None:
 
 
 def thin(connection: sqlite3.Connection, now: float, keep_days: float, merged_to: int) -> int:
-    """One small step of retention: delete what is too old, merge what is older than FINE_S.
+    """One step of retention: delete rows older than `keep_days`, merge rows older than FINE_S.
 
-    `merged_to`: Unix seconds up to which nothing is left to merge, as the last call returned it
-    (0 at first); it saves reading the whole table once a minute.
+    `merged_to` is the Unix time up to which nothing is left to merge: 0 at first, then the result
+    of the call before. It saves reading the whole table once a minute.
     """
     delete = "DELETE FROM samples WHERE at IN (SELECT at FROM samples WHERE at <= ? LIMIT ?)"
     connection.execute(delete, (now - keep_days * DAY_S, DELETES_A_STEP))
-    # A stretch ends at a multiple of COARSE_S and is merged once all of it is old enough.
+    # A merged row ends at a multiple of COARSE_S; it is made when all its rows are old enough.
     old_enough = int(now - FINE_S) // COARSE_S * COARSE_S
     since = min(merged_to, old_enough)
     several = (
@@ -67,7 +69,8 @@ def _merge(connection: sqlite3.Connection, start: int, end: int) -> None:
 
 
 def step_s(seconds: float, limit: int) -> float:
-    """How coarse a stretch must be merged to have about `limit` rows: 1 s (not at all) or tens."""
+    """Seconds of a row so that `seconds` give about `limit` rows: a multiple of ten, or 1 for rows
+    that need not be merged."""
     most_rows = seconds / FINE_ROW_S
     return 1.0 if most_rows <= limit else FINE_ROW_S * math.ceil(most_rows / limit)
 
@@ -75,9 +78,9 @@ def step_s(seconds: float, limit: int) -> float:
 def between(
     connection: sqlite3.Connection, since: float, until: float, step_s: float
 ) -> list[SampleRow]:
-    """Rows with since < at <= until, oldest first, those of one step merged (rows.merged's rules).
+    """Rows with since < at <= until, oldest first, at most the newest MAX_ROWS.
 
-    Steps end at multiples of `step_s`. At most MAX_ROWS, the newest.
+    The rows of one step, which ends at a multiple of `step_s`, are merged as rows.merged does it.
     """
     merged = ", ".join(f"{_SQL_OF[how].format(name)} AS {name}" for name, how in MERGED_BY.items())
     query = (
@@ -92,7 +95,7 @@ def between(
 _SQL_OF = {
     "max": "max({0})",
     "min": "min({0})",
-    # sum() leaves NULL products out, so the weights of NULLs must be left out too.
+    # sum() leaves out NULL products, so the weights of NULL values must be left out as well.
     "mean": "sum({0} * span_s) / sum(CASE WHEN {0} IS NULL THEN NULL ELSE span_s END)",
 }
 

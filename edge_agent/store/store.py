@@ -1,12 +1,12 @@
 """What the daemon remembers: models, adapters, generations, events, samples, benchmarks.
 
 Flows in: frozen rows (rows.py) from server, supervisor, telemetry, bench. Flows out: the same. One
-thread owns the only connection; callers queue work for it and get a Future, so an event loop never
-waits for a disk, and many small writes share one commit. A Future that has resolved is on the disk
-(SQLite WAL, synchronous=FULL); one that failed left nothing. Models and adapters are also kept in
-memory, because every request looks one up. Prompts and answers are dropped here unless `log_text`
-is on. Not here: opening, migrating and rescuing the file (database.py), the SQL of samples and of
-adapters (sample_table.py, adapter_table.py), which events are shown (event_log.py).
+thread owns the only connection. Callers queue work for it and get a Future, so an event loop never
+waits for a disk, and many small writes share one commit. When a Future has resolved, its row is on
+the disk (SQLite WAL, synchronous=FULL); when it failed, nothing was written. Models and adapters
+are also kept in memory, because every request looks one up. Prompts and answers are stored only
+with `log_text`. Not here: opening, migrating and rescuing the file (database.py), the SQL of
+samples and adapters (sample_table.py, adapter_table.py), which events are shown (event_log.py).
 
 >>> import tempfile
 >>> with Store(Path(tempfile.mkdtemp(), "x.db")) as store:
@@ -66,7 +66,8 @@ class _Job(Generic[Result]):
 
 
 class Store:
-    """Thread-safe. `models`, `model`, `adapters` read memory; `add_*` return; the rest wait."""
+    """Thread-safe. `models`, `model`, `adapters`, `recent_events` and `health` read memory; `add_*`
+    return a Future, apart from `add_model`; every other method waits for the disk."""
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class Store:
         return row
 
     def add_model(self, row: ModelRow) -> None:
-        """Register, or replace the row of this name; durable on return.
+        """Register a model, or replace the row of this name; durable on return.
 
         Raises RequestError for a name outside MODEL_NAME, StoreError.
         """
@@ -134,7 +135,7 @@ class Store:
         self._wait(self._submit(lambda connection: _insert(connection, "models", row)))
 
     def remove_model(self, name: str) -> ModelRow:
-        """Forget the row, not the file; durable on return. Raises ModelNotFound, StoreError."""
+        """Delete the row, not the file; durable on return. Raises ModelNotFound, StoreError."""
         row = self.model(name)
         delete = "DELETE FROM models WHERE name = ?"
         self._wait(self._submit(lambda connection: connection.execute(delete, (name,))))
@@ -157,9 +158,8 @@ class Store:
         return self._submit(lambda connection: _insert(connection, "events", row))
 
     def add_samples(self, rows: Sequence[SampleRow]) -> Future[None]:
-        """All of them in one transaction, which also thins out a little; none if 0 days are kept.
-
-        As `add_generation`.
+        """Write all in one transaction, which also does one step of retention (sample_table.thin).
+        Nothing is written if 0 days are kept. Else as `add_generation`.
         """
         return self._submit(lambda connection: self._insert_samples(connection, rows))
 
@@ -202,8 +202,8 @@ class Store:
         return {"events": events, "storage_error": self.last_error}
 
     def transact(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """`work` in the writer thread, one transaction, durable on return: the way of tables that
-        have a module of their own. Raises StoreError."""
+        """Call `work` in the writer thread, in one transaction; durable on return. Tables with a
+        module of their own (adapters, feedback) are written this way. Raises StoreError."""
 
         def change(connection: sqlite3.Connection) -> Result:
             self._is_book_old = True
@@ -269,7 +269,8 @@ class Store:
                 late.future.set_exception(self._is_closed())
 
     def _next_batch(self) -> list[_Job[Any]] | None:
-        """Everything queued by now, up to MAX_BATCH; None when closed and empty."""
+        """The jobs that are queued now, at most MAX_BATCH; None when the store is closed and the
+        queue is empty."""
         job = self._jobs.get()
         batch: list[_Job[Any]] = []
         while job is not None:
@@ -284,7 +285,7 @@ class Store:
         return None
 
     def _write(self, batch: list[_Job[Any]]) -> None:
-        """One transaction for all; if one row cannot be, each gets its own."""
+        """Run all jobs in one transaction; when one of them fails, each in its own."""
         try:
             results = self._commit(batch)
         except StoreError as error:
@@ -319,8 +320,8 @@ class Store:
         return results
 
     def _give_up(self, connection: sqlite3.Connection, error: sqlite3.Error) -> StoreError:
-        """Close the file: after a failed fsync the kernel may report success for lost pages, so
-        the same descriptor must not be trusted again. The next batch opens it anew."""
+        """Close the file; the next batch opens it again. After a failed fsync the kernel may report
+        success for pages that it lost, so the same descriptor cannot be trusted."""
         self._connection = None
         self._suspect = is_corruption(error)
         connection.close()
@@ -359,7 +360,7 @@ class Store:
         days = self._keep_samples_days
         if days > 0:
             sample_table.add(connection, rows)
-        # After a leap of the clock rows may lie before what was merged already.
+        # After the clock was set back, rows may be older than what was merged already.
         merged_to = min([self._merged_to, *(int(row.at) - 1 for row in rows)])
         self._merged_to = sample_table.thin(connection, self._clock(), days, merged_to)
 
