@@ -83,7 +83,7 @@ def attach(
     from train_host.fake_quant import FakeQuantizer, Grid
 
     if getattr(model, KEEPER, None) is not None:
-        raise ConversionError("the model is fake-quantized already", "", "detach it first")
+        raise ConversionError("the model is fake-quantized already", "", "load it again")
     modules = dict(_weight_modules(model))
     wanted = {name: type_name for name, type_name in plan.items() if type_name != "F32"}
     keeper = FakeQuantizer(threads)
@@ -99,17 +99,6 @@ def attach(
     setattr(model, KEEPER, keeper)
     model.get_parameter = _LatentParameters(model)
     return list(wanted)
-
-
-def detach(model: Any) -> None:
-    """Make it the plain model again, with its latent weights."""
-    for module in model.modules():
-        if isinstance(module, _OnGrid):
-            module.__class__ = type(module).__mro__[2]
-            del module.__dict__["_grid_keeper"], module.__dict__["_grid_name"]
-    if getattr(model, KEEPER, None) is not None:
-        delattr(model, KEEPER)
-        del model.__dict__["get_parameter"]
 
 
 def quantized_weights(model: Any) -> dict[str, F32]:

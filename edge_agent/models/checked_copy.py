@@ -22,7 +22,6 @@ from edge_agent.errors import AdapterRefused, StoreError
 from edge_agent.gguf.adapter_file import MAX_FILE_BYTES
 from edge_agent.regular_file import open_regular, sha256_of_stream
 
-BLOCK_BYTES = 1 << 20
 RESERVE_BYTES = 64 << 20
 """Left free on the disk, so that the database can still be written."""
 

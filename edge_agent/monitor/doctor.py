@@ -363,7 +363,7 @@ def check_power(root: Path) -> DoctorCheck:
 
 
 def check_thermal(root: Path) -> DoctorCheck:
-    reading = thermal.read(root)
+    reading = thermal.find(root).read()
     hottest = reading.hottest_celsius
     if hottest is None:
         return DoctorCheck("heat", "info", "temperatures will be null: no thermal zone can be read")

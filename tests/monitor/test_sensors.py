@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_opened_or_read_is_none(tmp_path: Path) -> None:
 
 
 def test_jetpack_4_gives_milliwatts_by_rail() -> None:
-    reading = power.read(BOARDS / NANO)
+    reading = power.find(BOARDS / NANO).read()
     assert reading.source == "ina3221" and reading.total_rail == "POM_5V_IN"
     assert set(reading.watts) == {"POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"}
     assert reading.watts["POM_5V_CPU"] == pytest.approx(0.412)
@@ -90,7 +90,7 @@ def test_jetpack_4_gives_milliwatts_by_rail() -> None:
 
 @pytest.mark.parametrize("tree", [ORIN5, ORIN6])
 def test_jetpack_5_and_6_give_volts_times_amperes_without_the_sum_channel(tree: str) -> None:
-    reading = power.read(BOARDS / tree)
+    reading = power.find(BOARDS / tree).read()
     assert reading.total_rail == "VDD_IN"
     assert set(reading.watts) == {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"}
     millivolts, milliamperes = (
@@ -101,18 +101,18 @@ def test_jetpack_5_and_6_give_volts_times_amperes_without_the_sum_channel(tree: 
 
 def test_unused_channel_is_no_rail(orin: Path) -> None:
     put(orin / HWMON / "in3_label", "NC")
-    assert "NC" not in power.read(orin).watts
+    assert "NC" not in power.find(orin).read().watts
 
 
 def test_total_is_never_a_sum_of_rails(orin: Path) -> None:
     put(orin / HWMON / "in1_label", "VDD_MYSTERY")
-    reading = power.read(orin)
+    reading = power.find(orin).read()
     assert reading.total_rail is None and "whole board" in reading.reasons["total"]
 
 
 def test_lost_converter_is_none_and_the_other_rails_go_on(nano: Path) -> None:
     put(nano / IIO / "in_power1_input", 65535)
-    reading = power.read(nano)
+    reading = power.find(nano).read()
     assert reading.watts["POM_5V_GPU"] is None
     assert "65535" in reading.reasons["watts.POM_5V_GPU"]
     assert reading.watts["POM_5V_IN"] is not None
@@ -136,9 +136,9 @@ def test_nothing_found_names_every_place_looked_at() -> None:
 
 
 def test_source_that_was_asked_for_is_the_only_one_tried(pc: Path, nano: Path) -> None:
-    assert power.read(pc, "ina3221").source == "none"
-    assert power.read(nano, "rapl").total_rail is None
-    assert power.read(nano, "none").reasons["total"].endswith("--power-source none")
+    assert power.find(pc, "ina3221").read().source == "none"
+    assert power.find(nano, "rapl").read().total_rail is None
+    assert power.find(nano, "none").read().reasons["total"].endswith("--power-source none")
 
 
 # ---- RAPL ------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_several_packages_have_no_total(pc: Path) -> None:
     second.mkdir()
     put(second / "name", "package-1")
     put(second / "energy_uj", 5)
-    reading = rapl.read(pc)
+    reading = rapl.find(pc).read()
     assert reading.total_rail is None and "several packages" in reading.reasons["total"]
 
 
@@ -206,7 +206,7 @@ def test_the_reason_beside_every_answer_is_short_and_the_places_are_listed(tmp_p
 
 def test_jtop_that_is_not_installed_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jtop", None)
-    reading = power.read(BOARDS / NANO, "jtop")
+    reading = power.find(BOARDS / NANO, "jtop").read()
     assert reading.total_rail is None and "not installed" in reading.reasons["total"]
 
 
@@ -235,7 +235,7 @@ def fake_jtop(monkeypatch: pytest.MonkeyPatch, client: type) -> None:
 
 def test_jtop_gives_its_power_and_never_its_avg(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_jtop(monkeypatch, FakeClient)
-    reading = jtop.read(Path("/"))
+    reading = jtop.find(Path("/")).read()
     assert reading.watts == {"POM_5V_GPU": 0.3, "POM_5V_IN": 2.44}
     assert reading.total_rail == "POM_5V_IN"
 
@@ -247,7 +247,7 @@ def test_jtop_total_that_is_a_sum_is_not_taken(monkeypatch: pytest.MonkeyPatch) 
             self.power["tot"]["name"] = "ALL"
 
     fake_jtop(monkeypatch, Summing)
-    reading = jtop.read(Path("/"))
+    reading = jtop.find(Path("/")).read()
     assert reading.total_rail is None and "sum" in reading.reasons["total"]
 
 
@@ -257,14 +257,14 @@ def test_jtop_of_another_version_is_a_reason(monkeypatch: pytest.MonkeyPatch) ->
             raise RuntimeError("Mismatch version jtop service")
 
     fake_jtop(monkeypatch, Mismatched)
-    assert "Mismatch version" in jtop.read(Path("/")).reasons["total"]
+    assert "Mismatch version" in jtop.find(Path("/")).read().reasons["total"]
 
 
 # ---- the others ------------------------------------------------------------------------------
 
 
 def test_zones_are_celsius_and_the_constant_one_is_left_out() -> None:
-    reading = thermal.read(BOARDS / NANO)
+    reading = thermal.find(BOARDS / NANO).read()
     assert reading.zones_celsius["CPU-therm"] == 34.5
     assert "PMIC-Die" not in reading.zones_celsius and reading.hottest_celsius == 39.0
     assert reading.critical_celsius["CPU-therm"] == 97.0
@@ -272,22 +272,22 @@ def test_zones_are_celsius_and_the_constant_one_is_left_out() -> None:
 
 def test_zone_that_is_off_is_none_and_not_the_coldest(nano: Path) -> None:
     put(nano / "sys/devices/virtual/thermal/thermal_zone1/temp", -256000)
-    reading = thermal.read(nano)
+    reading = thermal.find(nano).read()
     assert reading.zones_celsius["CPU-therm"] is None
     assert "-256000" in reading.reasons["zones_celsius.CPU-therm"]
 
 
 def test_memory_in_bytes_with_swap_zram_and_pressure() -> None:
-    reading = memory.read(BOARDS / ORIN6)
+    reading = memory.find(BOARDS / ORIN6).read()
     assert reading.total_bytes and reading.available_bytes and reading.psi_full_percent == 0.0
     assert reading.zram_used_bytes == 6 * 12288
-    old = memory.read(BOARDS / NANO)
+    old = memory.find(BOARDS / NANO).read()
     assert old.psi_some_percent is None and "4.20" in old.reasons["psi_some_percent"]
 
 
 def test_broken_meminfo_is_none_with_a_reason(nano: Path) -> None:
     (nano / "proc/meminfo").write_text("MemTotal: lots\n\nMemFree\n")
-    reading = memory.read(nano)
+    reading = memory.find(nano).read()
     assert reading.available_bytes is None
     assert "MemAvailable" in reading.reasons["available_bytes"]
 
@@ -299,30 +299,30 @@ def test_rss_anon_is_that_of_a_real_process() -> None:
 
 
 def test_processor_time_and_clocks() -> None:
-    reading = cpu.read(BOARDS / NANO)
+    reading = cpu.find(BOARDS / NANO).read()
     assert reading.clock_hz == 1.479e9 and reading.busy_s is not None
     assert 0 < reading.busy_s < (reading.total_s or 0)
-    assert cpu.read(BOARDS / NOTHING).reasons.keys() >= {"busy_s", "clock_hz"}
+    assert cpu.find(BOARDS / NOTHING).read().reasons.keys() >= {"busy_s", "clock_hz"}
 
 
 def test_gpu_load_is_a_share_of_one() -> None:
-    reading = gpu.read(BOARDS / NANO)
+    reading = gpu.find(BOARDS / NANO).read()
     assert (reading.name, reading.load, reading.clock_hz) == ("57000000.gpu", 0.213, 921_600_000)
-    assert "no GPU" in gpu.read(BOARDS / PC).reasons["load"]
+    assert "no GPU" in gpu.find(BOARDS / PC).read().reasons["load"]
 
 
 def test_alarms_name_the_rail_or_the_cause_and_fans_are_none(orin: Path) -> None:
-    assert alarms.read(orin).active == ()
+    assert alarms.find(orin).read().active == ()
     put(orin / HWMON / "curr1_crit_alarm", 1)
     put(orin / "sys/devices/virtual/thermal/cooling_device1/cur_state", 2)
     put(orin / "sys/class/hwmon/hwmon2/oc2_event_cnt", 7)
-    reading = alarms.read(orin)
+    reading = alarms.find(orin).read()
     assert reading.active == ("over_current:VDD_IN", "thermal:cpufreq-cpu0")
     assert reading.counts["over_current:oc2"] == 7
 
 
 def test_board_facts_come_without_nul_and_with_the_modes_name() -> None:
-    nano, orin = board.read(BOARDS / NANO), board.read(BOARDS / ORIN5)
+    nano, orin = board.find(BOARDS / NANO).read(), board.find(BOARDS / ORIN5).read()
     assert nano.model == "NVIDIA Jetson Nano Developer Kit" and nano.jetpack == "4"
     assert nano.power_mode == "0 MAXN" and nano.os == "Ubuntu 18.04.6 LTS"
     assert (orin.l4t, orin.jetpack, orin.power_mode) == ("35.5.0", "5", "1 25W")
@@ -331,6 +331,11 @@ def test_board_facts_come_without_nul_and_with_the_modes_name() -> None:
 
 def test_machine_with_nothing_gives_reasons_everywhere() -> None:
     root = BOARDS / NOTHING
-    for reading in (power.read(root), thermal.read(root), memory.read(root), gpu.read(root)):
+    for reading in (
+        power.find(root).read(),
+        thermal.find(root).read(),
+        memory.find(root).read(),
+        gpu.find(root).read(),
+    ):
         assert reading.reasons
-    assert board.read(root).model is None and "model" in board.read(root).reasons
+    assert board.find(root).read().model is None and "model" in board.find(root).read().reasons

@@ -12,7 +12,7 @@ to validate with. Not here: reading data (preparation.py), storing states (store
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from typing import Any, Protocol
 
 import numpy as np
@@ -125,11 +125,6 @@ def epoch_rows(
 ) -> list[list[int]]:
     """The rows of an epoch: `bins` with the order of `epoch_order`."""
     return bins(samples, batch_tokens, epoch_order(len(samples), seed, epoch))
-
-
-def n_tokens(samples: Iterable[Sized]) -> int:
-    """Number of tokens; there is no padding."""
-    return sum(len(sample) for sample in samples)
 
 
 class _Space:

@@ -64,11 +64,6 @@ def find(root: Path) -> AlarmSensor:
     return AlarmSensor((*rails, *cooling), counters, looked)
 
 
-def read(root: Path) -> Alarms:
-    """Find and read once."""
-    return find(root).read()
-
-
 def _looked(what: str, where: Path, count: int) -> Looked:
     return Looked(what, str(where), f"{count} files" if count else None)
 

@@ -105,8 +105,3 @@ def find(root: Path) -> BoardSensor:
     places = ("proc/device-tree/model", "etc/nv_tegra_release", "var/lib/nvpmodel/status")
     looked = tuple(Looked("board", str(root / at), read_text(root / at)[0]) for at in places)
     return BoardSensor(root, looked)
-
-
-def read(root: Path) -> Board:
-    """Find and read once."""
-    return find(root).read()

@@ -84,8 +84,3 @@ def find(root: Path) -> CpuSensor:
         Looked("processor clocks", str(root / CPUS / "cpufreq/policy*"), found),
     )
     return CpuSensor(root, policies, counts, looked)
-
-
-def read(root: Path) -> Cpu:
-    """Find and read once."""
-    return find(root).read()

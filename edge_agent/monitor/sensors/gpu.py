@@ -50,8 +50,3 @@ def find(root: Path) -> GpuSensor:
     device = devices[0] if devices else None
     looked = Looked("GPU", str(where / "*"), device.name if device else None)
     return GpuSensor(device, str(where), (looked,))
-
-
-def read(root: Path) -> Gpu:
-    """Find and read once."""
-    return find(root).read()

@@ -75,8 +75,3 @@ def find(root: Path) -> JtopSensor:
         reason = f"jtop: {error} (client and service must have one version and one Python)"
         return JtopSensor(None, reason, (Looked(WHAT, where, None, reason),))
     return JtopSensor(client, "", (Looked(WHAT, where, "connected"),))
-
-
-def read(root: Path) -> Power:
-    """Connect and read once."""
-    return find(root).read()

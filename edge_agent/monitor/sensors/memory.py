@@ -84,11 +84,6 @@ def find(root: Path) -> MemorySensor:
     return MemorySensor(root, zram, tuple(looked))
 
 
-def read(root: Path) -> Memory:
-    """Find and read once."""
-    return find(root).read()
-
-
 def meminfo(root: Path) -> tuple[dict[str, int], str]:
     """Fields of /proc/meminfo in bytes (the kernel's kB are 1024 bytes), and "" or why one is
     missing."""

@@ -113,11 +113,6 @@ def find(root: Path, source: PowerChoice = "auto") -> PowerSensor:
     return NoPower(looked, "no power sensor that can be read" if is_broken else NoPower.reason)
 
 
-def read(root: Path, source: PowerChoice = "auto") -> Power:
-    """Find and read once."""
-    return find(root, source).read()
-
-
 def _rails(root: Path) -> tuple[tuple[_Rail, ...], tuple[Looked, ...]]:
     old, new = _iio_rails(root), _hwmon_rails(root)
     looked = (

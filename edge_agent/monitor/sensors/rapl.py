@@ -86,11 +86,6 @@ def find(root: Path) -> Rapl:
     return Rapl(domains, (_looked(root, domains),))
 
 
-def read(root: Path) -> Power:
-    """Find and read once."""
-    return find(root).read()
-
-
 def _looked(root: Path, domains: list[_Domain]) -> Looked:
     what, where = "energy counters, RAPL", str(root / POWERCAP / "intel-rapl:*")
     if not domains:

@@ -60,11 +60,6 @@ def find(root: Path) -> ThermalSensor:
     return ThermalSensor(zones, trips, (Looked("thermal zones", where, found),))
 
 
-def read(root: Path) -> Thermal:
-    """Find and read once."""
-    return find(root).read()
-
-
 def _lowest_trip(zone: Path) -> float | None:
     """The lowest hot or critical trip point of a zone in Celsius: there the kernel itself acts."""
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterable, Sized
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.adapt.trainer.decoder.decoder import pack
-from edge_agent.adapt.trainer.packed_samples import bins, epoch_order, epoch_rows, n_tokens
+from edge_agent.adapt.trainer.packed_samples import bins, epoch_order, epoch_rows
 
 CAPACITY = 512
+
+
+def n_tokens(samples: Iterable[Sized]) -> int:
+    return sum(map(len, samples))
 
 
 def samples_of(*lengths: int) -> list[range]:
