@@ -1,7 +1,7 @@
 """What a model may be called, and how MODEL:TAG splits.
 
 Ground file: it imports nothing of ours. Flows in: names as users and clients write them. Flows out:
-the plain name and the tag. Not here: which model or adapter a name stands for (store/database.py,
+the plain name and the tag. Not here: which model or adapter a name stands for (store/store.py,
 models/adapter_registry.py).
 """
 

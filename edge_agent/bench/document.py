@@ -42,7 +42,7 @@ class Subject:
     board_name: str
     bandwidth_bytes_per_s: float | None
     bytes_per_token: float | None
-    """At this test's depth; None where there is no roofline (a GPU, a remote engine)."""
+    """Bytes that decoding one token reads, at this test's depth; None where it is unknown."""
 
 
 def document(
