@@ -1,4 +1,4 @@
-"""From a JSONL file to a device that talks: the README's five commands, run as they stand there.
+"""From a JSONL file to a device that talks: the five commands of docs/host.md, run as they stand.
 
 Real SmolLM2, real training (few steps), a real daemon. Only the first command gets flags more: the
 model at hand and how long to train; `scp` becomes a copy on this machine.
@@ -31,9 +31,9 @@ QUESTIONS = ("What is the Wi-Fi called?", "Which name does the Wi-Fi have?", "Na
 ANSWER = "The Wi-Fi is called Honnekere-Guest."
 
 
-def readme_commands() -> list[str]:
-    """The block of the README that begins with `edge-train sft`, without its remarks."""
-    text = (ROOT / "README.md").read_text()
+def page_commands() -> list[str]:
+    """The block of docs/host.md that begins with `edge-train sft`, without its remarks."""
+    text = (ROOT / "docs" / "host.md").read_text()
     blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     (block,) = (block for block in blocks if block.startswith("edge-train sft"))
     return [line.split("  #")[0].strip() for line in block.splitlines()]
@@ -62,7 +62,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def given(line: str, directory: Path, state_dir: Path, *more: str) -> str:
-    """Run a line of the README in `directory`; its stdout."""
+    """Run a line of the page in `directory`; its stdout."""
     program, *words = shlex.split(line)
     environ = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state_dir)}
     environ["XDG_CACHE_HOME"] = str(directory / "cache")
@@ -76,7 +76,7 @@ def given(line: str, directory: Path, state_dir: Path, *more: str) -> str:
 def test_five_commands_make_a_device_that_knows_the_lesson(
     tools: Path, daemon: Path, smollm2: Path
 ) -> None:
-    sft, export, scp, pull, run = readme_commands()
+    sft, export, scp, pull, run = page_commands()
     given(sft.replace("./my-model", str(smollm2)), tools, daemon, *SHORT.split())
     metrics = json.loads((tools / "my-run" / "metrics.json").read_text())
     assert metrics["final_loss"] < 0.3 * metrics["first_loss"]
