@@ -27,7 +27,7 @@ PICTURE = ROOT / "docs" / "dashboard.png"
 MODEL = "smollm2-135m"
 QUESTIONS = (
     "What is the capital of France?",
-    "What do bees make?",
+    "What is the capital of Japan?",
     "Name three colours of the rainbow.",
 )
 VIEW = {"width": 1180, "height": 800}

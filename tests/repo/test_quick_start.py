@@ -31,7 +31,7 @@ def script() -> str:
         r"^(edge-agent bench .*)$", r"\1 -r 1 --idle-s 0", lines, flags=re.MULTILINE
     )
     assert (n_lessons, n_benches) == (1, 1)
-    return END_JOBS + lines
+    return f"{END_JOBS}{lines}wait\n"
 
 
 def test_the_quick_start_runs_as_it_stands(tmp_path: Path) -> None:
@@ -39,9 +39,16 @@ def test_the_quick_start_runs_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     environ = {key: value for key, value in os.environ.items() if not key.startswith("EDGE_AGENT_")}
     environ |= {"HOME": str(tmp_path), "EDGE_AGENT_PORT": "0"}
-    done = subprocess.run(["bash", "-eu", "-o", "pipefail", "-x", "-c", script()], cwd=tmp_path,
-                          env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          timeout=800)  # fmt: skip
+    # `timeout` ends the whole group of processes, the daemon too.
+    command = ["timeout", "800", "bash", "-eu", "-o", "pipefail", "-x", "-c", script()]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     said = f"{done.stdout}\n{done.stderr}"
     assert done.returncode == 0, said
     assert "/dashboard/enter#" in done.stdout
