@@ -211,7 +211,7 @@ def test_the_end_of_the_socket_is_its_end_within_a_second(
     with TrainerProcess(start_message(model, tmp_path / "run", data, **LONG)) as trainer:
         trainer.wait_for(TrainingProgress, "train")
         trainer.socket.close()
-        assert trainer.process.wait(10) == 0, "ten times the promise"
+        assert trainer.process.wait(30) == 0, "far above the promise: it runs at nice 19"
 
 
 def test_it_steps_back_for_everybody_else(model: Path, data: Path, tmp_path: Path) -> None:
