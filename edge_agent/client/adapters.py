@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from edge_agent.client.connection import ANSWER_TIMEOUT_S, Client, find_daemon, state_dir_of
-from edge_agent.errors import AdapterRefused, DaemonNotRunning, UsageError
+from edge_agent.errors import AdapterRefused, DaemonNotRunning
+from edge_agent.models.which_model import ABSENT, which_model
 from edge_agent.state_dir import StateDir
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class LocalAdapters:
     is_tried_out: bool = False
 
     def adapters(self, model: str | None) -> list[dict[str, Any]]:
-        name = None if model is None else self._model(model)
+        name = None if model is None or model in ABSENT else self._model(model)
         rows = self.registry.adapters(name)
         return [self.registry.document(row, is_brief=True) for row in rows]
 
@@ -170,14 +171,6 @@ class LocalAdapters:
         row = self.registry.active(name)
         return {"model": name, "active": row.name if row else None}
 
-    def _model(self, given: str | None) -> str:
-        """The model's own name. Raises ModelNotFound, and UsageError when it is not clear."""
-        from edge_agent.model_names import split_name
-
-        name = given or self.default
-        rows = self.store.models()
-        if name is not None or len(rows) == 1:
-            return self.store.model(split_name(name)[0] if name else rows[0].name).name
-        known = ", ".join(row.name for row in rows) or "none"
-        raise UsageError("it is not clear which model is meant", f"registered: {known}",
-                         "name it with --model")  # fmt: skip
+    def _model(self, named: str | None) -> str:
+        """Raises ModelNotFound, UsageError."""
+        return which_model(self.store, named, self.default)[0].name

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from edge_agent.client.connection import Client, state_dir_of
 from edge_agent.client.models import DaemonModels, LocalModels, open_library
-from edge_agent.errors import UsageError
+from edge_agent.models.which_model import ABSENT, which_model
 
 if TYPE_CHECKING:
     from edge_agent.config import Settings
@@ -105,7 +105,8 @@ class DaemonFeedback:
 
 def _untagged(model: str | None) -> str | None:
     """Feedback is on a model, whichever of its adapters answered."""
-    return model.partition(":")[0] if model else None
+    name = (model or "").partition(":")[0]
+    return None if name in ABSENT else name
 
 
 def _and_model(model: str | None) -> str:
@@ -146,17 +147,7 @@ class LocalFeedback:
     def add_lessons(self, documents: Sequence[Any], model: str | None) -> int:
         from edge_agent.adapt import feedback
 
-        name = self.store.model(_untagged(model or self._default_model()) or "").name
+        name = which_model(self.store, model, self.settings.model)[0].name
         user, at = f"uid:{os.getuid()}", time.time()
         rows = feedback.imported_rows(documents, model=name, user=user, at=at)
         return len(feedback.add(self.store, rows, self.settings.feedback_quota))
-
-    def _default_model(self) -> str:
-        """The configured model, or the only one. Raises UsageError."""
-        names = [row.name for row in self.store.models()]
-        if self.settings.model is not None:
-            return self.settings.model
-        if len(names) == 1:
-            return names[0]
-        why = f"registered: {', '.join(names) or 'none yet'}"
-        raise UsageError("it is not clear which model this is about", why, "name it with --model")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from edge_agent.adapt.messages import RunSettings
-from edge_agent.client.connection import Client, find_daemon
+from edge_agent.client.connection import Client, find_daemon, state_dir_of
 from edge_agent.errors import (
     DaemonNotRunning,
     DataRefused,
@@ -38,8 +38,7 @@ BackgroundWork = Callable[[Tell, threading.Event], Awaitable[None]]
 if TYPE_CHECKING:
     from edge_agent.adapt.lesson import LessonRequest
     from edge_agent.adapt.lesson_runner import LessonRunner
-    from edge_agent.config import Settings
-    from edge_agent.store.store import Store
+    from edge_agent.supervisor.supervisor import Supervisor
 
 TIMEOUT_S = 7 * 86400.0
 """A lesson may be silent while it is paused; whoever waits for it ends it with Ctrl-C."""
@@ -108,12 +107,8 @@ class LocalLessons:
 
     def plan(self, lesson: LessonDraft) -> dict[str, Any]:
         async def work() -> dict[str, Any]:
-            async with _lesson_runner(self.state_dir, self.environ) as (
-                lesson_runner,
-                settings,
-                store,
-            ):
-                planned = await lesson_runner.plan(_request(lesson, settings, store))
+            async with _lesson_runner(self.state_dir, self.environ) as (lesson_runner, supervisor):
+                planned = await lesson_runner.plan(_request(lesson, supervisor))
                 return dict(msgspec.to_builtins(planned))
 
         return asyncio.run(work())
@@ -126,15 +121,11 @@ class LocalLessons:
 
     def _events(self, lesson: LessonDraft | None, name: str | None) -> Iterator[Event]:
         async def work(tell: Tell, has_left: threading.Event) -> None:
-            async with _lesson_runner(self.state_dir, self.environ) as (
-                lesson_runner,
-                settings,
-                store,
-            ):
+            async with _lesson_runner(self.state_dir, self.environ) as (lesson_runner, supervisor):
                 if lesson is None:
                     lesson_runner.resume(name)
                 else:
-                    await lesson_runner.begin(_request(lesson, settings, store))
+                    await lesson_runner.begin(_request(lesson, supervisor))
                 watching = asyncio.create_task(until_set(has_left, lesson_runner.stop))
                 async for event in lesson_runner.follow():
                     tell(event)
@@ -243,7 +234,7 @@ class BesideLessons:
 @asynccontextmanager
 async def _lesson_runner(
     state_dir: Path | None, environ: Mapping[str, str]
-) -> AsyncIterator[tuple[LessonRunner, Settings, Store]]:
+) -> AsyncIterator[tuple[LessonRunner, Supervisor]]:
     """Under STATE/lock. Raises DaemonRunning, UsageError."""
     from edge_agent.adapt.lesson_runner import LessonRunner
     from edge_agent.adapt.pause_policy import PauseConditions
@@ -253,7 +244,7 @@ async def _lesson_runner(
     from edge_agent.supervisor.supervisor import Supervisor
     from edge_agent.supervisor.worker_link import WORKER_ARGV
 
-    settings = load_settings({} if state_dir is None else {"state_dir": state_dir})
+    settings = load_settings({"state_dir": state_dir_of(state_dir, environ)})
     state = StateDir(settings.state_dir)
     state.acquire()
     try:
@@ -263,7 +254,7 @@ async def _lesson_runner(
                 store, supervisor, PauseConditions(settings), state.path, environ
             )
             try:
-                yield lesson_runner, settings, store
+                yield lesson_runner, supervisor
             finally:
                 await lesson_runner.close()
                 await supervisor.close(0)
@@ -271,12 +262,12 @@ async def _lesson_runner(
         state.release()
 
 
-def _request(lesson: LessonDraft, settings: Settings, store: Store) -> LessonRequest:
+def _request(lesson: LessonDraft, supervisor: Supervisor) -> LessonRequest:
     from edge_agent.adapt.lesson_files import FEEDBACK
 
-    name = lesson.model or settings.model or _only([row.name for row in store.models()])
+    row, _ = supervisor.which_model(lesson.model)
     data = FEEDBACK if lesson.data is None else str(lesson.data.absolute())
-    return _run_request(lesson, name, data)
+    return _run_request(lesson, row.name, data)
 
 
 def _run_request(lesson: LessonDraft, model: str, data: str) -> LessonRequest:

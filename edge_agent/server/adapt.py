@@ -20,7 +20,7 @@ from edge_agent.adapt.lesson import LessonRequest
 from edge_agent.adapt.lesson_files import FEEDBACK, GIVEN_FILE
 from edge_agent.adapt.lesson_runner import LessonRunner
 from edge_agent.adapt.messages import RunSettings, declared_run_settings, run_settings
-from edge_agent.errors import ModelNotFound, RequestError
+from edge_agent.errors import RequestError
 from edge_agent.server.body import parse_json, read_body, validate
 from edge_agent.server.error_body import FieldError
 from edge_agent.server.model_name import requested_model
@@ -137,10 +137,10 @@ def _run_request(request: web.Request, body: RunBody) -> LessonRequest:
     lesson_runner = _lesson_runner(request)
     lesson_runner.check_free()
     directory = lesson_runner.files.directory(body.name)
-    name = requested_model(body.model) or service.settings.model or _only_model(request)
+    row, _ = service.supervisor.which_model(requested_model(body.model))
     data = FEEDBACK if body.source == "feedback" else _given(body, directory)
     settings = _settings(body)
-    return LessonRequest(body.name, name, data, settings, body.activate)
+    return LessonRequest(body.name, row.name, data, settings, body.activate)
 
 
 def _settings(body: RunBody) -> RunSettings:
@@ -157,16 +157,6 @@ def _given(body: RunBody, directory: Path) -> str:
     path = directory / GIVEN_FILE
     atomic_file.write(path, body.rows.encode())
     return str(path)
-
-
-def _only_model(request: web.Request) -> str:
-    service = request.app[SERVICE]
-    loaded = service.supervisor.status().model
-    rows = service.store.models()
-    if loaded or len(rows) == 1:
-        return loaded or rows[0].name
-    hint = "name one in `model`"
-    raise ModelNotFound("it is not clear which model shall learn", f"{len(rows)} models", hint)
 
 
 ROUTES = (

@@ -18,7 +18,6 @@ from pydantic import BaseModel, Field
 
 from edge_agent.adapt import activation
 from edge_agent.errors import AdapterRefused
-from edge_agent.model_names import split_name
 from edge_agent.server.body import read_request
 from edge_agent.server.error_body import FieldError, Refusal
 from edge_agent.server.model_name import requested_model
@@ -57,9 +56,9 @@ class AdapterList(BaseModel):
 
 
 class ModelRequest(Body):
-    """`model` absent: the default one."""
+    """`model` absent: see models/which_model.py."""
 
-    model: str | None = Field(None, min_length=1)
+    model: str | None = None
 
 
 class ActivateRequest(ModelRequest):
@@ -86,7 +85,7 @@ class Active(BaseModel):
 async def list_adapters(request: web.Request) -> web.Response:
     """?model=NAME: of that model only. `gate` is the verdict without its figures."""
     service = request.app[SERVICE]
-    asked = request.query.get("model")
+    asked = requested_model(request.query.get("model"))
     model = None if asked is None else _model(service, asked)
     registry = service.registry
     rows = registry.adapters(model)
@@ -115,13 +114,14 @@ async def deactivate(request: web.Request) -> web.Response:
 
 async def rollback(request: web.Request) -> web.Response:
     service, body = await _read(request, ModelRequest)
-    model = _model(service, body.model)
+    model = _model(service, body.model, may_guess=False)
     await asyncio.to_thread(service.registry.rollback, model, REASON)
     return _active(service, model)
 
 
 async def remove(request: web.Request) -> web.Response:
-    await asyncio.to_thread(request.app[SERVICE].registry.remove, *_named(request))
+    model, name = _named(request, may_guess=False)
+    await asyncio.to_thread(request.app[SERVICE].registry.remove, model, name)
     return web.Response()
 
 
@@ -167,16 +167,15 @@ async def _read(request: web.Request, kind: type[Any]) -> tuple[Service, Any]:
     return service, await read_request(request, kind, service.limits, service.n_ctx())
 
 
-def _model(service: Service, name: str | None) -> str:
-    """The model's own name, for whatever tag stands behind it. Raises ModelNotFound."""
-    asked = requested_model(name)
-    plain = None if asked is None else split_name(asked)[0]
-    return service.supervisor.target(plain).model.name
+def _model(service: Service, name: str | None, *, may_guess: bool = True) -> str:
+    """The model's own name, whatever tag follows it. Raises ModelNotFound, UsageError."""
+    row, _ = service.supervisor.which_model(requested_model(name), may_guess=may_guess)
+    return row.name
 
 
-def _named(request: web.Request) -> tuple[str, str]:
-    """Model and adapter of the path; `default` is the default model."""
-    model = _model(request.app[SERVICE], request.match_info["model"])
+def _named(request: web.Request, *, may_guess: bool = True) -> tuple[str, str]:
+    """Model and adapter of the path; `default` names no model."""
+    model = _model(request.app[SERVICE], request.match_info["model"], may_guess=may_guess)
     return model, request.match_info["name"]
 
 

@@ -20,11 +20,13 @@ from edge_agent.adapt import feedback
 from edge_agent.adapt.feedback import MAX_IMPORT_ROWS, Opinion, Source
 from edge_agent.adapt.recent_answers import MAX_ANSWERS, RecentAnswer
 from edge_agent.errors import FeedbackNotFound, StoreError
+from edge_agent.model_names import BASE_TAG, LATEST_TAG, split_name
+from edge_agent.models.which_model import ABSENT
 from edge_agent.server.adapt import ADAPTATION
 from edge_agent.server.auth import CALLER, is_operator
 from edge_agent.server.body import parse_json, read_body, read_request, validate
 from edge_agent.server.error_body import FieldError, Refusal
-from edge_agent.server.model_name import registered_name
+from edge_agent.server.model_name import requested_model
 from edge_agent.server.openai_schema import MAX_MESSAGES, ChatMessage
 from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
 from edge_agent.server.route import Route
@@ -49,13 +51,13 @@ class FeedbackRequest(Body):
     answer: str | None = Field(
         None, description="Used with `messages`, where no answer of this `id` is remembered."
     )
-    model: str | None = Field(None, min_length=1, description="Of `answer`; the default one.")
+    model: str | None = Field(None, description="Of `answer`.")
 
 
 class ImportRequest(Body):
     """POST /v1/feedback/import. Each row: {"messages": [..., {"role": "assistant", ...}]}."""
 
-    model: str | None = Field(None, min_length=1)
+    model: str | None = None
     rows: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_IMPORT_ROWS)
 
 
@@ -160,16 +162,11 @@ def _answer_meant(
     return RecentAnswer("", user, model, messages, body.answer, adapter), "given"
 
 
-def _model(service: Service, name: str | None) -> tuple[str, str | None]:
-    """(registered model, adapter or None) of MODEL or MODEL:ADAPTER; the default for none."""
-    asked = service.supervisor.status().model or service.settings.model
-    if name not in (None, "default"):
-        asked = name
-    if not asked:
-        raise FieldError("model", "no model is loaded; name the one that answered")
-    model, _, adapter = asked.partition(":")
-    row = service.store.model(registered_name(model))
-    return row.name, adapter if adapter not in ("", "base", "latest") else None
+def _model(service: Service, name: str | None, *, may_guess: bool = True) -> tuple[str, str | None]:
+    """(registered model, adapter or None) of MODEL or MODEL:ADAPTER. Raises ModelNotFound,
+    UsageError."""
+    row, tag = service.supervisor.which_model(requested_model(name), may_guess=may_guess)
+    return row.name, None if tag in (None, "", BASE_TAG, LATEST_TAG) else tag
 
 
 async def _store(service: Service, rows: Sequence[FeedbackRow]) -> list[int]:
@@ -198,9 +195,10 @@ def _wanted(request: web.Request, limit: int) -> FeedbackQuery:
     """By ?model= (feedback is on a model, whichever adapter answered) and ?before=, and as far as
     the caller may see. Raises FieldError."""
     user = request[CALLER]
+    model = split_name(request.query.get("model", ""))[0]
     before = _whole(request, "before", 0, 0, 2**63 - 1)
     return FeedbackQuery(
-        model=request.query.get("model", "").partition(":")[0] or None,
+        model=None if model in ABSENT else model,
         user=None if is_operator(user) else user,
         before=before or None,
         limit=limit,
@@ -251,7 +249,7 @@ async def import_rows(request: web.Request) -> web.Response:
     limits = service.limits
     body = await read_body(request, MAX_IMPORT_BYTES, limits.body_s)
     asked = validate(ImportRequest, parse_json(body, limits.json_depth))
-    model, _ = _model(service, asked.model)
+    model, _ = _model(service, asked.model, may_guess=False)
     rows = feedback.imported_rows(asked.rows, model=model, user=request[CALLER], at=service.clock())
     return json_response({"stored": len(await _store(service, rows))})
 

@@ -45,21 +45,21 @@ class TokenizeRequest(Body):
     add_special: bool = False
     parse_special: bool = True
     with_pieces: bool = False
-    model: str | None = Field(None, min_length=1)
+    model: str | None = None
 
 
 class DetokenizeRequest(Body):
     """POST /detokenize"""
 
     tokens: list[TokenId] = Field(max_length=MAX_TOKENS)
-    model: str | None = Field(None, min_length=1)
+    model: str | None = None
 
 
 class ApplyTemplateRequest(Body):
     """POST /apply-template"""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    model: str | None = Field(None, min_length=1)
+    model: str | None = None
 
 
 AnswerT = TypeVar("AnswerT")

@@ -16,7 +16,6 @@ from aiohttp import web
 from pydantic import BaseModel, Field, model_validator
 
 from edge_agent.adapt import activation
-from edge_agent.errors import ModelNotFound
 from edge_agent.models.adapter_registry import BASE
 from edge_agent.records import AdapterRef
 from edge_agent.server.body import parse_json_list, read_body, validate
@@ -59,10 +58,10 @@ def lora_reference(
     """
     if loras is None:
         return None
-    name = service.supervisor.target(model).model.name
+    base, _ = service.supervisor.which_model(model)
     chosen = BASE
     for one in loras:
-        row = service.registry.by_id(name, one.id)
+        row = service.registry.by_id(base.name, one.id)
         if one.scale:
             reference = service.registry.reference(row)
             chosen = msgspec.structs.replace(reference, scale=one.scale)
@@ -70,17 +69,16 @@ def lora_reference(
 
 
 async def lora_adapters(request: web.Request) -> web.Response:
-    """Those of the default model; neither loads it."""
+    """Those of the model that a request without a name means. No model is loaded for it."""
     service = request.app[SERVICE]
     registry = service.registry
-    try:
-        model = service.supervisor.target(None).model.name
-    except ModelNotFound:
+    if not service.store.models():
         return json_response([])
-    active = registry.active(model)
+    model, _ = service.supervisor.which_model(None)
+    active = registry.active(model.name)
     listed = [
         {"id": row.id, "path": ref.path, "scale": ref.scale if row == active else 0.0}
-        for row, ref in ((row, registry.reference(row)) for row in registry.adapters(model))
+        for row, ref in ((row, registry.reference(row)) for row in registry.adapters(model.name))
     ]
     return json_response(listed)
 
@@ -90,7 +88,7 @@ async def set_lora_adapters(request: web.Request) -> web.Response:
     limits, registry = service.limits, service.registry
     raw = await read_body(request, limits.body_bytes(service.n_ctx()), limits.body_s)
     loras = validate(LoraScales, {"lora": parse_json_list(raw, limits.json_depth)}).lora
-    model = service.supervisor.target(None).model.name
+    model = service.supervisor.which_model(None)[0].name
     rows = [(registry.by_id(model, one.id), one.scale) for one in loras]
     chosen = next(((row, scale) for row, scale in rows if scale), None)
     if chosen is None:

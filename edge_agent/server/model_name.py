@@ -10,14 +10,14 @@ from __future__ import annotations
 from edge_agent.errors import ModelNotFound
 from edge_agent.model_names import BASE_TAG, LATEST_TAG, MODEL_NAME, split_name
 from edge_agent.models.adapter_registry import AdapterRegistry
+from edge_agent.models.which_model import ABSENT
 from edge_agent.store.store import ModelRow
 
 
 def requested_model(name: str | None) -> str | None:
-    """None (and 'default', which OpenAI clients need as a word) means the default model."""
-    if name is None or name == "default":
-        return None
-    return registered_name(name)
+    """`name` as registered_name has it; None where no model is named, which which_model.py
+    settles."""
+    return None if name is None or name in ABSENT else registered_name(name)
 
 
 def registered_name(name: str) -> str:

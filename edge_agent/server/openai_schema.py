@@ -116,7 +116,7 @@ def check_one_adapter(loras: Sequence[LoraScale]) -> None:
 class GenerationFields(SamplingFields):
     """The fields that chat and completion requests share."""
 
-    model: str | None = Field(None, min_length=1, description="Absent or 'default': the default.")
+    model: str | None = Field(None, description="MODEL, MODEL:ADAPTER or MODEL:base.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: StopString | StopList | None = None

@@ -82,6 +82,9 @@ class LoadedModel:
         self.change: Change | None = None
         self.restarts = 0
         self.last_model: str | None = None
+        """The one that a load was last begun for."""
+        self.last_loaded: str | None = None
+        """The one that was last loaded; an unload changes nothing."""
         self.last_reason = "no model has been asked for yet"
         self.quarantine = CrashBudget(settings.crash_budget, settings.crash_window_s, clocks)
         self._settings = settings
@@ -297,6 +300,7 @@ class LoadedModel:
 
     def _install(self, worker: Worker) -> None:
         self.worker = worker
+        self.last_loaded = worker.row.name
         self.last_reason = ""
         worker.watch = asyncio.create_task(self._watch(worker))
         self.keep(worker, None)

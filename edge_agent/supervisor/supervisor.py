@@ -19,9 +19,9 @@ import msgspec
 
 from edge_agent.clocks import Clocks
 from edge_agent.config import Settings
-from edge_agent.errors import AdapterRefused, EdgeAgentError, ModelNotFound, WorkerFailed
-from edge_agent.model_names import split_name
+from edge_agent.errors import AdapterRefused, EdgeAgentError, WorkerFailed
 from edge_agent.models.adapter_registry import AdapterRegistry
+from edge_agent.models.which_model import which_model
 from edge_agent.records import (
     AdapterRef,
     ApplyTemplate,
@@ -61,10 +61,12 @@ EngineAnswer = Tokens | Text | SlotStates | Scores
 
 @dataclass(frozen=True)
 class Target:
-    """What a request's model name means. `adapter` None: the base."""
+    """What a request's model name means. `adapter` None: the base. `tag`: what the name, or the
+    configured name in its place, has after its colon."""
 
     model: ModelRow
     adapter: AdapterRow | None
+    tag: str | None
 
 
 class Supervisor:
@@ -116,9 +118,10 @@ class Supervisor:
         started_s = self._clocks.monotonic()
         self._queue_limit.check_guard()
         with self._queue_limit.admit(inside=self._inside(), slots=self._slots()) as ticket:
-            worker = await self._loaded.acquire(self.target(model).model)
+            target = self.target(model)
+            worker = await self._loaded.acquire(target.model)
             # Only now: a rollback may have happened while the worker was started again.
-            adapter = self._adapter(worker.row, model, request)
+            adapter = self._adapter(target, request)
             link = worker.link
             inbox = link.request(
                 msgspec.structs.replace(request, id=link.take_id(), adapter=adapter)
@@ -253,30 +256,25 @@ class Supervisor:
             await self._queue_limit.drained(drain_s)
         await self._loaded.close()
 
-    def target(self, model: str | None) -> Target:
-        """What a name means: the named model, else the configured, else the loaded, else the
-        oldest; with :NAME, :base, or the active adapter. Raises ModelNotFound, AdapterNotFound."""
-        rows = self._store.models()
-        name = model or self._settings.model
-        worker = self._loaded.worker
-        loaded = worker.row.name if worker else self._loaded.last_model
-        if name is None and loaded in {row.name for row in rows}:
-            name = loaded
-        if name is None and rows:
-            name = rows[0].name
-        if name is None:
-            hint = "register one: `edge-agent pull embedded:smollm2-135m`"
-            raise ModelNotFound("there is no model to answer with", "none is registered", hint)
-        plain, tag = split_name(name)
-        return Target(self._store.model(plain), self.registry.chosen(plain, tag))
+    def which_model(
+        self, name: str | None, *, may_guess: bool = True
+    ) -> tuple[ModelRow, str | None]:
+        """The model and the tag that a name means (models/which_model.py); without `may_guess` the
+        loaded model does not stand in for a name. Raises ModelNotFound, UsageError."""
+        loaded = self._loaded.last_loaded if may_guess else None
+        return which_model(self._store, name, self._settings.model, loaded)
 
-    def _adapter(self, row: ModelRow, model: str | None, request: Generate) -> AdapterRef | None:
-        """What answers; None: the base. `row` is the model that was loaded for `model`."""
+    def target(self, name: str | None) -> Target:
+        """The model that a name means and what answers: the adapter of :NAME, the base for :base,
+        else the active adapter. Raises ModelNotFound, UsageError, AdapterNotFound."""
+        row, tag = self.which_model(name)
+        return Target(row, self.registry.chosen(row.name, tag), tag)
+
+    def _adapter(self, target: Target, request: Generate) -> AdapterRef | None:
+        """What answers now; None: the base."""
         if request.adapter is not None:
             return _unless_off(request.adapter)
-        name = model or self._settings.model
-        tag = split_name(name)[1] if name else None
-        chosen = self.registry.chosen(row.name, tag)
+        chosen = self.registry.chosen(target.model.name, target.tag)
         return _unless_off(self.registry.reference(chosen) if chosen else None)
 
     async def _frame(self, inbox: Inbox, worker: Worker, active: AdapterRef | None) -> FromWorker:

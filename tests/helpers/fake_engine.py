@@ -11,9 +11,9 @@ from pathlib import Path
 
 from waiting import POLL_S
 
-from edge_agent.errors import EdgeAgentError, ModelNotFound
-from edge_agent.model_names import split_name
+from edge_agent.errors import EdgeAgentError
 from edge_agent.models.adapter_registry import AdapterRegistry
+from edge_agent.models.which_model import which_model
 from edge_agent.records import (
     AdapterRef,
     ApplyTemplate,
@@ -115,10 +115,20 @@ class FakeSupervisor:
     registry: AdapterRegistry = field(init=False)
     """`store` and `registry` are set by http_front.serving."""
     checked: list[AdapterRef] = field(default_factory=list)
+    configured: str | None = None
+    """`serve --model`."""
+    has_loaded: bool = True
+    """Whether `info` is, or was, the loaded model."""
 
-    def target(self, model: str | None) -> Target:
-        name, tag = split_name(model or self.info.name)
-        return Target(self.store.model(name), self.registry.chosen(name, tag))
+    def which_model(
+        self, name: str | None, *, may_guess: bool = True
+    ) -> tuple[ModelRow, str | None]:
+        loaded = self.info.name if may_guess and self.has_loaded else None
+        return which_model(self.store, name, self.configured, loaded)
+
+    def target(self, name: str | None) -> Target:
+        row, tag = self.which_model(name)
+        return Target(row, self.registry.chosen(row.name, tag), tag)
 
     async def check_adapter(self, model: str, adapter: AdapterRef) -> None:
         self.checked.append(adapter)
@@ -126,12 +136,9 @@ class FakeSupervisor:
     async def ensure_loaded(
         self, model: str | None, *, keep_alive_s: float | None = None
     ) -> ModelInfo:
-        name, tag = split_name(model or self.info.name)
-        if name not in self.known:
-            raise ModelNotFound(f"no model named {name!r}", "registered: tiny", "pull it")
-        self.registry.chosen(name, tag)
+        name = self.target(model).model.name
         self.info = ModelInfo(**{**_members(self.info), "name": name})
-        self.loaded = True
+        self.loaded = self.has_loaded = True
         return self.info
 
     async def generate(
@@ -150,8 +157,9 @@ class FakeSupervisor:
         self.running += 1
         finished = False
         try:
-            name = split_name(model or self.info.name)[0]
-            yield Began(name, Path(adapter.path).stem if adapter and adapter.scale else None)
+            yield Began(
+                self.info.name, Path(adapter.path).stem if adapter and adapter.scale else None
+            )
             for n_passed, event in enumerate(self._events(request)):
                 while n_passed >= self.n_let_pass:
                     await asyncio.sleep(POLL_S)

@@ -136,7 +136,7 @@ def serving(
     store = Store(tmp_path / "edge-agent.db", log_text=chosen.log_text)
     for name in supervisor.known:
         store.add_model(model_row(name, f"models/{name}.gguf"))
-    supervisor.store = store
+    supervisor.store, supervisor.configured = store, chosen.model
     supervisor.registry = AdapterRegistry(
         store, tmp_path, chosen.keep_adapters, check=lambda path, base, sha256: None
     )

@@ -329,7 +329,8 @@ def test_a_full_quota_is_told_beside_the_buttons(browser: Browser, front: Front)
     open_dashboard(browser, front)
     page = browser.page
     done = page.evaluate(
-        "rows => fetch('/v1/feedback/import', {method: 'POST', body: JSON.stringify({rows}),"
+        "rows => fetch('/v1/feedback/import', {method: 'POST',"
+        " body: JSON.stringify({rows, model: 'tiny'}),"
         " headers: {'Content-Type': 'application/json'}}).then(answer => answer.status)",
         rows,
     )

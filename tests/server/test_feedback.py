@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeSupervisor
 from http_front import Answer, Front, serving
 from waiting import until
 
@@ -30,7 +29,7 @@ HELLO = "Hello wörld"
 
 @pytest.fixture
 def front(tmp_path: Path) -> Iterator[Front]:
-    with serving(tmp_path, feedback_quota=50) as front:
+    with serving(tmp_path, feedback_quota=50, model="tiny") as front:
         yield front
 
 
@@ -245,7 +244,7 @@ def test_nobody_without_the_token_reads_it(front: Front, path: str) -> None:
 
 
 def test_the_quota_answers_429_and_says_why(tmp_path: Path) -> None:
-    with serving(tmp_path, feedback_quota=2) as front:
+    with serving(tmp_path, feedback_quota=2, model="tiny") as front:
         for number in range(3):
             ask(front, f"q{number}")
             answer = correct(front)
@@ -398,14 +397,6 @@ def test_an_import_is_whole_or_not_at_all(front: Front, body: Any) -> None:
 def test_a_wrong_row_is_named(front: Front) -> None:
     answer = front.post(f"{PATH}/import", {"rows": [lesson(), {"messages": "x"}]})
     assert answer.json()["error"]["what"].startswith("row 2: ")
-
-
-def test_without_a_model_there_is_nothing_to_be_about(tmp_path: Path) -> None:
-    supervisor = FakeSupervisor()
-    supervisor.become("idle")
-    with serving(tmp_path, supervisor) as front:
-        answer = front.post(f"{PATH}/import", {"rows": [lesson()]})
-        assert (answer.status, answer.json()["error"]["param"]) == (400, "model")
 
 
 def test_a_disk_that_fails_between_pages_cuts_the_connection(

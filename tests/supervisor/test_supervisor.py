@@ -26,6 +26,7 @@ from edge_agent.errors import (
     Overloaded,
     RequestError,
     ShuttingDown,
+    UsageError,
     WorkerFailed,
 )
 from edge_agent.records import (
@@ -641,6 +642,27 @@ def test_an_unused_model_is_unloaded_after_keep_alive(store: Store) -> None:
             await until_async(lambda: not is_alive(pid))
             assert supervisor.status().crashes == 0
             assert await text_of(supervisor, chunks=1) == "1 "
+
+    run(work())
+
+
+def test_a_request_without_a_name_means_what_was_loaded_last(store: Store) -> None:
+    add(store, "first")
+    add(store, "second")
+    add(store, "broken", then="refuse")
+
+    async def work() -> None:
+        async with supervising(store) as supervisor:
+            with pytest.raises(UsageError, match="not clear which model"):
+                await text_of(supervisor)
+            assert (await supervisor.ensure_loaded("second")).name == "second"
+            assert (await supervisor.ensure_loaded(None)).name == "second"
+            await supervisor.unload()
+            with pytest.raises(EdgeAgentError):
+                await supervisor.ensure_loaded("broken")
+            assert (await supervisor.ensure_loaded(None)).name == "second"
+            with pytest.raises(UsageError, match="not clear which model"):
+                supervisor.which_model(None, may_guess=False)
 
     run(work())
 

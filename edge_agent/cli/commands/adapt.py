@@ -59,7 +59,9 @@ class LessonOptions(Options):
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Model to teach [the only one].", autocompletion=complete_model
+            metavar="MODEL",
+            help="Model to teach [configured, loaded or only one].",
+            autocompletion=complete_model,
         ),
     ] = None
     settings: Annotated[dict[str, Any], SettingFlags(_declared)] = field(default_factory=dict)
@@ -86,7 +88,9 @@ class NightlyOptions(Options):
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Model to teach [the only one].", autocompletion=complete_model
+            metavar="MODEL",
+            help="Model to teach [configured, loaded or only one].",
+            autocompletion=complete_model,
         ),
     ] = None
     hours: Annotated[float, typer.Option(metavar="H", help="Stop after so much training.")] = 5.0

@@ -41,7 +41,9 @@ class ModelOptions(Options):
     model: Annotated[
         str | None,
         typer.Option(
-            help="Model [the default one].", metavar="MODEL", autocompletion=complete_model
+            help="Model [configured, loaded or only one].",
+            metavar="MODEL",
+            autocompletion=complete_model,
         ),
     ] = None
 
@@ -199,6 +201,8 @@ def deactivate(options: ModelOptions, terminal: Terminal) -> int:
 def rollback(options: ModelOptions, terminal: Terminal) -> int:
     """Go back to what answered before, and mark the adapter that is left.
 
+    Without --model: of the configured or the only model, not of the loaded one.
+
     Examples:
       edge-agent adapters rollback
       edge-agent adapters rollback --model gemma3-270m --json
@@ -218,6 +222,8 @@ def _say_active(document: Mapping[str, Any], is_json: bool, terminal: Terminal) 
 
 def rm(options: NamedOptions, terminal: Terminal) -> int:
     """Remove an adapter that is not active, and its file.
+
+    Without --model: of the configured or the only model, not of the loaded one.
 
     Examples:
       edge-agent adapters rm lesson

@@ -25,7 +25,7 @@ from edge_agent.cli.commands.bench_options import (
     power_choice,
 )
 from edge_agent.cli.terminal import Terminal
-from edge_agent.errors import DaemonRunning, EdgeAgentError, UsageError
+from edge_agent.errors import DaemonRunning, EdgeAgentError
 
 if TYPE_CHECKING:
     from edge_agent.bench.engines import BenchEngine
@@ -67,9 +67,10 @@ def bench(options: BenchOptions, terminal: Terminal) -> int:
 
 
 def _targets(options: BenchOptions, terminal: Terminal) -> list[BenchTarget]:
-    """Raises ModelNotFound, and UsageError when nothing is registered."""
+    """Raises ModelNotFound."""
     from edge_agent.client.connection import state_dir_of
     from edge_agent.client.models import open_library
+    from edge_agent.models.which_model import no_model
 
     asked = options.models or []
     files = [Path(name) for name in asked if name.endswith(".gguf")]
@@ -83,8 +84,7 @@ def _targets(options: BenchOptions, terminal: Terminal) -> list[BenchTarget]:
             found = library.details(name)
             targets.append(BenchTarget(found.name, state / str(found.path), found.sha256))
     if not targets:
-        hint = "`edge-agent pull embedded:smollm2-135m` registers one"
-        raise UsageError("there is no model to measure", "none is registered", hint)
+        raise no_model()
     return targets
 
 

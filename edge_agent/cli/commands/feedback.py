@@ -78,7 +78,7 @@ class ImportOptions(Options):
     model: Annotated[
         str | None,
         typer.Option(
-            help="Whose answers they are [the default model].",
+            help="Whose answers they are [configured or only one].",
             metavar="MODEL",
             autocompletion=complete_model,
         ),
