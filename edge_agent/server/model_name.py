@@ -15,8 +15,8 @@ from edge_agent.store.store import ModelRow
 
 
 def requested_model(name: str | None) -> str | None:
-    """`name` as registered_name has it; None where no model is named, which which_model.py
-    settles."""
+    """`name` as registered_name has it; None where no model is named, which the rule of
+    models/which_model.py settles."""
     return None if name is None or name in ABSENT else registered_name(name)
 
 
