@@ -55,7 +55,9 @@ def _cost(ending: Ending) -> Iterator[tuple[str, str]]:
     total_j = energy.get("total_j")
     if total_j is None:
         reason = energy.get("reason") or "the daemon sent no figure"
-        yield "energy", f"not measured: {reason}"
+        is_missing = reason.startswith(("no power sensor", "no INA3221"))
+        where = "; `edge-agent doctor` lists where it looked" if is_missing else ""
+        yield "energy", f"not measured ({reason}{where})"
     else:
         parts = [f"{total_j:.2f} J"]
         names = (("prefill", "prefill_j"), ("decode", "decode_j"), ("above idle", "marginal_j"))

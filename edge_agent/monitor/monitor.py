@@ -126,7 +126,7 @@ def build(settings: Settings, store: Store, supervisor: Supervisor) -> Monitor:
 
 
 def _pids(supervisor: Supervisor) -> Mapping[str, int]:
-    worker = supervisor.status().worker_pid
+    worker = supervisor.worker_pid
     return {"front": os.getpid()} | ({} if worker is None else {"worker": worker})
 
 

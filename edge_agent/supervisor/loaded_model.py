@@ -101,8 +101,9 @@ class LoadedModel:
 
     @property
     def pid(self) -> int | None:
-        """The worker's process, the one that still loads included."""
-        link = self.worker.link if self.worker else self._loading
+        """The worker's process, the one that still loads included. Any thread may ask."""
+        worker = self.worker
+        link = worker.link if worker else self._loading
         return link.pid if link else None
 
     @property

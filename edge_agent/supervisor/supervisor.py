@@ -215,6 +215,11 @@ class Supervisor:
         """
         await self._loaded.share(is_shared)
 
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process. Any thread may ask; `status` is for the event loop's thread."""
+        return self._loaded.pid
+
     def status(self) -> EngineStatus:
         loaded_model = self._loaded
         worker, change = loaded_model.worker, loaded_model.change

@@ -146,7 +146,12 @@ def test_verbose_block_tells_joules_and_heat() -> None:
 
 
 def test_verbose_block_says_why_there_are_no_joules() -> None:
-    nothing = {**MEASURED, "total_j": None, "reason": "no power sensor"}
-    block = "\n".join(timing_block(Ending("m", "stop", {}, TIMINGS, nothing), 1.0, 0.0))
-    assert "energy:               not measured: no power sensor" in block
+    def block_of(reason: str) -> str:
+        nothing = {**MEASURED, "total_j": None, "reason": reason}
+        return "\n".join(timing_block(Ending("m", "stop", {}, TIMINGS, nothing), 1.0, 0.0))
+
+    block = block_of("no power sensor found")
+    where = "`edge-agent doctor` lists where it looked"
+    assert f"energy:               not measured (no power sensor found; {where})" in block
+    assert "not measured (only 3 power samples)" in block_of("only 3 power samples")
     assert "temperature:          not measured" in block

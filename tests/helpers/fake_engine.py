@@ -206,6 +206,10 @@ class FakeSupervisor:
         was, self.loaded = self.loaded, False
         return was
 
+    @property
+    def worker_pid(self) -> int | None:
+        return self.status().worker_pid
+
     def status(self) -> EngineStatus:
         if self.status_now is not None:
             return self.status_now

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -318,6 +320,15 @@ def test_a_stopped_answer_can_be_corrected_but_not_called_good(
     shows(page, "document.querySelector('.note').textContent === 'Corrected to: Stop.'")
     (row,) = stored(front)
     assert row["answer"].startswith("go go") and row["correction"] == "Stop."
+
+
+@needs_chromium
+def test_the_memory_line_has_a_figure_for_the_worker(browser: Browser, front: Front) -> None:
+    memory = "document.querySelector('#charts figure:nth-child(4) figcaption').textContent"
+    open_dashboard(browser, front)
+    shows(browser.page, f'{memory}.includes("worker\'s own not measured")')
+    front.supervisor.status_now = replace(front.supervisor.status(), worker_pid=os.getpid())
+    shows(browser.page, f"/worker's own [1-9][0-9.]* MiB/.test({memory})")
 
 
 @needs_chromium

@@ -29,6 +29,7 @@ from edge_agent.errors import (
     UsageError,
     WorkerFailed,
 )
+from edge_agent.monitor.monitor import _pids
 from edge_agent.records import (
     Began,
     Chunk,
@@ -642,6 +643,19 @@ def test_an_unused_model_is_unloaded_after_keep_alive(store: Store) -> None:
             await until_async(lambda: not is_alive(pid))
             assert supervisor.status().crashes == 0
             assert await text_of(supervisor, chunks=1) == "1 "
+
+    run(work())
+
+
+def test_another_thread_may_ask_for_the_worker_whose_memory_it_reads(store: Store) -> None:
+    """The sampler's thread does, also while a keep-alive runs, which only the loop can tell."""
+    add(store)
+
+    async def work() -> None:
+        async with supervising(store, keep_alive_s=600.0) as supervisor:
+            await supervisor.ensure_loaded(None)
+            seen = await asyncio.to_thread(_pids, supervisor)
+            assert seen == {"front": os.getpid(), "worker": supervisor.status().worker_pid}
 
     run(work())
 

@@ -16,7 +16,7 @@ const charts = [
   new Chart($("charts"), "Hottest zone", "°C", [{ name: "", key: "celsius" }]),
   new Chart($("charts"), "Memory", "MiB", [
     { name: "available", key: "mem_available_bytes", divisor: MIB },
-    { name: "model's own", key: "worker_rss_anon_bytes", divisor: MIB },
+    { name: "worker's own", key: "worker_rss_anon_bytes", divisor: MIB },
   ]),
 ];
 

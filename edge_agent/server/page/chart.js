@@ -58,7 +58,7 @@ export class Chart {
     const last = series.map((line) => [...line].reverse().find((pair) => pair[1] !== null));
     const parts = last.map((pair, index) => {
       const name = this.lines.length > 1 ? `${this.lines[index].name} ` : "";
-      return `${name}${shown(pair ? pair[1] : null)} ${this.unit}`;
+      return pair ? `${name}${shown(pair[1])} ${this.unit}` : `${name}not measured`;
     });
     this.tell(`${this.title}: ${parts.join(", ")}`, `highest in five minutes ${shown(Math.max(...values))} ${this.unit}`);
   }
