@@ -12,6 +12,8 @@ import re
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 BASE_TAG, LATEST_TAG = "base", "latest"
+DEFAULT_NAME = "default"
+"""Stands for no name at all: OpenAI's clients must send one. No model may be called so."""
 
 
 def split_name(name: str) -> tuple[str, str | None]:

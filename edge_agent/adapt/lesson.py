@@ -18,7 +18,8 @@ import msgspec
 
 from edge_agent.adapt.gate.gate import GateReport
 from edge_agent.adapt.messages import Finished, Planned, RunSettings, TrainingProgress
-from edge_agent.errors import EdgeAgentError
+from edge_agent.errors import EdgeAgentError, UsageError
+from edge_agent.model_names import BASE_TAG, LATEST_TAG
 
 LessonPhase = Literal["idle", "running", "paused", "judging", "finished", "failed", "stopped"]
 
@@ -117,3 +118,15 @@ def _tell(watcher: asyncio.Queue[dict[str, Any] | None], event: dict[str, Any] |
     if watcher.full():
         watcher.get_nowait()
     watcher.put_nowait(event)
+
+
+def taught_model(model: str, tag: str | None) -> str:
+    """MODEL, when a lesson may be asked for as MODEL:`tag`. Raises UsageError for an adapter: a
+    lesson begins at the base."""
+    if tag in (None, BASE_TAG, LATEST_TAG):
+        return model
+    raise UsageError(
+        f"{model}:{tag} cannot be taught",
+        "a lesson makes a new adapter beside the base; it does not go on from another adapter",
+        f"name {model}; train on the rows of both lessons to keep what {tag} knows",
+    )

@@ -182,12 +182,12 @@ def complete_model(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of registered models for the shell's completion; [] when they cannot be read."""
     import os
 
-    from edge_agent.client.models import open_library
+    from edge_agent.client.models import open_models
 
     given = ctx.params.get("state_dir") or ctx.find_root().params.get("state_dir")
     try:
-        with open_library(given, os.environ, timeout_s=2.0) as library:
-            names = [entry.name for entry in library.entries()]
+        with open_models(given, os.environ, timeout_s=2.0) as library:
+            names = [model.name for model in library.registered()]
     except (EdgeAgentError, OSError):
         return []
     return [name for name in names if name.startswith(incomplete)]

@@ -27,9 +27,8 @@ from edge_agent.errors import (
     DaemonNotRunning,
     DataRefused,
     EdgeAgentError,
-    ModelNotFound,
-    UsageError,
 )
+from edge_agent.model_names import split_name
 
 Event = dict[str, Any]
 Tell = Callable[[Event], None]
@@ -150,7 +149,7 @@ class BesideLessons:
         from edge_agent.adapt.lesson_files import FEEDBACK, LessonFiles
 
         files = LessonFiles(Path(self.client.get("/status")["state_dir"]))
-        model = lesson.model or self.only_model()
+        model = self.model(lesson.model)
         data = FEEDBACK if lesson.data is None else str(lesson.data.absolute())
         request = _run_request(lesson, model, data)
         if lesson.data is None:
@@ -186,8 +185,6 @@ class BesideLessons:
 
         state_dir = Path(self.client.get("/status")["state_dir"])
         details = DaemonModels(self.client).details(request.model)
-        if details.path is None or details.sha256 is None:
-            raise ModelNotFound(f"the file of {request.model} is not known", "", "pull it again")
         files = LessonFiles(state_dir)
         start = files.start(request, details.path, details.sha256, resume=resume)
         run = LessonState(request, started_at=time.time())
@@ -224,11 +221,13 @@ class BesideLessons:
             return 0  # a daemon that is gone answers nobody
         return int(engine["in_flight"]) + int(engine["queued"])
 
-    def only_model(self) -> str:
-        """Raises UsageError when there are several."""
+    def model(self, named: str | None) -> str:
+        """The registered model that is meant. Raises ModelNotFound, UsageError."""
+        from edge_agent.adapt.lesson import taught_model
         from edge_agent.client.models import DaemonModels
 
-        return _only([entry.name for entry in DaemonModels(self.client).entries()])
+        model, tag = split_name(DaemonModels(self.client).details(named).name)
+        return taught_model(model, tag if named else None)
 
 
 @asynccontextmanager
@@ -263,25 +262,19 @@ async def _lesson_runner(
 
 
 def _request(lesson: LessonDraft, supervisor: Supervisor) -> LessonRequest:
+    from edge_agent.adapt.lesson import taught_model
     from edge_agent.adapt.lesson_files import FEEDBACK
 
-    row, _ = supervisor.which_model(lesson.model)
+    row, tag = supervisor.which_model(lesson.model)
+    model = taught_model(row.name, tag if lesson.model else None)
     data = FEEDBACK if lesson.data is None else str(lesson.data.absolute())
-    return _run_request(lesson, row.name, data)
+    return _run_request(lesson, model, data)
 
 
 def _run_request(lesson: LessonDraft, model: str, data: str) -> LessonRequest:
     from edge_agent.adapt.lesson import LessonRequest
 
-    model = model.removesuffix(":latest")
     return LessonRequest(lesson.name, model, data, lesson.settings, lesson.activate)
-
-
-def _only(names: list[str]) -> str:
-    if len(names) != 1:
-        known = ", ".join(names) or "none is registered"
-        raise UsageError("it is not clear which model shall learn", known, "name one with --model")
-    return names[0]
 
 
 def _body(lesson: LessonDraft) -> dict[str, Any]:

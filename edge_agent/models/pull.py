@@ -40,7 +40,7 @@ from edge_agent.errors import (
     UsageError,
 )
 from edge_agent.gguf.model_file import GgufFile, read_gguf
-from edge_agent.model_names import MODEL_NAME
+from edge_agent.model_names import DEFAULT_NAME, MODEL_NAME
 from edge_agent.models import hub
 from edge_agent.models.embedded import embedded_model, embedded_parts
 from edge_agent.models.export_directory import model_in
@@ -155,10 +155,11 @@ def name_from_file(file_name: str) -> str:
 
 
 def _check_name(name: str | None) -> None:
-    if name is not None and not MODEL_NAME.fullmatch(name):
+    if name is not None and (not MODEL_NAME.fullmatch(name) or name == DEFAULT_NAME):
         raise UsageError(
             f"{name!r} is not a model name",
-            "a name has 1 to 64 of a-z 0-9 . _ - and begins with a letter or digit",
+            "a name has 1 to 64 of a-z 0-9 . _ - and begins with a letter or digit;"
+            f" {DEFAULT_NAME!r} stands for no name",
             "give another one with --name",
         )
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge_agent.errors import ModelNotFound, UsageError
-from edge_agent.model_names import split_name
+from edge_agent.model_names import DEFAULT_NAME, split_name
 
 if TYPE_CHECKING:
     from edge_agent.store.store import ModelRow, Store
 
-ABSENT = ("", "default")
+ABSENT = ("", DEFAULT_NAME)
 """Names that count as none; "default" because OpenAI's clients must send a word."""
 
 

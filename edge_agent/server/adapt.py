@@ -16,7 +16,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from edge_agent import atomic_file
-from edge_agent.adapt.lesson import LessonRequest
+from edge_agent.adapt.lesson import LessonRequest, taught_model
 from edge_agent.adapt.lesson_files import FEEDBACK, GIVEN_FILE
 from edge_agent.adapt.lesson_runner import LessonRunner
 from edge_agent.adapt.messages import RunSettings, declared_run_settings, run_settings
@@ -137,10 +137,12 @@ def _run_request(request: web.Request, body: RunBody) -> LessonRequest:
     lesson_runner = _lesson_runner(request)
     lesson_runner.check_free()
     directory = lesson_runner.files.directory(body.name)
-    row, _ = service.supervisor.which_model(requested_model(body.model))
+    named = requested_model(body.model)
+    row, tag = service.supervisor.which_model(named)
+    model = taught_model(row.name, tag if named else None)
     data = FEEDBACK if body.source == "feedback" else _given(body, directory)
     settings = _settings(body)
-    return LessonRequest(body.name, row.name, data, settings, body.activate)
+    return LessonRequest(body.name, model, data, settings, body.activate)
 
 
 def _settings(body: RunBody) -> RunSettings:

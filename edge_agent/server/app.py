@@ -30,6 +30,7 @@ from edge_agent.server import (
     llama_server,
     lora,
     metrics,
+    models,
     ollama,
     openai,
     openapi,
@@ -49,6 +50,7 @@ from edge_agent.supervisor.supervisor import Supervisor
 API = (
     *openai.ROUTES,
     *ollama.ROUTES,
+    *models.ROUTES,
     *pull.ROUTES,
     *llama_server.ROUTES,
     *lora.ROUTES,

@@ -30,6 +30,7 @@ from edge_agent.server.model_name import (
     requested_model,
     shown_name,
 )
+from edge_agent.server.models import remove_registered
 from edge_agent.server.ollama_lines import Lines, as_message, as_response, rfc3339
 from edge_agent.server.ollama_schema import (
     ChatAnswer,
@@ -156,36 +157,17 @@ async def delete(request: web.Request) -> web.Response:
     if tag == BASE_TAG:
         hint = f"delete {name}: that removes it and its adapters"
         raise RequestError(f"{name}:base is the model {name} itself", "", hint)
-    service.store.model(name)
-    if tag is not None:
+    if tag is None:
+        await remove_registered(service, name)
+    else:
+        service.store.model(name)
         await asyncio.to_thread(service.registry.remove, name, tag)
-        return web.Response()
-    if _is_loaded(service, name):
-        await service.supervisor.unload()
-    await asyncio.to_thread(_remove, name, service)
     return web.Response()
-
-
-def _remove(name: str, service: Service) -> None:
-    """Remove rows before files: a crash leaves a file without a name, never a name without its
-    file."""
-    row = service.store.remove_model(name)
-    service.registry.remove_all(name)
-    _remove_file(row, service)
 
 
 def _is_loaded(service: Service, name: str) -> bool:
     info = service.supervisor.status().info
     return info is not None and info.name == name
-
-
-def _remove_file(row: ModelRow, service: Service) -> None:
-    """Delete the model's file if it lies in STATE/models and no other row names it."""
-    models = service.settings.state_dir / "models"
-    path = service.settings.state_dir / row.path
-    shared = any(other.path == row.path for other in service.store.models())
-    if path.parent == models and not shared and path.is_file():
-        path.unlink()
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
@@ -237,8 +219,7 @@ async def _answer(
     started = time.monotonic()
     name = requested_model(body.model)
     if prompt is None and body.keep_alive_s() == 0:
-        loaded = service.supervisor.status().model
-        row = service.store.model(split_name(name or loaded or "default")[0])
+        row, _ = service.supervisor.which_model(name)
         if _is_loaded(service, row.name):
             await service.supervisor.unload()
         return json_response(Lines(row.name, place, service.clock, started).idle("unload"))

@@ -16,6 +16,10 @@ from edge_agent.cli.commands.run import model_and_prompt, response_format
 from edge_agent.errors import TemplateError, UsageError
 
 
+def is_m(name: str) -> bool:
+    return name in ("m", "m:latest")
+
+
 @pytest.mark.parametrize(
     ("given", "piped", "model", "prompt"),
     [
@@ -33,19 +37,19 @@ from edge_agent.errors import TemplateError, UsageError
 def test_which_argument_is_the_model(
     given: list[str], piped: str | None, model: str | None, prompt: str
 ) -> None:
-    assert model_and_prompt(given, piped, lambda: ["m"]) == (model, prompt)
+    assert model_and_prompt(given, piped, is_m) == (model, prompt)
 
 
 @pytest.mark.parametrize(("given", "piped"), [([], None), ([], " \n"), (["m"], None), (["m"], "")])
 def test_no_prompt_is_a_usage_error(given: list[str], piped: str | None) -> None:
     with pytest.raises(UsageError, match="no prompt") as caught:
-        model_and_prompt(given, piped, lambda: ["m"])
+        model_and_prompt(given, piped, is_m)
     assert "edge-agent chat" in caught.value.hint
 
 
 def test_bytes_that_are_not_utf_8_are_refused() -> None:
     with pytest.raises(UsageError, match="UTF-8"):
-        model_and_prompt(["m", b"\xff".decode("utf-8", "surrogateescape")], None, lambda: ["m"])
+        model_and_prompt(["m", b"\xff".decode("utf-8", "surrogateescape")], None, is_m)
 
 
 def test_run_streams_the_answer_and_nothing_else_to_stdout(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from cli_runner import cli, filled
 from fake_engine import FakeSupervisor, model_row
 from http_front import serving
 
-from edge_agent.client.models import DaemonModels, LocalModels, Models, open_library, run_pull
+from edge_agent.client.local_state import LocalState
+from edge_agent.client.models import DaemonModels, LocalModels, Models, open_models, run_pull
 from edge_agent.errors import EdgeAgentError, RequestError
 from edge_agent.server import app as server_app
 from edge_agent.server import history
@@ -33,15 +34,20 @@ def test_list_says_the_same_with_and_without_a_daemon(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     filled(tmp_path / "b")
     directly = cli("list", "--json", state_dir=tmp_path / "b").document()
-    assert directly == through_daemon
+    paths = [model.pop("path") for one in (directly, through_daemon) for model in one["models"]]
+    assert len(paths) == 4 and directly == through_daemon
     assert directly["models"][0] == {
         "name": "tiny",
         "size_bytes": 1234,
         "sha256": "ab" * 32,
+        "source": "embedded:tiny",
         "architecture": "llama",
-        "parameters": "134.52M",
+        "description": "a fake",
+        "n_params": 134_515_008,
+        "n_ctx_train": 8192,
         "quantization": "Q4_1",
-        "added_at": "2023-11-14T22:13:20Z",
+        "added_at": 1700000000.0,
+        "adapter": None,
     }
 
 
@@ -152,7 +158,7 @@ def test_a_pull_given_up_ends_its_process(tmp_path: Path) -> None:
 def test_the_local_library_is_the_registry(tmp_path: Path) -> None:
     state = filled(tmp_path)
     with Store(state.database) as store:
-        names = [entry.name for entry in LocalModels(state, store).entries()]
+        names = [model.name for model in LocalModels(LocalState(state, store)).registered()]
     assert names == ["tiny", "twin"]
 
 
@@ -170,9 +176,9 @@ def with_history(monkeypatch: pytest.MonkeyPatch) -> None:
 def both(tmp_path: Path) -> Iterator[list[Models]]:
     """A library through a daemon and one without, each over a store of its own."""
     (tmp_path / "a").mkdir()
-    with serving(tmp_path / "a"), open_library(tmp_path / "a", {}) as through_daemon:
+    with serving(tmp_path / "a"), open_models(tmp_path / "a", {}) as through_daemon:
         assert isinstance(through_daemon, DaemonModels)
-        with open_library(tmp_path / "b", {}) as directly:
+        with open_models(tmp_path / "b", {}) as directly:
             assert isinstance(directly, LocalModels)
             yield [through_daemon, directly]
 
@@ -217,8 +223,10 @@ def test_telemetry_has_one_form_on_both_ways(tmp_path: Path) -> None:
     with both(tmp_path) as (through_daemon, directly):
         assert isinstance(directly, LocalModels)
         rows = [SampleRow(now - 5.0 - 10.0 * n, 10.0, watts=2.5) for n in range(100)]
-        directly.store.add_samples(rows).result()
-        directly.store.add_generation(GenerationRow(1.0, 2.0, "tiny", "x", prompt_text="secret"))
+        directly.local.store.add_samples(rows).result()
+        directly.local.store.add_generation(
+            GenerationRow(1.0, 2.0, "tiny", "x", prompt_text="secret")
+        )
         ours = directly.telemetry(600.0)
         theirs = through_daemon.telemetry(600.0)
     assert [point["watts"] for point in ours["points"]] == [2.5] * 60

@@ -417,7 +417,7 @@ def test_a_slow_worker_that_answers_pings_is_not_killed(store: Store) -> None:
             assert supervisor.status().crashes == 0
 
     run(work())
-    assert len(sent(row, "ping")) >= 5
+    assert len(sent(row, "ping")) >= 3
 
 
 def test_a_load_without_an_end_is_killed(store: Store) -> None:

@@ -130,7 +130,7 @@ def nightly(options: NightlyOptions, terminal: Terminal) -> int:
 
     client = find_daemon(options.state_dir, terminal.environ, NIGHT_S)
     lessons = BesideLessons(client, terminal.environ)
-    model = options.model or lessons.only_model()
+    model = lessons.model(options.model)
     if lessons.waiting(model) < options.least:
         terminal.note(f"fewer than {options.least} corrections wait for {model}: nothing to learn")
         return 0

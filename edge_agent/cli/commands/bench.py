@@ -69,7 +69,7 @@ def bench(options: BenchOptions, terminal: Terminal) -> int:
 def _targets(options: BenchOptions, terminal: Terminal) -> list[BenchTarget]:
     """Raises ModelNotFound."""
     from edge_agent.client.connection import state_dir_of
-    from edge_agent.client.models import open_library
+    from edge_agent.client.models import open_models
     from edge_agent.models.which_model import no_model
 
     asked = options.models or []
@@ -78,11 +78,11 @@ def _targets(options: BenchOptions, terminal: Terminal) -> list[BenchTarget]:
     if asked and len(files) == len(asked):
         return targets
     state = state_dir_of(options.state_dir, terminal.environ)
-    with open_library(options.state_dir, terminal.environ) as library:
+    with open_models(options.state_dir, terminal.environ) as library:
         names = [name for name in asked if not name.endswith(".gguf")]
-        for name in names or [entry.name for entry in library.entries()]:
+        for name in names or [model.name for model in library.registered()]:
             found = library.details(name)
-            targets.append(BenchTarget(found.name, state / str(found.path), found.sha256))
+            targets.append(BenchTarget(found.name, state / found.path, found.sha256))
     if not targets:
         raise no_model()
     return targets
@@ -158,7 +158,7 @@ def _engine(
             yield worker, worker.info
         return
     client = find_daemon(options.state_dir, terminal.environ, 600.0)
-    client.post("/api/generate", {"model": target.name, "stream": False})
+    client.post("/engine/load", {"model": target.name})
     status = client.get("/status")
     yield DaemonEngine(client, target.name, status.get("worker_pid")), _info(status)
 
@@ -237,12 +237,12 @@ def _bar(terminal: Terminal, total: int) -> Iterator[Any]:
 def _keep(options: BenchOptions, terminal: Terminal, documents: list[dict[str, Any]]) -> bool:
     """Whether the documents were stored. Called after Ctrl-C too, with those that were finished; an
     error of the store is printed and not raised, because the results are still to be shown."""
-    from edge_agent.client.models import open_library
+    from edge_agent.client.models import open_models
 
     if not options.store or not documents:
         return False
     try:
-        with open_library(options.state_dir, terminal.environ) as library:
+        with open_models(options.state_dir, terminal.environ) as library:
             library.add_benchmarks(documents)
     except EdgeAgentError as error:
         terminal.error(error)

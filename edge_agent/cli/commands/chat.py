@@ -12,11 +12,12 @@ from typing import Annotated
 import typer
 
 from edge_agent.cli.commands.persona import system_prompt
-from edge_agent.cli.commands.run import base_model_note, is_registered, with_model_hint
+from edge_agent.cli.commands.run import base_model_note, with_model_hint
 from edge_agent.cli.options import StateOptions, complete_model
 from edge_agent.cli.terminal import Terminal
 from edge_agent.client.connection import Client, find_daemon, state_dir_of
-from edge_agent.errors import AdapterNotFound, ModelNotFound
+from edge_agent.client.models import DaemonModels
+from edge_agent.errors import ModelNotFound
 
 HISTORY_FILE = "chat_history"
 
@@ -62,19 +63,16 @@ def chat(options: ChatOptions, terminal: Terminal) -> int:
     is_interactive = terminal.stdin.isatty() and terminal.stdout.isatty()
     if is_interactive:
         read_line = edited_lines(state_dir / HISTORY_FILE)
-        terminal.faint(f"{options.model or 'default model'}; /help lists the commands")
+        terminal.faint(f"{options.model or 'the model that is meant'}; /help lists the commands")
     else:
         read_line = plain_lines(terminal.stdin)
     return ChatSession(client, terminal, state_dir, read_line, is_interactive).run(state)
 
 
 def _check_registered(client: Client, model: str | None) -> None:
-    """Before the first question is typed. Raises ModelNotFound, saying how to get it."""
-    names = [str(tag.get("name")) for tag in client.get("/api/tags").get("models", [])]
-    if model is None or is_registered(model, names):
-        return
-    known = ", ".join(names) or "none yet"
-    if ":" in model and model.partition(":")[0] in names:
-        hint = "`edge-agent adapters list` shows the adapters"
-        raise AdapterNotFound(f"there is no {model}", f"registered: {known}", hint)
-    raise with_model_hint(ModelNotFound(f"no model named {model!r}", f"registered: {known}"), model)
+    """Before the first question is typed. Raises ModelNotFound and AdapterNotFound, saying how to
+    get it."""
+    try:
+        DaemonModels(client).details(model)
+    except ModelNotFound as error:
+        raise with_model_hint(error, model) from error

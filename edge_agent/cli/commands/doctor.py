@@ -16,11 +16,11 @@ from edge_agent.cli.commands.engine import event_line
 from edge_agent.cli.options import Options
 from edge_agent.cli.terminal import Terminal
 from edge_agent.client.connection import find_daemon, state_dir_of
-from edge_agent.client.models import Models, open_library
+from edge_agent.client.models import ModelDetails, open_models
 from edge_agent.errors import DaemonNotRunning, EdgeAgentError
 
 if TYPE_CHECKING:
-    from edge_agent.store.store import ModelRow
+    pass
 
 ROOT = Path("/")
 
@@ -77,7 +77,7 @@ def doctor(options: DoctorOptions, terminal: Terminal) -> int:
 
 def _stored(
     options: Options, terminal: Terminal, state_dir: Path
-) -> tuple[list[ModelRow], dict[str, Any], str]:
+) -> tuple[list[ModelDetails], dict[str, Any], str]:
     """The registered models and the store's health; or neither, and why they could not be read.
     Creates no directory."""
     try:
@@ -86,30 +86,7 @@ def _stored(
         if not (state_dir / "edge-agent.db").exists():
             return [], {}, ""
     try:
-        with open_library(options.state_dir, terminal.environ) as library:
-            models = [_row(library, entry.name) for entry in library.entries()]
-            return models, library.health(), ""
+        with open_models(options.state_dir, terminal.environ) as library:
+            return list(library.registered()), library.health(), ""
     except EdgeAgentError as error:
         return [], {}, str(error)
-
-
-def _row(library: Models, name: str) -> ModelRow:
-    """A row for the checks, which read its name, path, size and hash."""
-    from edge_agent.store.store import ModelRow
-
-    details = library.details(name)
-    entry = next(entry for entry in library.entries() if entry.name == name)
-    return ModelRow(
-        name=name,
-        sha256=details.sha256 or "",
-        path=details.path or "",
-        size_bytes=entry.size_bytes or 0,
-        source=details.source or "",
-        architecture=details.architecture or "",
-        description=details.description or "",
-        n_params=details.n_params or 0,
-        n_ctx_train=details.n_ctx_train or 0,
-        quantization=details.quantization or "",
-        chat_template=details.chat_template,
-        added_at=0.0,
-    )

@@ -41,26 +41,43 @@ def ps(options: Options, terminal: Terminal) -> int:
       edge-agent ps --json
     """
     client = find_daemon(options.state_dir, terminal.environ, QUICK_TIMEOUT_S)
-    document = client.get("/api/ps")
+    document = _running(client.get("/status"))
     if options.json:
         terminal.document(document)
-        return 0
-    models = document.get("models") or []
-    if not models:
+    elif not document["models"]:
         terminal.note("no model is loaded; the next request loads one")
-        return 0
-    rows = [
-        (
-            str(model.get("name")),
-            str(model.get("adapter") or "-"),
-            size_text(model.get("size")),
-            str(model.get("context_length") or "-"),
-            until_text(model.get("expires_at"), time.time()),
-        )
-        for model in models
-    ]
-    terminal.table(("NAME", "ADAPTER", "MEMORY", "CONTEXT", "UNTIL"), rows)
+    else:
+        rows = [
+            (
+                str(model["name"]),
+                str(model["adapter"] or "-"),
+                size_text(model["memory_bytes"]),
+                str(model["n_ctx"]),
+                until_text(model["expires_at"], time.time()),
+            )
+            for model in document["models"]
+        ]
+        terminal.table(("NAME", "ADAPTER", "MEMORY", "CONTEXT", "UNTIL"), rows)
     return 0
+
+
+def _running(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What `ps --json` prints of GET /status. Memory is that of weights, KV cache and buffers;
+    `expires_at` is Unix seconds, null: the model stays."""
+    info, engine = status.get("model_info"), status.get("engine") or {}
+    if info is None:
+        return {"models": []}
+    return {
+        "models": [
+            {
+                "name": info["name"],
+                "adapter": engine.get("adapter"),
+                "memory_bytes": info["tensor_bytes"] + info["kv_bytes"] + info["compute_bytes"],
+                "n_ctx": info["n_ctx"],
+                "expires_at": engine.get("expires_at"),
+            }
+        ]
+    }
 
 
 def stop(options: StopOptions, terminal: Terminal) -> int:
@@ -71,17 +88,13 @@ def stop(options: StopOptions, terminal: Terminal) -> int:
       edge-agent stop smollm2-135m
     """
     client = find_daemon(options.state_dir, terminal.environ)
-    loaded = [str(model.get("name")) for model in client.get("/api/ps").get("models") or []]
-    name = options.model or (loaded[0] if loaded else None)
-    if name is not None:
-        client.post("/api/generate", {"model": name, "keep_alive": 0, "stream": False})
-    was_loaded = name is not None and name.removesuffix(":latest") in loaded
+    stopped = client.post("/engine/unload", {"model": options.model})["model"]
     if options.json:
-        terminal.document({"stopped": name if was_loaded else None})
-    elif was_loaded:
-        terminal.line(f"stopped {name}")
+        terminal.document({"stopped": stopped})
+    elif stopped:
+        terminal.line(f"stopped {stopped}")
     else:
-        terminal.note(f"{name} is not loaded" if name else "no model is loaded")
+        terminal.note(f"{options.model} is not loaded" if options.model else "no model is loaded")
     return 0
 
 
@@ -181,15 +194,11 @@ def event_line(event: Mapping[str, Any]) -> str:
     return f"{when:%Y-%m-%d %H:%M:%S} {kind}: {detail}"
 
 
-def until_text(expires_at: str | None, now_s: float) -> str:
-    """Time left until a model is unloaded. `expires_at` is RFC 3339, None for never."""
-    if not expires_at:
+def until_text(expires_at: float | None, now_s: float) -> str:
+    """Time left until a model is unloaded. `expires_at` is Unix seconds, None for never."""
+    if expires_at is None:
         return "forever"
-    try:
-        expires = datetime.fromisoformat(expires_at.replace("Z", "+00:00"))
-    except ValueError:
-        return expires_at
-    left_s = expires.timestamp() - now_s
+    left_s = expires_at - now_s
     return f"{duration_text(left_s)} from now" if left_s > 0 else "now"
 
 

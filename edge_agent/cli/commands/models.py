@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 
 from edge_agent.cli.options import Options, complete_model
 from edge_agent.cli.terminal import Progress, Terminal, size_text
-from edge_agent.client.models import Models, open_library, parameter_size
+from edge_agent.client.models import ModelDetails, open_models, parameter_size
 from edge_agent.errors import DownloadError
 
 
@@ -47,28 +48,37 @@ def list_models(options: Options, terminal: Terminal) -> int:
       edge-agent list
       edge-agent list --json
     """
-    with open_library(options.state_dir, terminal.environ) as library:
-        entries = library.entries()
+    with open_models(options.state_dir, terminal.environ) as library:
+        found = library.registered()
     if options.json:
-        terminal.document({"models": [asdict(entry) for entry in entries]})
-    elif not entries:
+        terminal.document({"models": [_brief(model) for model in found]})
+    elif not found:
         terminal.note("no models yet: edge-agent pull embedded:smollm2-135m")
     else:
         headers = ("NAME", "SIZE", "PARAMETERS", "QUANTIZATION", "FAMILY", "SHA-256", "ADDED")
-        rows = [
-            (
-                entry.name,
-                size_text(entry.size_bytes),
-                entry.parameters or "-",
-                entry.quantization or "-",
-                entry.architecture or "-",
-                (entry.sha256 or "-")[:12],
-                (entry.added_at or "-")[:10],
-            )
-            for entry in entries
-        ]
-        terminal.table(headers, rows)
+        terminal.table(headers, [_row(model) for model in found])
     return 0
+
+
+def _brief(model: ModelDetails) -> dict[str, Any]:
+    """All but the chat template, which may be long."""
+    return {key: value for key, value in asdict(model).items() if key != "chat_template"}
+
+
+def _row(model: ModelDetails) -> tuple[str, ...]:
+    return (
+        model.name,
+        size_text(model.size_bytes),
+        parameter_size(model.n_params),
+        model.quantization,
+        model.architecture,
+        model.sha256[:12],
+        _day(model.added_at),
+    )
+
+
+def _day(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, timezone.utc).date().isoformat()
 
 
 def show(options: NamedOptions, terminal: Terminal) -> int:
@@ -78,15 +88,20 @@ def show(options: NamedOptions, terminal: Terminal) -> int:
       edge-agent show smollm2-135m
       edge-agent show smollm2-135m --json
     """
-    with open_library(options.state_dir, terminal.environ) as library:
+    with open_models(options.state_dir, terminal.environ) as library:
         details = library.details(options.model.removesuffix(":latest"))
     if options.json:
         terminal.document(asdict(details))
         return 0
     shown = asdict(details)
     template = shown.pop("chat_template")
-    shown["n_params"] = None if details.n_params is None else parameter_size(details.n_params)
-    labels = {"n_params": "parameters", "n_ctx_train": "context (training)", "sha256": "SHA-256"}
+    shown["n_params"] = parameter_size(details.n_params)
+    shown["size_bytes"] = size_text(details.size_bytes)
+    shown["added_at"] = _day(details.added_at)
+    labels = {
+        **{"n_params": "parameters", "n_ctx_train": "context (training)", "sha256": "SHA-256"},
+        **{"size_bytes": "size", "added_at": "added"},
+    }
     rows = [
         (labels.get(key, key), "-" if value is None else str(value)) for key, value in shown.items()
     ]
@@ -108,11 +123,10 @@ def pull(options: PullOptions, terminal: Terminal) -> int:
       edge-agent pull ./my-run/export
     """
     source = absolute_source(options.source)
-    with open_library(options.state_dir, terminal.environ) as library:
+    with open_models(options.state_dir, terminal.environ) as library:
         with terminal.progress() as show_progress:
             last = _follow(library.pull(source, options.name), show_progress)
-        name = options.name or _name_of(last, library)
-        details = library.details(name)
+        details = library.details(str(last["model"]["name"]))
     if options.json:
         terminal.document({"status": "success", "model": asdict(details)})
     else:
@@ -127,7 +141,7 @@ def rm(options: NamedOptions, terminal: Terminal) -> int:
       edge-agent rm smollm2-135m
     """
     name = options.model.removesuffix(":latest")
-    with open_library(options.state_dir, terminal.environ) as library:
+    with open_models(options.state_dir, terminal.environ) as library:
         library.remove(name)
     if options.json:
         terminal.document({"removed": name})
@@ -155,11 +169,3 @@ def _follow(events: Iterable[dict[str, Any]], show: Progress) -> dict[str, Any]:
             "pull it again",
         )
     return event
-
-
-def _name_of(last: dict[str, Any], library: Models) -> str:
-    """The registered name; a daemon that does not tell it has just made the newest entry."""
-    model = last.get("model")
-    if isinstance(model, dict) and model.get("name"):
-        return str(model["name"])
-    return max(library.entries(), key=lambda entry: entry.added_at or "").name

@@ -84,11 +84,11 @@ def _documents(options: ReportOptions, terminal: Terminal) -> list[dict[str, Any
     Raises ImportFailed, UsageError.
     """
     from edge_agent.bench.imported import read_documents
-    from edge_agent.client.models import open_library
+    from edge_agent.client.models import open_models
 
     stored: list[dict[str, Any]] = []
     if options.run or options.last:
-        with open_library(options.state_dir, terminal.environ) as library:
+        with open_models(options.state_dir, terminal.environ) as library:
             stored = library.benchmarks(LAST_DOCUMENTS)
     runs = list(dict.fromkeys(str(one.get("run_id")) for one in stored))
     unknown = [run for run in options.run or [] if run not in runs]

@@ -11,7 +11,7 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from edge_agent.cli.options import Options, SettingFlags, complete_model, flag_e
 from edge_agent.cli.terminal import Terminal
 from edge_agent.cli.timing_block import load_s_since, ready_worker, timing_block
 from edge_agent.client.connection import Client, Ending, find_daemon
+from edge_agent.client.models import DaemonModels
 from edge_agent.errors import EdgeAgentError, ModelNotFound, TemplateError, UsageError
 
 if TYPE_CHECKING:
@@ -96,8 +97,7 @@ def run(options: RunOptions, terminal: Terminal) -> int:
     client = find_daemon(options.state_dir, terminal.environ)
     given = [text for text in (options.first, options.second) if text is not None]
     piped = read_stdin(terminal.stdin, terminal.note)
-    names = _Names(client)
-    model, prompt = model_and_prompt(given, piped, names)
+    model, prompt = model_and_prompt(given, piped, DaemonModels(client).has)
     path, body = request(options, numbers, model, prompt)
     if not options.raw and (note := base_model_note(client, model)):
         terminal.note(note)
@@ -111,22 +111,23 @@ def run(options: RunOptions, terminal: Terminal) -> int:
 
 
 def model_and_prompt(
-    given: list[str], piped: str | None, names: Callable[[], Collection[str]]
+    given: list[str], piped: str | None, is_model: Callable[[str], bool]
 ) -> tuple[str | None, str]:
     """MODEL (None: the default) and the whole prompt, by the rule in `run`. Raises UsageError.
 
-    `piped` is None when standard input is a terminal; `names` are the registered models.
+    `piped` is None when standard input is a terminal; `is_model` is asked only when
+    the answer matters.
 
-    >>> model_and_prompt(["m", "Shorten:"], "long text", lambda: ["m"])
+    >>> model_and_prompt(["m", "Shorten:"], "long text", lambda name: name == "m")
     ('m', 'Shorten:\\n\\nlong text')
-    >>> model_and_prompt(["m"], "long text", lambda: ["m"])
+    >>> model_and_prompt(["m"], "long text", lambda name: name == "m")
     ('m', 'long text')
-    >>> model_and_prompt(["Hello"], None, lambda: ["m"])
+    >>> model_and_prompt(["Hello"], None, lambda name: name == "m")
     (None, 'Hello')
     """
     if len(given) == 2:
         model, parts = given[0], given[1:]
-    elif given and " " not in given[0] and is_registered(given[0], names()):
+    elif given and " " not in given[0] and is_model(given[0]):
         model, parts = given[0], []
     else:
         model, parts = None, given
@@ -136,15 +137,6 @@ def model_and_prompt(
         hint = f'edge-agent run {name} "PROMPT", or `edge-agent chat {name}` to converse'
         raise UsageError("no prompt", "", hint)
     return model, checked_text(prompt)
-
-
-def is_registered(model: str, names: Collection[str]) -> bool:
-    """Whether `names` (GET /api/tags) has it; MODEL:base is listed only where there are adapters.
-
-    >>> is_registered("m:base", ["m"]), is_registered("m:lesson", ["m"])
-    (True, False)
-    """
-    return model.removesuffix(":latest").removesuffix(":base") in names or model in names
 
 
 def checked_text(text: str) -> str:
@@ -250,22 +242,13 @@ def base_model_note(client: Client, model: str | None) -> str:
     converse answers with loops.
     """
     try:
-        name = model or (client.get("/status").get("engine") or {}).get("model")
-        if not name or client.post("/api/show", {"model": name}).get("template"):
-            return ""
+        found = DaemonModels(client).details(model)
     except EdgeAgentError:
         return ""
-    return f"note: {name} has no chat template and may be a base model; `run --raw` completes text"
-
-
-@dataclass(frozen=True)
-class _Names:
-    """Asks the daemon only when the answer matters."""
-
-    client: Client
-
-    def __call__(self) -> list[str]:
-        return [str(tag.get("name")) for tag in self.client.get("/api/tags").get("models", [])]
+    if found.chat_template:
+        return ""
+    may_be = "has no chat template and may be a base model"
+    return f"note: {found.name} {may_be}; `run --raw` completes text"
 
 
 def _ask(
