@@ -1,9 +1,8 @@
 """What one lesson is asked for, and how far it has come.
 
 Flows in: a LessonRequest from the command line or HTTP; the trainer's records, through
-lesson_runner.py. Flows out: `Run.as_json`, the one JSON form of a run (GET /adapt, `adapt status`,
-`adapt run
---json`). Not here: carrying it out (lesson_runner.py).
+lesson_runner.py. Flows out: `LessonState.as_json`, the one JSON form of a lesson (GET /adapt,
+`adapt status`, `adapt run --json`). Not here: carrying it out (lesson_runner.py).
 """
 
 from __future__ import annotations
@@ -36,7 +35,8 @@ class LessonRequest(msgspec.Struct, frozen=True):
 
 @dataclass
 class LessonState:
-    """The run under way, or the last one."""
+    """The lesson under way, or the last one. `started_at` is Unix seconds, `joules` those of the whole
+    board while it was trained."""
 
     request: LessonRequest
     state: LessonPhase = "running"
@@ -53,7 +53,7 @@ class LessonState:
     watchers: list[asyncio.Queue[dict[str, Any] | None]] = field(default_factory=list)
 
     def publish(self, event: str, fields: dict[str, Any]) -> None:
-        """Tell everybody who follows."""
+        """Hand an event to every listener and watcher."""
         for tell in self.listeners:
             tell({"event": event, **fields})
         for watcher in self.watchers:
@@ -69,7 +69,7 @@ class LessonState:
             self.listeners.remove(tell)
 
     def end(self) -> None:
-        """Nothing more will be told."""
+        """End every watcher's stream."""
         for watcher in self.watchers:
             _tell(watcher, None)
 
@@ -114,7 +114,7 @@ def _error_json(error: EdgeAgentError) -> dict[str, str]:
 
 
 def _tell(watcher: asyncio.Queue[dict[str, Any] | None], event: dict[str, Any] | None) -> None:
-    """A watcher that does not read loses old events, never the end."""
+    """Queue an event, or None for the end. A watcher that does not read loses its oldest event."""
     if watcher.full():
         watcher.get_nowait()
     watcher.put_nowait(event)

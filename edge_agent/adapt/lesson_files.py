@@ -1,7 +1,7 @@
-"""What a run leaves in STATE/adapt/NAME before and after its trainer: request, data, outcome.
+"""The files of a lesson in STATE/adapt/NAME that the trainer does not write: request, data, outcome.
 
-Flows in: a LessonRequest. Flows out: the Start message of the trainer, the chats it learned and
-validated on, and the request again when a run is resumed. The trainer's own files in the same
+Flows in: a LessonRequest. Flows out: the Start message for the trainer; the chats that the trainer
+learned and those it validated on; the request, when a lesson is resumed. The trainer's own files in the same
 directory (manifest, checkpoints, log) are adapt/trainer/run_directory.py's. Not here: training,
 judging.
 """

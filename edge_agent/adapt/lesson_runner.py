@@ -1,10 +1,11 @@
 """One lesson from its data to an adapter that answers: train, judge, register, activate.
 
-Why it exists: the daemon and a command line without one must do exactly the same. Flows in: a
-LessonRequest. Flows out: events for whoever follows, `status` for everybody else, STATE/adapt/NAME/
-with everything the run left, and an adapter in the registry, active if its gate let it pass. One
-run at a time. Not here: HTTP, the command line, the trainer process (trainer_control.py), the
-gate's checks (adapt/gate/gate.py).
+Why it exists: the daemon and a command line without a daemon must do exactly the same. Flows in: a
+LessonRequest. Flows out: events for those who follow, `status` for a single look, the files in
+STATE/adapt/NAME/, and an adapter in the registry, which is active if its gate let it pass. One
+lesson at a time. The gate sees the serving engine through `ServingEngine`: one question at a time,
+greedy, with the adapter it names. Not here: HTTP, the command line, the trainer process
+(trainer_control.py), the gate's checks (adapt/gate/gate.py).
 
     data ~> trainer process ~> adapter.gguf ~> gate on the serving engine ~> registry ~> active
 """
@@ -66,11 +67,12 @@ class LessonRunner:
     # ---- asked from outside -------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """The run under way or the last one of this process; state idle when there is none."""
+        """The lesson under way, or the last one of this process; state idle before the first."""
         return {"state": "idle", "name": None} if self._run is None else self._run.as_json()
 
     async def plan(self, request: LessonRequest) -> Planned:
-        """What a run would take; trains a few steps to know. Raises DataRefused and the rest."""
+        """What a lesson would take in bytes and seconds, measured by a few real steps. Raises
+        DataRefused and every other error of the trainer."""
         start = await self._prepared(request, plan_only=True)
         self.check_free()
         return await self._trainer_control.plan(start)
@@ -86,7 +88,7 @@ class LessonRunner:
         self._launch(LessonState(request, started_at=time.time()), start)
 
     def resume(self, name: str | None) -> None:
-        """Go on: a paused run computes again, a stopped or killed one starts from its checkpoint.
+        """Let a paused lesson compute again; start a stopped or killed one from its checkpoint.
 
         Raises UsageError when there is nothing to resume.
         """
@@ -100,7 +102,7 @@ class LessonRunner:
         self._launch(LessonState(request, started_at=time.time()), start)
 
     def judge(self, name: str) -> None:
-        """Judge, register and activate what a trainer elsewhere has finished in STATE/adapt/NAME.
+        """Judge, register and activate the adapter that another process trained in STATE/adapt/NAME.
 
         Raises TrainingBusy, UsageError, TrainingFailed when it has no result.
         """

@@ -1,9 +1,12 @@
-"""When a trainer must pause: a request, heat, too little memory, a battery.
+"""When a trainer must pause: for a request, heat, too little memory, a battery.
 
-Flows in: `Conditions` once a second. Flows out: the reason to pause, or None. Pure, with
-hysteresis: a pause for a request ends QUIET_S after the last one, any other CALM_S after its cause
-is gone, so that a trainer does not flutter. A sensor that is missing never pauses anything. Not
-here: reading sensors (lesson_runner.py), pausing (trainer_control.py).
+`PauseConditions` reads the board: the daemon's Monitor, or, in a command without a daemon, /proc
+and /sys once a second. It also tells the joules since it was last asked, which only a Monitor
+knows. `PausePolicy` is a pure function of what was read, with hysteresis, so that a trainer does
+not stop and start all the time: a pause for a request ends QUIET_S after the last request, any
+other pause ends CALM_S after its cause is gone. A missing sensor never pauses a trainer. Flows in:
+settings, sensors, the number of requests. Flows out: the reason to pause, or None. Not here: the
+pause itself (trainer_control.py).
 """
 
 from __future__ import annotations
@@ -21,14 +24,16 @@ from edge_agent.monitor.sensors import memory, thermal
 from edge_agent.monitor.sensors.supply import on_battery
 
 HEAT_MARGIN_CELSIUS = 5.0
-"""Training pauses so far below the guard's threshold: it must not be what makes answers stop."""
+"""Training pauses this far below the pressure guard's threshold, so that the heat of training never
+makes the guard refuse requests."""
 MEMORY_MARGIN = 1.5
-"""Training pauses at so many times the guard's memory threshold, for the same reason."""
+"""Training pauses when less than this many times the guard's memory threshold is available, for the
+same reason."""
 QUIET_S = 3.0
 CALM_S = 15.0
 AMPLE_BYTES = 6 << 30
-"""With so much available a repacked copy of the weights (on ARM: all of a Q4_0 model) may stay
-beside a trainer. More than any board of 8 GB has free."""
+"""With this much memory available, the worker keeps its repacked copy of the weights (on ARM a copy
+of a whole Q4_0 model) beside a trainer. No board of 8 GB has as much available."""
 MIB = 1 << 20
 
 
@@ -42,7 +47,8 @@ class PauseLimits:
 
 @dataclass(frozen=True)
 class BoardConditions:
-    """One look at the world; None: not known."""
+    """What was read at one moment; None: not known. `now_s` is monotonic, `in_flight` counts requests
+    that are answered or wait."""
 
     now_s: float
     in_flight: int = 0
@@ -58,7 +64,7 @@ class BoardConditions:
 
 
 class PausePolicy:
-    """Feed it once a second. `policy`: idle (pauses for requests), always, exclusive."""
+    """Give it the conditions once a second. `policy`: idle (pauses for requests), always, exclusive."""
 
     def __init__(self, policy: str, limits: PauseLimits) -> None:
         self._is_idle_only = policy == "idle"
@@ -94,7 +100,8 @@ class PausePolicy:
 
 
 class PauseConditions:
-    """One per run owner. Without a monitor the sensors below `settings.sensors_root` are read."""
+    """The conditions of this board. Without a monitor, the sensors below `settings.sensors_root` are
+    read."""
 
     def __init__(
         self,
@@ -111,7 +118,7 @@ class PauseConditions:
         self._memory = memory.find(self._root)
 
     def limits(self) -> PauseLimits:
-        """A little before the guard's own."""
+        """Those of the pressure guard with the margins above, so that training pauses first."""
         settings = self._settings
         available = settings.guard_available_bytes
         total = self._memory.read().total_bytes
@@ -138,7 +145,8 @@ class PauseConditions:
         )
 
     def joules_since_last(self) -> float | None:
-        """Of the board since the last call; None at first, without a sensor, or with gaps."""
+        """Energy of the whole board since the last call. None at the first call, without a power sensor,
+        or when samples cover less than 90 % of the time."""
         now_s, since_s = self._monotonic(), self._asked_s
         self._asked_s = now_s
         if self._monitor is None or since_s is None or now_s <= since_s:
