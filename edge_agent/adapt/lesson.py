@@ -35,8 +35,8 @@ class LessonRequest(msgspec.Struct, frozen=True):
 
 @dataclass
 class LessonState:
-    """The lesson under way, or the last one. `started_at` is Unix seconds, `joules` those of the whole
-    board while it was trained."""
+    """The lesson under way, or the last one. `started_at` is Unix seconds, `joules` those of the
+    whole board while it was trained."""
 
     request: LessonRequest
     state: LessonPhase = "running"

@@ -1,9 +1,9 @@
-"""The files of a lesson in STATE/adapt/NAME that the trainer does not write: request, data, outcome.
+"""The files of a lesson in STATE/adapt/NAME that are not the trainer's: request, data, outcome.
 
 Flows in: a LessonRequest. Flows out: the Start message for the trainer; the chats that the trainer
-learned and those it validated on; the request, when a lesson is resumed. The trainer's own files in the same
-directory (manifest, checkpoints, log) are adapt/trainer/run_directory.py's. Not here: training,
-judging.
+learned and those it validated on; the request, when a lesson is resumed. The trainer's own files in
+the same directory (manifest, checkpoints, log) are adapt/trainer/run_directory.py's. Not here:
+training, judging.
 """
 
 from __future__ import annotations

@@ -102,7 +102,8 @@ class LessonRunner:
         self._launch(LessonState(request, started_at=time.time()), start)
 
     def judge(self, name: str) -> None:
-        """Judge, register and activate the adapter that another process trained in STATE/adapt/NAME.
+        """Judge, register and activate the adapter that another process trained in
+        STATE/adapt/NAME.
 
         Raises TrainingBusy, UsageError, TrainingFailed when it has no result.
         """

@@ -47,8 +47,8 @@ class PauseLimits:
 
 @dataclass(frozen=True)
 class BoardConditions:
-    """What was read at one moment; None: not known. `now_s` is monotonic, `in_flight` counts requests
-    that are answered or wait."""
+    """What was read at one moment; None: not known. `now_s` is monotonic, `in_flight` counts
+    requests that are answered or wait."""
 
     now_s: float
     in_flight: int = 0
@@ -64,7 +64,8 @@ class BoardConditions:
 
 
 class PausePolicy:
-    """Give it the conditions once a second. `policy`: idle (pauses for requests), always, exclusive."""
+    """Give it the conditions once a second. `policy`: idle (pauses for requests), always,
+    exclusive."""
 
     def __init__(self, policy: str, limits: PauseLimits) -> None:
         self._is_idle_only = policy == "idle"
@@ -100,8 +101,8 @@ class PausePolicy:
 
 
 class PauseConditions:
-    """The conditions of this board. Without a monitor, the sensors below `settings.sensors_root` are
-    read."""
+    """The conditions of this board. Without a monitor, the sensors below `settings.sensors_root`
+    are read."""
 
     def __init__(
         self,
@@ -145,8 +146,8 @@ class PauseConditions:
         )
 
     def joules_since_last(self) -> float | None:
-        """Energy of the whole board since the last call. None at the first call, without a power sensor,
-        or when samples cover less than 90 % of the time."""
+        """Energy of the whole board since the last call. None at the first call, without a power
+        sensor, or when samples cover less than 90 % of the time."""
         now_s, since_s = self._monotonic(), self._asked_s
         self._asked_s = now_s
         if self._monitor is None or since_s is None or now_s <= since_s:
