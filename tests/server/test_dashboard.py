@@ -157,8 +157,15 @@ def shows(page: Any, expression: str, arg: Any = None) -> None:
     until(lambda: page.evaluate(expression, arg), poll_s=0.05)
 
 
-def open_dashboard(browser: Browser, front: Front) -> None:
+def enter(browser: Browser, front: Front) -> None:
+    """Through the page of the link, until the script of the dashboard has run."""
     browser.page.goto(link(front))
+    browser.page.wait_for_selector("#prompt")
+    browser.page.wait_for_load_state("load")
+
+
+def open_dashboard(browser: Browser, front: Front) -> None:
+    enter(browser, front)
     browser.page.wait_for_selector("#charts svg path.line", state="attached")
 
 
@@ -357,7 +364,7 @@ def test_a_full_quota_is_told_beside_the_buttons(browser: Browser, front: Front)
 def test_a_daemon_that_takes_no_feedback_shows_no_buttons(browser: Browser, tmp_path: Path) -> None:
     with serving(tmp_path, feedback=False) as front:
         write_address(front)
-        browser.page.goto(link(front))
+        enter(browser, front)
         browser.page.fill("#prompt", "Hello")
         browser.page.keyboard.press("Enter")
         shows(
