@@ -157,7 +157,7 @@ def shows(page: Any, expression: str, arg: Any = None) -> None:
     until(lambda: page.evaluate(expression, arg), poll_s=0.05)
 
 
-def enter(browser: Browser, front: Front) -> None:
+def open_page(browser: Browser, front: Front) -> None:
     """Through the page of the link, until the script of the dashboard has run."""
     browser.page.goto(link(front))
     browser.page.wait_for_selector("#prompt")
@@ -165,7 +165,7 @@ def enter(browser: Browser, front: Front) -> None:
 
 
 def open_dashboard(browser: Browser, front: Front) -> None:
-    enter(browser, front)
+    open_page(browser, front)
     browser.page.wait_for_selector("#charts svg path.line", state="attached")
 
 
@@ -364,7 +364,7 @@ def test_a_full_quota_is_told_beside_the_buttons(browser: Browser, front: Front)
 def test_a_daemon_that_takes_no_feedback_shows_no_buttons(browser: Browser, tmp_path: Path) -> None:
     with serving(tmp_path, feedback=False) as front:
         write_address(front)
-        enter(browser, front)
+        open_page(browser, front)
         browser.page.fill("#prompt", "Hello")
         browser.page.keyboard.press("Enter")
         shows(
