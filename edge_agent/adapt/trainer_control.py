@@ -9,11 +9,7 @@ filled in, and events for whoever follows. Used by the daemon, by a command line
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import resource
-import socket
-import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -37,7 +33,7 @@ from edge_agent.adapt.messages import (
 )
 from edge_agent.adapt.pause_policy import PauseConditions, PausePolicy
 from edge_agent.errors import EdgeAgentError, TrainingFailed, error_from_code
-from edge_agent.supervisor.worker_link import EXIT_GRACE_S, READ_BYTES, describe_exit
+from edge_agent.supervisor.child_process import ChildProcess
 from edge_agent.wire import FrameDecoder, WireError, encode
 
 TRAINER_ARGV = (sys.executable, "-m", "edge_agent.adapt.trainer.process")
@@ -145,48 +141,34 @@ class TrainerControl:
 class TrainerLink:
     """A running trainer. Made by `spawn`; `close` ends it."""
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self.pid = process.pid
-        self._process = process
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, child: ChildProcess) -> None:
+        self.pid = child.pid
+        self._child = child
 
     @classmethod
     async def spawn(
         cls, start: Start, environ: Mapping[str, str], argv: Sequence[str] = TRAINER_ARGV
     ) -> TrainerLink:
         """Start the process and tell it what to do. Raises TrainingFailed."""
-        ours, theirs = socket.socketpair()
         try:
-            with theirs:
-                process = await _start(argv, _environ(start, environ), theirs.fileno())
-            reader, writer = await asyncio.open_connection(sock=ours)
+            child = await ChildProcess.spawn(argv, _environ(start, environ), cwd=os.sep)
         except OSError as error:
-            ours.close()
             hint = "check memory, process limits and the installation"
             raise TrainingFailed("the trainer could not be started", str(error), hint) from error
-        with contextlib.suppress(OSError, ValueError):
-            resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
-        link = cls(process, reader, writer)
+        link = cls(child)
         link.send(start)
         return link
 
     def send(self, message: ToTrainer) -> None:
-        """Best effort: a trainer that is gone says so through `records`."""
-        if not self._writer.is_closing():
-            self._writer.write(encode(message))
+        """Send a message, or drop it when the trainer is gone: `records` raises then."""
+        self._child.write(encode(message))
 
     async def records(self) -> AsyncGenerator[FromTrainer, None]:
         """Everything the trainer says until it ends. Raises its typed error, TrainingFailed."""
         decoder: FrameDecoder[FromTrainer] = FrameDecoder(msgspec.msgpack.Decoder(FromTrainer))
         last: FromTrainer | None = None
         try:
-            while data := await self._reader.read(READ_BYTES):
+            while data := await self._child.read():
                 for last in decoder.feed(data):
                     if isinstance(last, TrainerFailed):
                         raise error_from_code(last.code, last.what, last.why, last.hint)
@@ -195,19 +177,12 @@ class TrainerLink:
             raise _died(f"it sent what no trainer sends: {error}") from error
         except ConnectionError:
             pass  # a reset instead of an end: the exit status says more
-        code = await self._process.wait()
-        if code != 0:
-            raise _died(describe_exit(code))
+        if why := await self._child.wait():
+            raise _died(why)
 
     async def close(self) -> None:
-        """EOF to the trainer, which then exits by itself, or is killed. Idempotent."""
-        self._writer.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), EXIT_GRACE_S)
-        except asyncio.TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        """End the trainer, by SIGKILL if need be. Idempotent."""
+        await self._child.end("being told to")
 
 
 def _died(why: str) -> EdgeAgentError:
@@ -221,20 +196,3 @@ def _environ(start: Start, environ: Mapping[str, str]) -> dict[str, str]:
     n_threads = start.settings.n_threads
     threads = {} if n_threads is None else {"OPENBLAS_NUM_THREADS": str(n_threads)}
     return {**environ, **threads}
-
-
-async def _start(
-    argv: Sequence[str], environ: Mapping[str, str], descriptor: int
-) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *argv,
-        "--fd",
-        str(descriptor),
-        stdin=subprocess.DEVNULL,
-        stdout=2,
-        pass_fds=(descriptor,),
-        env={**environ, "GGML_NO_BACKTRACE": "1"},
-        # Ctrl-C in the terminal is for whoever started it: that process ends the trainer in order.
-        start_new_session=True,
-        cwd=os.sep,
-    )

@@ -811,7 +811,7 @@ def test_the_worker_exits_when_the_front_is_gone(store: Store) -> None:
 
     async def work() -> None:
         link = await WorkerLink.spawn(fakes.WORKER_ARGV, dict(os.environ), time.monotonic)
-        link._writer.transport.abort()
+        link._child._writer.transport.abort()
         await link.closed.wait()
         assert link.failure is not None and "exit status 0" in str(link.failure)
 
