@@ -114,7 +114,7 @@ def _default_runner(
     # Imported late: a daemon that finds its lock or port taken then ends without loading the API.
     from edge_agent.server.app import build_app, build_runner
 
-    return build_runner(build_app(supervisor, store, settings, token, monitor=senses))
+    return build_runner(build_app(supervisor, store, settings, token, senses))
 
 
 async def _serve(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import replace
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -70,13 +69,13 @@ def build_app(
     store: Store,
     settings: Settings,
     token: str,
+    monitor: Monitor,
     *,
-    monitor: Monitor | None = None,
     limits: Limits = Limits(),  # noqa: B008  (frozen)
 ) -> web.Application:
     """The application. Serve it through `build_runner`.
 
-    Example: `runner = build_runner(build_app(supervisor, store, settings, state.token()))`
+    Example: `runner = build_runner(build_app(supervisor, store, settings, state.token(), monitor))`
     """
     app = web.Application(middlewares=[_outer, _guard])
     app[SERVICE] = Service(supervisor, store, settings, token, time.time, limits, monitor)
@@ -92,22 +91,22 @@ def build_app(
     return app
 
 
-def _connect(app: web.Application, monitor: Monitor | None) -> None:
-    """Give /metrics and /telemetry the board's monitor; without one they show counters only."""
+def _connect(app: web.Application, monitor: Monitor) -> None:
+    """Give /metrics and /telemetry the board's monitor."""
     service = app[SERVICE]
     supervisor, store = service.supervisor, service.store
     app[metrics.METRICS] = service.metrics
-    live = metrics.Live(supervisor.status, lambda: [row.name for row in store.models()])
-    if monitor is not None:
-        sampler, guard = monitor.sampler, monitor.guard
-        app[history.TELEMETRY] = monitor.telemetry
-        sampler.subscribe(service.metrics.watch)
-        live = replace(
-            live,
+    sampler, guard = monitor.sampler, monitor.guard
+    app[history.TELEMETRY] = monitor.telemetry
+    sampler.subscribe(service.metrics.watch)
+    service.metrics.attach(
+        metrics.Live(
+            supervisor.status,
+            lambda: [row.name for row in store.models()],
             snapshot=sampler.snapshot,
             guard_stage=lambda: guard.stage if guard else None,
         )
-    service.metrics.attach(live)
+    )
 
 
 def build_runner(app: web.Application) -> web.AppRunner:

@@ -83,7 +83,7 @@ async def generate(service: Service, call: Call) -> AsyncGenerator[Generation, N
                     done = _finished(record)
                 else:
                     yield record
-        if done is not None and service.monitor is not None:
+        if done is not None:
             outcome.measured = await service.monitor.measure(done)
             done = msgspec.structs.replace(done, measured=outcome.measured)
     except Exception as error:
@@ -103,8 +103,7 @@ async def generate(service: Service, call: Call) -> AsyncGenerator[Generation, N
 def _enter(service: Service, step: int) -> None:
     """One request more or less; sensors are read faster while any runs."""
     service.requests.in_flight += step
-    if service.monitor is not None:
-        service.monitor.sampler.set_busy(service.requests.in_flight > 0)
+    service.monitor.sampler.set_busy(service.requests.in_flight > 0)
 
 
 def _finished(done: Done) -> Done:
@@ -144,8 +143,7 @@ def _note(service: Service, outcome: _Outcome, record: Generation) -> None:
             outcome.timings = record.timings
             outcome.finish_reason = record.finish_reason
             outcome.completion_tokens = record.timings.completion_tokens
-    if service.monitor is not None:
-        service.monitor.tokens.total += outcome.completion_tokens - before
+    service.monitor.tokens.total += outcome.completion_tokens - before
     if service.settings.log_text or service.settings.feedback:
         outcome.text.append(record.text)
 

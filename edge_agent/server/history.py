@@ -94,9 +94,8 @@ async def telemetry(request: web.Request) -> web.Response:
     """One point a second up to ten minutes; beyond, stored history in at most 1,000 points."""
     service = request.app[SERVICE]
     seconds = _number(request, "seconds", 300.0, MAX_SECONDS)
-    recent = request.app.get(TELEMETRY)
-    if recent is not None and seconds <= KEEP_POINTS:
-        points = recent.points(seconds)
+    if seconds <= KEEP_POINTS:
+        points = request.app[TELEMETRY].points(seconds)
     else:
         now = service.clock()
         points = await asyncio.to_thread(service.store.samples, now - seconds, now, HISTORY_POINTS)

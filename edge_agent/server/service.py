@@ -45,8 +45,7 @@ class Service:
     token: str
     clock: Callable[[], float]
     limits: Limits
-    monitor: Monitor | None = None
-    """None in tests that need no sensors: then every answer says that none was measured."""
+    monitor: Monitor
     metrics: Metrics = field(default_factory=Metrics)
     requests: Requests = field(default_factory=Requests)
     answers: RecentAnswers = field(default_factory=RecentAnswers)

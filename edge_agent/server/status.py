@@ -75,7 +75,7 @@ async def status(request: web.Request) -> web.Response:
 def status_document(service: Service, proc: Path) -> dict[str, Any]:
     """`proc` is /proc, or a recorded tree in tests."""
     engine = service.supervisor.status()
-    sensors = service.monitor.as_json() if service.monitor else None
+    sensors = service.monitor.as_json()
     state = {name: value for name, value in vars(engine).items() if name != "info"}
     return {
         "version": __version__,

@@ -256,4 +256,4 @@ def test_unknown_language_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_no_registered_model_says_what_to_do(tmp_path: Path) -> None:
     done = cli("bench", state_dir=tmp_path)
-    assert done.code == 2 and "edge-agent pull" in done.err
+    assert done.code == 1 and "edge-agent pull" in done.err

@@ -63,6 +63,7 @@ class Front:
     socket_path: Path
     port: int = 0
     monitor: Monitor | None = None
+    """The one that reads sensors; None: the app has one that never starts, on a bare machine."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
 
     def call(
@@ -155,10 +156,12 @@ def serving(
         store, tmp_path, chosen.keep_adapters, check=lambda path, base, sha256: None
     )
     engine = cast(Supervisor, supervisor)
-    monitor = build_monitor(chosen, store, engine) if senses else None
-    app = build_app(engine, store, chosen, TOKEN, monitor=monitor, limits=limits or Limits())
+    bare = {"sensors_root": tmp_path / "no-sensors", "guard": False}
+    monitor = build_monitor(chosen if senses else chosen.model_copy(update=bare), store, engine)
+    app = build_app(engine, store, chosen, TOKEN, monitor, limits=limits or Limits())
     app[PULL_COMMAND] = pull_command
-    front = Front(supervisor, store, chosen, app, tmp_path / "agent.sock", monitor=monitor)
+    front = Front(supervisor, store, chosen, app, tmp_path / "agent.sock")
+    front.monitor = monitor if senses else None
     ready, stop = threading.Event(), asyncio.Event()
     thread = threading.Thread(
         target=front.loop.run_until_complete, args=(_serve(front, ready, stop),), daemon=True
@@ -170,7 +173,7 @@ def serving(
     finally:
         front.loop.call_soon_threadsafe(stop.set)
         thread.join(DEADLINE_S)
-        if monitor is not None:
+        if senses:
             monitor.close()
         front.loop.close()
         store.close()
