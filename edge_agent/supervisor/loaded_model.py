@@ -30,6 +30,9 @@ from edge_agent.supervisor.worker_link import Inbox, WorkerLink
 PING_PERIOD_S = 5.0
 SWITCH_WAIT_S = 120.0
 """How long a change of model waits for the running requests of the old one."""
+FIRST_USE_S = 1.0
+"""A model that was just loaded stays at least this long, so that the request it was loaded for
+reaches it also when keep_alive is 0."""
 EXPIRY_RETRY_S = 0.25
 """An unused model whose cancelled request is not confirmed yet is looked at again after this."""
 
@@ -304,7 +307,8 @@ class LoadedModel:
         self.last_loaded = worker.row.name
         self.last_reason = ""
         worker.watch = asyncio.create_task(self._watch(worker))
-        self.keep(worker, None)
+        keep_s = worker.keep_alive_s
+        self._expire_in(keep_s if keep_s < 0 else max(keep_s, FIRST_USE_S))
         info = worker.info
         self._store.add_event("model_loaded", f"{worker.row.name} in {info.load_s:.2f} s")
 

@@ -627,6 +627,22 @@ def test_a_model_too_busy_to_change_is_said(store: Store, monkeypatch: pytest.Mo
     run(work())
 
 
+def test_with_a_keep_alive_of_0_the_request_that_loaded_the_model_is_answered(
+    store: Store,
+) -> None:
+    add(store)
+
+    async def work() -> None:
+        async with supervising(store, keep_alive_s=0.0) as supervisor:
+            assert await text_of(supervisor, chunks=2) == "1 2 "
+            await until_async(lambda: supervisor.status().state == "idle")
+            assert supervisor.status().restarts == 0
+        loads = [event for event in store.recent_events(9) if event.kind == "model_loaded"]
+        assert len(loads) == 1
+
+    run(work())
+
+
 def test_an_unused_model_is_unloaded_after_keep_alive(store: Store) -> None:
     add(store)
 
