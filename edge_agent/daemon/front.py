@@ -128,17 +128,7 @@ async def _serve(
         from edge_agent.server.adapt import ADAPTATION
 
         stop = _stop_signals()
-        state = StateDir(settings.state_dir)
-        state.acquire()
-        stack.callback(state.release)
-        store = Store(
-            state.database,
-            log_text=settings.log_text,
-            keep_generations=settings.keep_generations,
-        )
-        stack.callback(store.close)
-        if settings.model is not None:
-            store.model(split_name(settings.model)[0])
+        state, store = _opened_state(settings, stack)
         listening = open_listeners(settings, environ)
         stack.callback(listening.close)
         notifier = _take_service_variables(environ)
@@ -163,6 +153,21 @@ async def _serve(
             await site.stop()
         lesson_runner.stop()
         await _drain(daemon, stop)
+
+
+def _opened_state(settings: Settings, stack: AsyncExitStack) -> tuple[StateDir, Store]:
+    """The locked state directory and its store; `stack` releases both. Raises DaemonRunning,
+    StoreError, ModelNotFound for a configured model that is not registered."""
+    state = StateDir(settings.state_dir)
+    state.acquire()
+    stack.callback(state.release)
+    store = Store(
+        state.database, log_text=settings.log_text, keep_generations=settings.keep_generations
+    )
+    stack.callback(store.close)
+    if settings.model is not None:
+        store.model(split_name(settings.model)[0])
+    return state, store
 
 
 def _take_service_variables(environ: MutableMapping[str, str]) -> Notifier:

@@ -60,6 +60,22 @@ class DecodeFailed(RuntimeError):
     """llama_decode returned a code after which the context cannot be trusted."""
 
 
+def _params(settings: EngineSettings, n_ctx: int, slots: int, n_outputs: int) -> Any:
+    """llama_context_params for `slots` sequences of `n_ctx` tokens each."""
+    params = lib.llama_context_default_params()
+    params.n_ctx = n_ctx * slots
+    params.n_batch = params.n_ubatch = max(settings.n_batch, slots)
+    params.n_seq_max = slots
+    params.n_outputs_max = n_outputs
+    params.kv_unified = False
+    params.swa_full = settings.swa_full
+    params.n_threads = params.n_threads_batch = settings.n_threads or 1
+    params.flash_attn_type = _FLASH[settings.flash_attn]
+    params.type_k, params.type_v = _KV_TYPES[settings.type_k], _KV_TYPES[settings.type_v]
+    params.no_perf = True
+    return params
+
+
 class Context:
     """KV cache and compute buffers for `slots` independent sequences of n_ctx tokens each."""
 
@@ -83,18 +99,8 @@ class Context:
         Raises ModelRefused when llama.cpp cannot allocate the buffers.
         """
         n_batch = max(settings.n_batch, slots)
-        params = lib.llama_context_default_params()
-        params.n_ctx = n_ctx * slots
-        params.n_batch = params.n_ubatch = n_batch
-        params.n_seq_max = slots
         self.n_outputs = outputs or max(slots, min(READING_ROWS, n_batch))
-        params.n_outputs_max = self.n_outputs
-        params.kv_unified = False
-        params.swa_full = settings.swa_full
-        params.n_threads = params.n_threads_batch = settings.n_threads or 1
-        params.flash_attn_type = _FLASH[settings.flash_attn]
-        params.type_k, params.type_v = _KV_TYPES[settings.type_k], _KV_TYPES[settings.type_v]
-        params.no_perf = True
+        params = _params(settings, n_ctx, slots, self.n_outputs)
         if observer is not None:
             params.cb_eval = observer
         log.lines.clear()

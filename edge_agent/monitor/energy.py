@@ -139,9 +139,8 @@ def energy_of(
 ) -> Energy:
     """The joules of one request: the board's power over each span, times the request's share.
 
-    `mean_w` and `peak_w` are the board's while the request ran, not its share. Joules of a request
-    with gaps are what was measured, and the reason names the missing time; `j_per_token` would be
-    too low then, and is None.
+    `mean_w` and `peak_w` are the board's while the request ran. Joules of a request with gaps are
+    what was measured; the reason names the missing time, and `j_per_token` is None.
     """
     phases = {"prefill": _Phase(), "decode": _Phase()}
     for span in spans:

@@ -6,6 +6,7 @@ document; exit code 1 when a check failed. Not here: the checks (edge_agent/moni
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,9 @@ from edge_agent.client.models import ModelDetails, open_models
 from edge_agent.errors import DaemonNotRunning, EdgeAgentError
 
 if TYPE_CHECKING:
+    from edge_agent.monitor.doctor import DoctorCheck
+    from edge_agent.monitor.sensors.readings import Looked
+
     pass
 
 ROOT = Path("/")
@@ -57,22 +61,31 @@ def doctor(options: DoctorOptions, terminal: Terminal) -> int:
         document["sensors"] = [asdict(one) for one in looked]
         terminal.document({**document, "events": events, "models_unread": unread or None})
     else:
-        for check in checks:
-            terminal.line(f"{check.status:<5} {check.name}: {check.detail}")
-            if check.hint:
-                terminal.line(f"      hint: {check.hint}")
-        terminal.line("sensors looked for:")
-        for one in looked:
-            found = one.found or "nothing"
-            reason = f" ({one.reason})" if one.reason else ""
-            terminal.line(f"      {one.what}: {found}{reason} at {one.where}")
-        if events:
-            terminal.line("last events:")
-        for event in events:
-            terminal.line(f"      {event_line(event)}")
+        _show(terminal, checks, looked, events)
         if unread:
             terminal.note(f"note: the registered models were not checked: {unread}")
     return 0 if is_healthy else 1
+
+
+def _show(
+    terminal: Terminal,
+    checks: Sequence[DoctorCheck],
+    looked: Sequence[Looked],
+    events: Sequence[Mapping[str, Any]],
+) -> None:
+    for check in checks:
+        terminal.line(f"{check.status:<5} {check.name}: {check.detail}")
+        if check.hint:
+            terminal.line(f"      hint: {check.hint}")
+    terminal.line("sensors looked for:")
+    for one in looked:
+        found = one.found or "nothing"
+        reason = f" ({one.reason})" if one.reason else ""
+        terminal.line(f"      {one.what}: {found}{reason} at {one.where}")
+    if events:
+        terminal.line("last events:")
+    for event in events:
+        terminal.line(f"      {event_line(event)}")
 
 
 def _stored(
