@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from edge_agent.monitor.doctor import DoctorCheck
     from edge_agent.monitor.sensors.readings import Looked
 
-    pass
-
 ROOT = Path("/")
 
 
