@@ -40,6 +40,8 @@ def load_model(directory: Path, settings: SftSettings, local_rank: int = 0) -> A
         attn_implementation=settings.attention,
         **options,
     )
+    if settings.method == "qlora":
+        keep_trainable(model)
     if not settings.trains_adapter:
         _train_layers(model, settings.layers)
     if settings.qat_type:
@@ -62,6 +64,18 @@ def nf4(settings: SftSettings) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if settings.dtype == "bf16" else torch.float32,
     )
+
+
+def keep_trainable(model: Any) -> None:
+    """Keep bitsandbytes from packing the weights for inference on a CPU with AVX-512 BF16.
+
+    bitsandbytes 0.50 packs a weight in its first forward pass in evaluation mode, here the first
+    validation. The kernel for packed weights has no gradient: training after it would go wrong
+    with no more than torch's warning.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def adapter_config(settings: SftSettings) -> Any:
