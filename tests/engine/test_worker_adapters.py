@@ -132,8 +132,11 @@ def test_adapters_take_turns_of_eight_tokens_and_those_of_one_share_them(
     worker: WorkerProcess, adapters: list[AdapterRef]
 ) -> None:
     one, two = adapters[:2]
-    for index, adapter in ((1, one), (2, two)):
-        worker.send(chat(index, "hello", adapter=adapter, max_tokens=100, ignore_eos=True))
+    requests = [
+        chat(index, "hello", adapter=adapter, max_tokens=100, ignore_eos=True)
+        for index, adapter in ((1, one), (2, two))
+    ]
+    worker.send(*requests)  # at once: the first must not have ended before the second arrives
     tokens: list[int] = []  # the id of the request each new token belongs to, in order
     counts, n_ended = {1: 0, 2: 0}, 0
     while n_ended < 2:
