@@ -36,7 +36,7 @@ from edge_agent.server import (
     pull,
     status,
 )
-from edge_agent.server.auth import CALLER, caller, check_framing, check_peer
+from edge_agent.server.auth import CALLER, check_framing, check_peer
 from edge_agent.server.error_body import Refusal, error_response, typed
 from edge_agent.server.limits import Limits
 from edge_agent.server.reply import finish
@@ -183,8 +183,7 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """The checks of every request, before its body is read."""
     service = request.app[SERVICE]
     check_framing(request, service.limits.header_bytes, service.limits.header_fields)
-    check_peer(request, service.token, request.app[dashboard.SESSIONS])
-    request[CALLER] = caller(request, request.app[dashboard.SESSIONS])
+    request[CALLER] = check_peer(request, service.token, request.app[dashboard.SESSIONS])
     draining = service.supervisor.status().state == "stopping"
     if draining and request.method in ("POST", "DELETE"):
         raise ShuttingDown("the daemon is stopping", "it takes no new work", "retry in a moment")

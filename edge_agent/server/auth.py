@@ -42,8 +42,11 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 daemon: it listens on loopback only."""
 
 CALLER = web.RequestKey("caller", str)
-"""The sender as `caller` names it; set when a request has passed the checks (app.py)."""
+"""The sender as `check_peer` names it; set when a request has passed the checks (app.py)."""
 TOKEN_HOLDER = "http"
+SESSION_HOLDER = "dashboard"
+ANYONE = ""
+"""Who asks for a public path and showed nothing."""
 
 _PEERCRED = struct.Struct("3i")
 
@@ -74,34 +77,35 @@ def check_framing(request: BaseRequest, max_bytes: int, max_fields: int) -> None
         )
 
 
-def check_peer(request: BaseRequest, token: str, sessions: Sessions) -> None:
-    """Refuse whoever may not use the daemon. Raises Refusal with 400, 401, 403 or 421."""
+def check_peer(request: BaseRequest, token: str, sessions: Sessions) -> str:
+    """The sender: "uid:N" (Unix socket), "dashboard" (cookie), "http" (token) or ANYONE.
+
+    Raises Refusal with 400, 401, 403 or 421 for whoever may not use the daemon.
+    """
     transport = request.transport
     peer = transport.get_extra_info("socket") if transport else None
     if peer is None:
         raise Refusal(400, "connection_lost", "the connection is gone")
     if peer.family == socket.AF_UNIX:
-        _check_credentials(peer)
-        return
+        return f"uid:{_check_credentials(peer)}"
     port = peer.getsockname()[1]
     _check_host(request, port)
-    if request.path not in PUBLIC_PATHS and not _has_session(request, port, sessions):
-        _check_token(request, token)
+    if _has_session(request, port, sessions):
+        return SESSION_HOLDER
+    if request.path in PUBLIC_PATHS:
+        return ANYONE
+    _check_token(request, token)
+    return TOKEN_HOLDER
 
 
-def caller(request: BaseRequest, sessions: Sessions) -> str:
-    """The sender of a request that passed `check_peer`: "uid:N", "dashboard" or "http" (token)."""
-    transport = request.transport
-    peer = transport.get_extra_info("socket") if transport else None
-    if peer is not None and peer.family == socket.AF_UNIX:
-        return f"uid:{_credentials(peer)[0]}"
-    port = 0 if peer is None else peer.getsockname()[1]
-    is_session = sessions.is_valid(request.cookies.get(cookie_name(port), ""))
-    return "dashboard" if is_session else TOKEN_HOLDER
+def showed_secret(request: BaseRequest) -> bool:
+    """Whether the sender proved itself by something that a browser does not add by itself: the
+    token, or the user id at the Unix socket. A cookie is added by itself."""
+    return request.get(CALLER, ANYONE) not in (ANYONE, SESSION_HOLDER)
 
 
 def is_operator(name: str) -> bool:
-    """Whether this sender could read the database anyway; `name` is a result of `caller`."""
+    """Whether this sender could read the database anyway; `name` is a result of `check_peer`."""
     return name in (TOKEN_HOLDER, "uid:0", f"uid:{os.geteuid()}")
 
 
@@ -160,7 +164,8 @@ def _credentials(peer: socket.socket) -> tuple[int, int]:
     return uid, gid
 
 
-def _check_credentials(peer: socket.socket) -> None:
+def _check_credentials(peer: socket.socket) -> int:
+    """The user id of a trusted peer."""
     uid, gid = _credentials(peer)
     if not is_trusted(uid, gid, own_uid=os.geteuid()):
         raise Refusal(
@@ -170,6 +175,7 @@ def _check_credentials(peer: socket.socket) -> None:
             f"it is not root, not this daemon's user and not in group {GROUP}",
             f"sudo usermod -aG {GROUP} NAME, then log in again",
         )
+    return uid
 
 
 def is_trusted(uid: int, gid: int, *, own_uid: int, group: str = GROUP) -> bool:

@@ -17,9 +17,14 @@ from aiohttp.web_request import BaseRequest
 from pydantic import BaseModel, ValidationError
 
 from edge_agent.errors import RequestError
+from edge_agent.server.auth import showed_secret
 from edge_agent.server.error_body import FieldError, Refusal
 from edge_agent.server.limits import Limits
 
+BARE_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded", "text/plain")
+"""What clients send without a thought (curl -d, urllib, no header at all: aiohttp reads that as the
+first), read as JSON from a sender that `showed_secret`."""
+CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 MAX_INTEGER_DIGITS = 20
 """Enough for any 64-bit integer; Python's own limit is 4,300 digits."""
 
@@ -66,16 +71,36 @@ def _check_type(request: BaseRequest) -> None:
             "bodies are read as they are",
             "send the JSON uncompressed",
         )
-    charset = (request.charset or "utf-8").lower()
-    if request.content_type != "application/json" or charset not in ("utf-8", "utf8"):
-        sent = request.headers.get("Content-Type", "none")
+    sent = request.headers.get("Content-Type", "none")
+    if not _is_json(request.content_type) and not (
+        showed_secret(request) and request.content_type in BARE_TYPES
+    ):
         raise Refusal(
             415,
             "unsupported_media_type",
             f"Content-Type {sent[:80]!r} is not accepted",
-            "a web page could make a browser send other types without a permission check",
-            "send the header 'Content-Type: application/json' and UTF-8",
+            "it does not say JSON"
+            if showed_secret(request)
+            else "without a token, JSON's own type keeps out the pages of other sites",
+            "send the header 'Content-Type: application/json'",
         )
+    if (request.charset or "utf-8").lower() not in CHARSETS:
+        raise Refusal(
+            415,
+            "unsupported_media_type",
+            f"Content-Type {sent[:80]!r} is not accepted",
+            "JSON is UTF-8 (RFC 8259)",
+            "send UTF-8, and the header 'Content-Type: application/json'",
+        )
+
+
+def _is_json(content_type: str) -> bool:
+    """Whether a media type says JSON, also by the suffix of RFC 6839. A browser asks for permission
+    before it sends any of these to another origin (CORS-safelisted types are others)."""
+    kind, _, name = content_type.partition("/")
+    return content_type == "text/json" or (
+        kind == "application" and (name == "json" or name.endswith("+json"))
+    )
 
 
 def _too_large(limit_bytes: int, why: str) -> Refusal:

@@ -157,9 +157,12 @@ LINES = _lines(
     ],
 )
 MEDIA = [
-    _media("none", {"Content-Type": None}),
-    _media("text", {"Content-Type": "text/plain"}),
-    _media("form", {"Content-Type": "application/x-www-form-urlencoded"}, b"prompt=x"),
+    Case(
+        "media_types",
+        "form",
+        post(TEXT, b"prompt=x", {"Content-Type": "application/x-www-form-urlencoded"}),
+        frozenset({400}),
+    ),
     _media("multipart", {"Content-Type": "multipart/form-data; boundary=b"}, b"--b--\r\n"),
     _media("xml", {"Content-Type": "application/xml"}, b"<prompt/>"),
     _media("gzip", {"Content-Encoding": "gzip"}, gzip.compress(BODY)),
@@ -167,6 +170,8 @@ MEDIA = [
     _media("brotli", {"Content-Encoding": "br"}),
     _media("latin-1", {"Content-Type": "application/json; charset=latin-1"}),
     _media("nearly", {"Content-Type": "application/jsonx"}),
+    _media("UTF-16", {"Content-Type": "text/plain; charset=utf-16"}),
+    _media("a page's form", {"Content-Type": "multipart/form-data"}),
 ]
 HOSTS = [
     *[

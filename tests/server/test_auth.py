@@ -102,3 +102,63 @@ def test_trusted_are_root_the_own_user_and_the_group() -> None:
     assert is_trusted(12345, 0, own_uid=999, group="root")
     assert not is_trusted(12345, 12345, own_uid=999, group="root")
     assert not is_trusted(12345, 12345, own_uid=999, group="no-such-group")
+
+
+# ---- media types ---------------------------------------------------------------------------------
+
+JSON_TYPES = [
+    "application/json",
+    "Application/JSON; charset=UTF-8",
+    'application/json; charset="utf-8"',
+]
+JSON_TYPES += ["text/json", "application/vnd.api+json", "application/json; charset=us-ascii"]
+BARE_TYPES = [None, "text/plain", "text/plain;charset=UTF-8", "application/x-www-form-urlencoded"]
+BARE_TYPES += ["application/octet-stream", "json"]
+OTHER_TYPES = ["application/xml", "multipart/form-data; boundary=b", "application/jsonx"]
+OTHER_TYPES += ["application/json; charset=latin-1", "text/plain; charset=utf-16"]
+
+
+def tokenize(path: str | int, lines: str, media: str | None) -> str:
+    """The status of a POST /tokenize over the socket at `path`, or over TCP to a port."""
+    body = b'{"content": "x"}'
+    kind = "" if media is None else f"Content-Type: {media}\r\n"
+    head = f"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}{kind}"
+    with socket.socket(socket.AF_UNIX if isinstance(path, str) else socket.AF_INET) as peer:
+        peer.connect(path if isinstance(path, str) else ("127.0.0.1", path))
+        peer.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return peer.recv(100).decode()[9:12]
+
+
+def session(front: Front) -> str:
+    code = front.post("/dashboard/link", {}).json()["url"].partition("#")[2]
+    entered = front.post("/dashboard/session", {"code": code}, token=None)
+    return entered.headers["Set-Cookie"].partition(";")[0]
+
+
+def test_a_token_or_the_socket_makes_json_of_what_names_no_type(front: Front) -> None:
+    token = f"Authorization: Bearer {TOKEN}\r\n"
+    for media in (*JSON_TYPES, *BARE_TYPES):
+        assert tokenize(front.port, token, media) == "200", media
+        assert tokenize(str(front.socket_path), "", media) == "200", media
+    for media in OTHER_TYPES:
+        assert tokenize(front.port, token, media) == "415", media
+        assert tokenize(str(front.socket_path), "", media) == "415", media
+
+
+@pytest.mark.parametrize("beside", ["", f"Authorization: Bearer {TOKEN}\r\n"])
+def test_a_cookie_demands_a_type_that_no_page_of_another_site_may_send(
+    front: Front, beside: str
+) -> None:
+    cookie = f"Cookie: {session(front)}\r\n{beside}"
+    for media in JSON_TYPES:
+        assert tokenize(front.port, cookie, media) == "200", media
+    for media in (*BARE_TYPES, *OTHER_TYPES):
+        assert tokenize(front.port, cookie, media) == "415", media
+
+
+def test_a_public_path_reads_no_bare_type(front: Front) -> None:
+    headers = {"Content-Type": "text/plain"}
+    answer = front.post("/dashboard/session", {"code": "x"}, token=None, headers=headers)
+    assert answer.status == 415
+    hint = answer.json()["error"]["hint"]
+    assert hint == "send the header 'Content-Type: application/json'"
