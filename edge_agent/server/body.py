@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from edge_agent.errors import RequestError
 from edge_agent.server.auth import showed_secret
@@ -222,24 +223,45 @@ def validate(model: type[Model], members: dict[str, Any]) -> Model:
     try:
         return model.model_validate(members)
     except ValidationError as invalid:
-        first = invalid.errors(include_url=False, include_input=False)[0]
-        context = first.get("ctx", {})
-        path = context.get("param") or _field_path(first["loc"], members)
-        raise FieldError(path, first["msg"], context.get("hint", "")) from None
+        errors = invalid.errors(include_url=False, include_input=False)
+        raise _field_error([(_field_path(one, members), one) for one in errors]) from None
 
 
-def _field_path(location: tuple[int | str, ...], members: Any) -> str:
-    """`messages.0.role`: pydantic's location without the names of union branches."""
+def _field_error(errors: list[tuple[list[str], ErrorDetails]]) -> FieldError:
+    """The error of the first field that is wrong, `errors` being (path, error) each.
+
+    A union fails once in each of its branches. The branch that got furthest says what is wrong;
+    where none got further than the type of the value, all of them say what it may be.
+    """
+    first = errors[0][0]
+    union = [(path, one) for path, one in errors if path[: len(first)] == first[: len(path)]]
+    path, told = max(union, key=lambda both: (not _is_mismatch(both[1]), len(both[0])))
+    context, messages = told.get("ctx", {}), [told["msg"]]
+    if _is_mismatch(told):
+        messages = [one["msg"] for where, one in union if where == path]
+    message = " or ".join(dict.fromkeys(messages)).replace(" or Input should be ", " or ")
+    param = context.get("param")
+    if param is not None and path[-1:] != [param]:
+        path = [*path, param]
+    return FieldError(".".join(path), message, context.get("hint", ""))
+
+
+def _is_mismatch(error: ErrorDetails) -> bool:
+    return error["type"].endswith("_type") or error["type"] == "literal_error"
+
+
+def _field_path(error: ErrorDetails, members: Any) -> list[str]:
+    """`messages`, `0`, `role`: pydantic's location without the names of union branches."""
     path: list[str] = []
-    for part in location:
+    for part in error["loc"]:
         if isinstance(members, dict) and part in members:
             members = members[part]
         elif isinstance(members, list) and part in range(len(members)):
             members = members[int(part)]
-        elif not isinstance(members, dict) or part != location[-1] or part == "[key]":
+        elif error["type"] != "missing" or part != error["loc"][-1]:
             continue
         path.append(str(part))
-    return ".".join(path)
+    return path
 
 
 async def read_request(

@@ -25,9 +25,9 @@ from edge_agent.models.which_model import ABSENT
 from edge_agent.server.adapt import ADAPTATION
 from edge_agent.server.auth import CALLER, is_operator
 from edge_agent.server.body import parse_json, read_body, read_request, validate
+from edge_agent.server.chat_message import MAX_MESSAGES, ChatMessage
 from edge_agent.server.error_body import FieldError, Refusal
 from edge_agent.server.model_name import requested_model
-from edge_agent.server.openai_schema import MAX_MESSAGES, ChatMessage
 from edge_agent.server.reply import NDJSON, Stream, encoded, json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import Body

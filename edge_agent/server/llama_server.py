@@ -28,9 +28,10 @@ from edge_agent.records import (
 )
 from edge_agent.sampling_bounds import MAX_TOKENS
 from edge_agent.server.body import read_request
+from edge_agent.server.chat_message import MAX_MESSAGES, ChatMessage
 from edge_agent.server.error_body import FieldError, Refusal
 from edge_agent.server.model_name import requested_model
-from edge_agent.server.openai_schema import MAX_MESSAGES, ChatMessage, TokenId
+from edge_agent.server.openai_schema import TokenId
 from edge_agent.server.reply import json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import Body

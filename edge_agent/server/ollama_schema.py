@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from edge_agent.records import Message
+from edge_agent.model_names import MODEL_NAME
 from edge_agent.sampling_bounds import MAX_TOKENS
+from edge_agent.server.chat_message import MAX_MESSAGES, OllamaMessage
 from edge_agent.server.openai_schema import (
-    MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
     EnergyBody,
     TokenLogprobs,
@@ -33,9 +33,30 @@ from edge_agent.server.sampling_fields import (
 
 _DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+)")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
-_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNIT_S = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
 MAX_KEEP_ALIVE_S = 10 * 365 * 86400.0
 FOREVER_S = -1.0
+
+
+class OllamaBody(Body):
+    """Base of Ollama's requests. "" and null mean that a member is absent: programs on Ollama's Go
+    package send every field of its structs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_the_empty(cls, members: Any) -> Any:
+        if not isinstance(members, dict):
+            return members
+        return {name: value for name, value in members.items() if value not in ("", None)}
 
 
 def keep_alive_s(value: float | int | str | None) -> float | None:
@@ -65,7 +86,7 @@ def _go_duration_s(text: str) -> float:
     return -total if whole.group(1) == "-" else total
 
 
-class OllamaOptions(SamplingFields):
+class OllamaOptions(SamplingFields, OllamaBody):
     """Ollama's `options`."""
 
     num_predict: int | None = Field(
@@ -79,11 +100,11 @@ class OllamaOptions(SamplingFields):
         return self.num_predict if self.num_predict and self.num_predict > 0 else MAX_TOKENS
 
 
-class Named(Body):
+class Named(OllamaBody):
     """A request that names one registered model."""
 
-    model: str | None = Field(None, min_length=1)
-    name: str | None = Field(None, min_length=1, description="Older clients' word for model.")
+    model: str | None = None
+    name: str | None = Field(None, description="Older clients' word for model.")
 
     @model_validator(mode="after")
     def _needs_a_name(self) -> Named:
@@ -104,26 +125,38 @@ class DeleteRequest(Named):
     """DELETE /api/delete"""
 
 
-class PullRequest(Body):
-    """POST /api/pull. `model` is a source, `name` the name to register it under."""
+class PullRequest(OllamaBody):
+    """POST /api/pull. `model` is a source, `name` the name to register it under; a lone `name` is a
+    source, as older clients and ollama-js send it."""
 
-    model: str = Field(
-        min_length=1,
-        max_length=1024,
-        pattern=r"^[^-\s]",
-        description="hf:..., a path, embedded:...",
-    )
-    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    model: str | None = Field(None, description="hf:..., a path, embedded:...")
+    name: str | None = Field(None, description="The name to register it under; else the source.")
     stream: bool | None = None
 
+    @model_validator(mode="after")
+    def _can_be_pulled(self) -> PullRequest:
+        param = "model" if self.model else "name"
+        if re.fullmatch(r"[^-\s].{0,1023}", self.source(), re.DOTALL) is None:
+            raise refused(param, "it is no source", "name one: hf:OWNER/REPO, a path, embedded:...")
+        if self.new_name() and not MODEL_NAME.fullmatch(self.name or ""):
+            raise refused("name", "it cannot name a model", f"it must match {MODEL_NAME.pattern}")
+        return self
 
-class OllamaGeneration(Body):
+    def source(self) -> str:
+        return self.model or self.name or ""
+
+    def new_name(self) -> str | None:
+        """The name to register the model under; None: one made from the source."""
+        return self.name if self.model not in (None, self.name) else None
+
+
+class OllamaGeneration(OllamaBody):
     """The fields that /api/chat and /api/generate share."""
 
-    model: str = Field(min_length=1)
+    model: str = ""
     stream: bool | None = Field(None, description="Default true.")
     options: OllamaOptions | None = None
-    format: Literal["", "json"] | dict[str, Any] | None = None
+    format: Literal["json"] | dict[str, Any] | None = None
     keep_alive: float | str | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -139,7 +172,9 @@ class OllamaGeneration(Body):
         return value
 
     @model_validator(mode="after")
-    def _no_thinking(self) -> OllamaGeneration:
+    def _can_be_answered(self) -> OllamaGeneration:
+        if not self.model:
+            raise refused("model", "it is missing", "name a model; GET /api/tags lists them")
         if self.think not in (None, False):
             raise refused("think", "thinking is not served", "leave it out")
         return self
@@ -150,7 +185,7 @@ class OllamaGeneration(Body):
     def schema_(self) -> dict[str, Any] | None:
         """The JSON schema of the answer: None for free text, {} for any JSON object. Raises
         SchemaError."""
-        if not self.format and self.format != {}:
+        if self.format is None:
             return None
         return {} if self.format == "json" else checked(dict(self.format), "format")
 
@@ -159,25 +194,6 @@ class OllamaGeneration(Body):
 
     def logprob_count(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
-
-
-class OllamaMessage(Body):
-    """One turn of a conversation; text only."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-    images: list[Any] | None = None
-    tool_calls: list[Any] | None = None
-
-    @model_validator(mode="after")
-    def _only_text(self) -> OllamaMessage:
-        for name in ("images", "tool_calls"):
-            if getattr(self, name):
-                raise refused(f"messages.{name}", "only text is served", "leave it out")
-        return self
-
-    def message(self) -> Message:
-        return Message(role=self.role, content=self.content)
 
 
 class OllamaChatRequest(OllamaGeneration):

@@ -1,8 +1,8 @@
 """OpenAI's request and response bodies, as far as this daemon serves them.
 
 Flows in: parsed JSON. Flows out: frozen pydantic models, and the records that the engine takes. A
-request for a feature that this daemon lacks (tools, several choices, audio) is refused and the
-feature named, because ignoring it would mislead; unknown members are ignored, as OpenAI does. The
+request for a feature that this daemon lacks (tools, several choices) is refused and the feature
+named, because ignoring it would mislead; unknown members are ignored, as OpenAI does. The
 response models describe what openai.py sends, for /openapi.json and the tests. Source: OpenAI's API
 reference. Not here: sending (openai.py).
 """
@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field, model_validator
 
 from edge_agent.errors import SchemaError
 from edge_agent.prompt.json_schema import check_schema
-from edge_agent.records import Message
 from edge_agent.sampling_bounds import DEFAULT_MAX_TOKENS, MAX_TOKENS
+from edge_agent.server.chat_message import MAX_MESSAGES, ChatMessage
 from edge_agent.server.error_body import FieldError
 from edge_agent.server.sampling_fields import (
     Body,
@@ -30,32 +30,12 @@ from edge_agent.server.sampling_fields import (
 
 MAX_TOP_LOGPROBS = 20
 """Alternatives reported at each position; OpenAI's limit."""
-MAX_MESSAGES = 1024
 MAX_BIASES = 1024
 MAX_LORAS = 64
 MAX_LORA_SCALE = 100.0
 BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 BiasValue = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-
-
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Body):
-    """One turn. `developer` is OpenAI's newer word for `system`."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
-    tool_calls: None = None
-
-    def message(self) -> Message:
-        """The engine's record; several text parts are joined without a separator."""
-        parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return Message(role="system" if self.role == "developer" else self.role, content=text)
 
 
 class StreamOptions(Body):

@@ -52,8 +52,9 @@ async def pull(request: web.Request) -> web.StreamResponse:
 
 def pull_argv(command: Sequence[str], body: PullRequest, state_dir: Path) -> list[str]:
     """The child's command line; a source cannot start with '-', so it is never an option."""
-    named = ["--name", body.name] if body.name else []
-    return [*command, body.model, "--state-dir", str(state_dir), *named]
+    name = body.new_name()
+    named = ["--name", name] if name else []
+    return [*command, body.source(), "--state-dir", str(state_dir), *named]
 
 
 async def _relay(

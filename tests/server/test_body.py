@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 from fake_engine import N_CTX
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from edge_agent.errors import RequestError
 from edge_agent.server.body import parse_json, validate
 from edge_agent.server.error_body import FieldError
 from edge_agent.server.limits import Limits
 from edge_agent.server.llama_server import TokenizeRequest
-from edge_agent.server.openai_schema import ChatRequest
+from edge_agent.server.ollama_schema import OllamaChatRequest
+from edge_agent.server.openai_schema import ChatRequest, CompletionRequest
 
 DEPTH = 64
 
@@ -115,10 +118,28 @@ def test_body_limit_grows_with_the_context_up_to_4_mib() -> None:
     assert limits.body_bytes(10**9) == 4 * 1024 * 1024
 
 
-def test_error_names_the_field_not_the_union_branch() -> None:
+def error_of(model: type[BaseModel], members: dict[str, Any]) -> FieldError:
     with pytest.raises(FieldError) as caught:
-        validate(ChatRequest, {"messages": [{"role": "user", "content": [{"type": "x"}]}]})
-    assert caught.value.param == "messages.0.content"
-    with pytest.raises(FieldError) as caught:
-        validate(TokenizeRequest, {})
-    assert caught.value.param == "content"
+        validate(model, members)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("model", "members", "param", "why"),
+    [
+        (TokenizeRequest, {}, "content", "Field required"),
+        (CompletionRequest, {"prompt": "x", "stop": 5}, "stop", "string or a valid list"),
+        (CompletionRequest, {"prompt": "x", "stop": ["a", 5]}, "stop.1", "a valid string"),
+        (CompletionRequest, {"prompt": {}}, "prompt", "valid string or a valid list"),
+        (CompletionRequest, {"prompt": [True]}, "prompt.0", "valid integer or a valid string"),
+        (CompletionRequest, {"prompt": ["a", "b"]}, "prompt", "at most 1 item"),
+        (OllamaChatRequest, {"model": "m", "format": "xml"}, "format", "'json' or a valid dict"),
+        (OllamaChatRequest, {"model": "m", "keep_alive": []}, "keep_alive", "number or a valid st"),
+        (OllamaChatRequest, {"model": "m", "options": {"top_k": "x"}}, "options.top_k", "integer"),
+    ],
+)
+def test_the_error_of_a_union_names_what_is_wrong(
+    model: type[BaseModel], members: dict[str, Any], param: str, why: str
+) -> None:
+    error = error_of(model, members)
+    assert error.param == param and why in error.why

@@ -152,6 +152,42 @@ def test_wrong_field_is_400_in_ollamas_shape(front: Front, members: dict[str, An
     assert list(answer.json()) == ["error", "code", "what", "why", "hint"]
 
 
+GO_BODIES: dict[str, dict[str, Any]] = {
+    "/api/generate": {"prompt": "x", "suffix": "", "system": "", "template": "", "format": ""},
+    "/api/chat": {"messages": [{"role": "user", "content": "x"}], "format": ""},
+    "/api/show": {"system": "", "template": "", "name": ""},
+}
+"""Beside `model`: what the structs of Ollama's Go package become with nothing but the model set."""
+
+
+@pytest.mark.parametrize("absent", ["", None])
+def test_empty_strings_and_null_mean_that_a_member_is_absent(front: Front, absent: Any) -> None:
+    more = dict.fromkeys(
+        ("keep_alive", "options", "think", "logprobs", "images", "context"), absent
+    )
+    if absent is None:
+        more = {**more, "tools": None, "raw": None, "stream": None, "top_logprobs": None}
+    for path, members in GO_BODIES.items():
+        sent = {**more, "model": "tiny", "options": absent, "name": absent}
+        emptied = {key: absent if value == "" else value for key, value in members.items()}
+        assert front.post(path, {**sent, **emptied}).status == 200, path
+    assert front.supervisor.requests[-1].json_schema is None
+    options = {"temperature": absent, "stop": absent, "num_predict": 3}
+    sent = {"model": "tiny", "messages": TURNS, "options": options}
+    assert front.post("/api/chat", sent).status == 200
+    assert front.supervisor.requests[-1].max_tokens == 3
+
+
+def test_either_name_is_taken_for_show_and_delete(front: Front) -> None:
+    for named in ({"model": "tiny", "name": ""}, {"model": "", "name": "tiny"}, {"name": "tiny"}):
+        assert front.post("/api/show", named).status == 200, named
+        assert front.call("DELETE", "/api/delete", {**named, "x": ""}).status == 200, named
+        front.store.add_model(model_row("tiny", "/models/tiny.gguf"))
+    for unnamed in ({}, {"model": ""}, {"model": None, "name": ""}):
+        answer = front.post("/api/show", unnamed)
+        assert (answer.status, answer.json()["why"]) == (400, "it is missing")
+
+
 @pytest.mark.parametrize("field", ["suffix", "context", "template", "images"])
 def test_what_generate_cannot_do_is_refused_by_name(front: Front, field: str) -> None:
     value: Any = "x" if field in ("suffix", "template") else [1]
@@ -243,6 +279,23 @@ def test_pull_without_stream_and_with_a_name(puller: Front) -> None:
     assert puller.store.model("mine").sha256 == "cd" * 32
 
 
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ({"name": "hf:o/r"}, "pulled"),
+        ({"model": "", "name": "hf:o/r", "username": "", "password": ""}, "pulled"),
+        ({"model": "hf:o/r", "name": "", "username": "", "password": ""}, "pulled"),
+        ({"model": "hf:o/r", "name": "hf:o/r"}, "pulled"),
+        ({"model": "hf:o/r", "name": "mine"}, "mine"),
+    ],
+)
+def test_pull_knows_its_source_by_either_name(
+    puller: Front, body: dict[str, Any], name: str
+) -> None:
+    assert puller.post("/api/pull", {**body, "stream": False}).json() == {"status": "success"}
+    assert puller.store.model(name).source == "hf:o/r"
+
+
 def test_pull_that_fails_at_once_has_a_status_and_later_a_line(puller: Front) -> None:
     answer = puller.post("/api/pull", {"model": "gone"})
     assert (answer.status, answer.json()["error"]) == (502, "no such repo: 404. check it")
@@ -261,7 +314,8 @@ def test_pull_ends_with_its_client_and_one_runs_at_a_time(puller: Front, tmp_pat
 
 @pytest.mark.parametrize("source", ["--state-dir=/etc", "-x", "", " x", 5, None])
 def test_pull_source_is_never_an_option(puller: Front, source: Any) -> None:
-    assert puller.post("/api/pull", {"model": source}).status == 400
+    for member in ("model", "name"):
+        assert puller.post("/api/pull", {member: source}).status == 400
 
 
 def test_official_client_works(front: Front) -> None:

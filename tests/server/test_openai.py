@@ -133,7 +133,7 @@ def test_every_parameter_reaches_the_engine(front: Front) -> None:
     (request,) = front.supervisor.requests
     assert request.messages is not None
     roles = [(turn.role, turn.content) for turn in request.messages]
-    assert roles == [("system", "be brief"), ("user", "ab"), ("assistant", "c"), ("user", "d")]
+    assert roles == [("system", "be brief"), ("user", "a\nb"), ("assistant", "c"), ("user", "d")]
     assert (request.max_tokens, request.stop, request.logprobs) == (7, ["a", "b"], 2)
     assert (request.cache_prompt, request.stream, request.json_schema) == (False, False, {})
     sampling = request.sampling
@@ -206,7 +206,7 @@ def test_schema_reaches_the_engine(front: Front) -> None:
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages.0.content",
+            "messages.0.content.0.type",
         ),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": 2.5}, "temperature"),
