@@ -40,7 +40,7 @@ class TextPart(Body):
 TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
-class Turn(Body):
+class TextTurn(Body):
     """What both dialects refuse in a turn."""
 
     @model_validator(mode="before")
@@ -59,7 +59,7 @@ class Turn(Body):
         return turn
 
 
-class ChatMessage(Turn):
+class ChatMessage(TextTurn):
     """OpenAI's turn. `developer` is its newer word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -79,7 +79,7 @@ class ChatMessage(Turn):
         return Message(role="system" if self.role == "developer" else self.role, content=text)
 
 
-class OllamaMessage(Turn):
+class OllamaMessage(TextTurn):
     """Ollama's turn."""
 
     role: Literal["system", "user", "assistant"]

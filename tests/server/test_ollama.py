@@ -162,15 +162,12 @@ GO_BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("absent", ["", None])
 def test_empty_strings_and_null_mean_that_a_member_is_absent(front: Front, absent: Any) -> None:
-    more = dict.fromkeys(
-        ("keep_alive", "options", "think", "logprobs", "images", "context"), absent
-    )
-    if absent is None:
-        more = {**more, "tools": None, "raw": None, "stream": None, "top_logprobs": None}
+    names = ["name", "keep_alive", "options", "think", "logprobs", "images", "context"]
+    names += ["tools", "raw", "stream", "top_logprobs"]
     for path, members in GO_BODIES.items():
-        sent = {**more, "model": "tiny", "options": absent, "name": absent}
         emptied = {key: absent if value == "" else value for key, value in members.items()}
-        assert front.post(path, {**sent, **emptied}).status == 200, path
+        sent = {"model": "tiny", **dict.fromkeys(names, absent), **emptied}
+        assert front.post(path, sent).status == 200, path
     assert front.supervisor.requests[-1].json_schema is None
     options = {"temperature": absent, "stop": absent, "num_predict": 3}
     sent = {"model": "tiny", "messages": TURNS, "options": options}
