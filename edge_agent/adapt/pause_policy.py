@@ -21,6 +21,7 @@ from edge_agent.monitor.energy import integrate
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.monitor.pressure_guard import AVAILABLE_SHARE
 from edge_agent.monitor.sensors import memory, thermal
+from edge_agent.monitor.sensors.kernel_file import in_time
 from edge_agent.monitor.sensors.supply import on_battery
 
 HEAT_MARGIN_CELSIUS = 5.0
@@ -115,14 +116,14 @@ class PauseConditions:
         self._monitor = monitor
         self._monotonic = monotonic
         self._asked_s: float | None = None
-        self._thermal = thermal.find(self._root)
-        self._memory = memory.find(self._root)
+        self._thermal = in_time(lambda: thermal.find(self._root))
+        self._memory = in_time(lambda: memory.find(self._root))
 
     def limits(self) -> PauseLimits:
         """Those of the pressure guard with the margins above, so that training pauses first."""
         settings = self._settings
         available = settings.guard_available_bytes
-        total = self._memory.read().total_bytes
+        total = in_time(self._memory.read).total_bytes
         if available is None and total is not None:
             available = round(AVAILABLE_SHARE * total)
         return PauseLimits(
@@ -134,14 +135,14 @@ class PauseConditions:
         """What is known now; never raises."""
         seen = self._monitor.sampler.snapshot() if self._monitor else None
         guard = self._monitor.guard if self._monitor else None
-        heat = seen.thermal if seen else self._thermal.read()
-        free = seen.memory if seen else self._memory.read()
+        heat = seen.thermal if seen else in_time(self._thermal.read)
+        free = seen.memory if seen else in_time(self._memory.read)
         return BoardConditions(
             now_s=self._monotonic(),
             in_flight=in_flight,
             celsius=heat.hottest_celsius,
             available_bytes=free.available_bytes,
-            on_battery=on_battery(self._root),
+            on_battery=in_time(lambda: on_battery(self._root)),
             guard_reason=guard.reason if guard and guard.stage else "",
         )
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from edge_agent.monitor.energy import Trace
 from edge_agent.monitor.power_history import PowerHistory, PowerSample
-from edge_agent.monitor.sensor_watch import GivenUp, SensorWatch, WatchedSensor
+from edge_agent.monitor.sensor_watch import SensorWatch, WatchedSensor
 from edge_agent.monitor.sensors import power
+from edge_agent.monitor.sensors.kernel_file import GivenUp
 from edge_agent.monitor.sensors.readings import Looked, Power
 from edge_agent.monitor.snapshot import Pids, PowerState, Pulse, SlowSensors, Snapshot
 from edge_agent.records import PowerChoice

@@ -18,11 +18,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from edge_agent.llama.symbols import WANTED
-from edge_agent.monitor.sensors import alarms, board, cpu, gpu, memory, power, rapl, thermal
+from edge_agent.monitor.sensors import (
+    alarms,
+    board,
+    cpu,
+    gpu,
+    kernel_file,
+    memory,
+    power,
+    rapl,
+    thermal,
+)
 from edge_agent.monitor.sensors.readings import Looked
 from edge_agent.store.store import ModelRow
 
@@ -37,8 +48,6 @@ PROBE_TIMEOUT_S = 30
 # Processes of a running desktop; the 15-character limit is the kernel's (/proc/PID/comm).
 DESKTOP = ("gdm3", "gdm-x-session", "gdm-wayland-ses", "lightdm", "sddm", "Xorg", "gnome-shell")
 _L4T = re.compile(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
-# L4T major release -> JetPack (docs.nvidia.com/jetson).
-_JETPACK = {32: "4", 35: "5", 36: "6", 38: "7"}
 
 
 @dataclass(frozen=True)
@@ -62,20 +71,19 @@ def examine(
     models: Sequence[ModelRow] = (),
     probe: Probe | None = None,
 ) -> list[DoctorCheck]:
-    """All findings. Reads below `root` and `state_dir` only, apart from the llama.cpp probe."""
+    """All findings. Reads below `root` and `state_dir` only, apart from the llama.cpp probe. A file
+    that does not answer is left out after half a second."""
+
+    def of_root(*checks: Callable[[Path], DoctorCheck]) -> list[DoctorCheck]:
+        return [kernel_file.in_time(partial(check, root)) for check in checks]
+
     return [
-        check_board(root),
-        check_l4t(root),
-        check_cpu(root),
-        check_memory(root),
-        check_swap(root),
-        check_desktop(root),
+        *of_root(check_board, check_l4t, check_cpu, check_memory, check_swap, check_desktop),
         check_llama_cpp(environ, is_jetson(root), probe or probe_llama_cpp),
         check_socket(state_dir),
         check_state_dir(state_dir),
         *check_models(state_dir, models),
-        check_power(root),
-        check_thermal(root),
+        *of_root(check_power, check_thermal),
     ]
 
 
@@ -84,10 +92,7 @@ def examine(
 
 def read_text(path: Path) -> str | None:
     """The text of a small kernel file, without NULs; None when it cannot be read."""
-    try:
-        return path.read_bytes()[: 1 << 20].decode("utf-8", "replace").strip("\0\n ")
-    except OSError:
-        return None
+    return kernel_file.read_text(path, 1 << 20)[0]
 
 
 def is_jetson(root: Path) -> bool:
@@ -113,7 +118,7 @@ def check_l4t(root: Path) -> DoctorCheck:
             "jetpack", "warn", f"unreadable release: {text[:80]}", "report this line"
         )
     major, revision = int(match[1]), match[2]
-    detail = f"L4T {major}.{revision} (JetPack {_JETPACK.get(major, '?')})"
+    detail = f"L4T {major}.{revision} (JetPack {board.JETPACKS.get(match[1], '?')})"
     if (major, revision) == (36, "4.7"):
         # NvMapMemAllocInternalTagged error 12; ggml-org/llama.cpp issue 23732.
         return DoctorCheck(
@@ -367,10 +372,16 @@ def check_thermal(root: Path) -> DoctorCheck:
     hottest = reading.hottest_celsius
     if hottest is None:
         return DoctorCheck("heat", "info", "temperatures will be null: no thermal zone can be read")
-    return DoctorCheck("heat", "ok", f"{len(reading.zones_celsius)} zones, hottest {hottest:.1f} C")
+    unread = "".join(f"; {reason}" for reason in reading.reasons.values())
+    n_zones = len(reading.zones_celsius)
+    return DoctorCheck("heat", "ok", f"{n_zones} zones, hottest {hottest:.1f} C{unread}")
 
 
 def sensors(root: Path) -> list[Looked]:
     """Every place a sensor was looked for, found or not."""
     found = (power, thermal, memory, cpu, gpu, alarms, board)
-    return [looked for module in found for looked in module.find(root).looked]
+
+    def looked() -> list[Looked]:
+        return [one for module in found for one in module.find(root).looked]
+
+    return kernel_file.in_time(looked)

@@ -142,6 +142,10 @@ def snapshot_json(seen: Snapshot) -> dict[str, Any]:
         "idle_reason": seen.idle_reason or None,
         "rails": _rails(seen),
         "temperatures_celsius": dict(seen.thermal.zones_celsius),
+        "temperature_reasons": {
+            key.removeprefix("zones_celsius."): reason
+            for key, reason in seen.thermal.reasons.items()
+        },
         "hottest_celsius": seen.thermal.hottest_celsius,
         "cpu": {
             "load": seen.cpu_load,

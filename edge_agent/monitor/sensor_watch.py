@@ -1,10 +1,11 @@
 """Sensors that may block: each read has a time limit, and a read that exceeds it is given up.
 
-Why it exists: a driver may block a read of a sensor file for ever, and Python cannot end the thread
-that hangs in it. Such a thread is abandoned: its turn number is no longer the current one, and its
-sensor is left out until the thread has returned. Flows in: the sensors' `find` functions. Flows
-out: readings, or stand-ins that say why there is no reading. Not here: the threads and their rate
-(board_sampler.py).
+Why it exists: a driver or a service may block a read for ever, and Python cannot end the thread
+that hangs in it. Such a thread is abandoned: its turn number is no longer the current one. What it
+hangs in is left out until it has returned: one file (sensors/kernel_file.py), so that the other
+files of its subsystem are read on; a whole subsystem only where no file is to blame (jtop). Flows
+in: the sensors' `find` functions. Flows out: readings, or stand-ins that say why there is no
+reading. Not here: the threads and their rate (board_sampler.py).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from edge_agent.monitor.sensors import kernel_file
+from edge_agent.monitor.sensors.kernel_file import READ_LIMIT_S, RETRY_AFTER_S, GivenUp
 from edge_agent.monitor.sensors.readings import Looked
 
-READ_LIMIT_S = 0.5
-FIND_LIMIT_S = 5.0
-"""Looking for a sensor may list directories and import a library, once."""
-RETRY_AFTER_S = 60.0
+SENSOR_LIMIT_S = 5.0
+"""For a whole subsystem; each file of it has READ_LIMIT_S. Looking for a sensor may list
+directories and import a library, once."""
 
 ReadingT = TypeVar("ReadingT")
 ReadT = TypeVar("ReadT", covariant=True)
@@ -32,10 +34,6 @@ class Sensor(Protocol[ReadT]):
     def looked(self) -> Sequence[Looked]: ...
 
     def read(self) -> ReadT: ...
-
-
-class GivenUp(Exception):
-    """The calling thread was abandoned while it read. It must end and change nothing."""
 
 
 class WatchedSensor(Generic[ReadingT]):
@@ -71,6 +69,8 @@ class SensorWatch:
         self._reading: tuple[WatchedSensor[Any], float, float] | None = None
         """The sensor that is being read, when the read began, and when it must have ended."""
         self._blocked: dict[str, str] = {}
+        self._thread = 0
+        """The identifier of the thread that reads."""
 
     @property
     def turn(self) -> int:
@@ -79,9 +79,9 @@ class SensorWatch:
 
     @property
     def blocked(self) -> dict[str, str]:
-        """The subsystems that are left out now, each with its reason."""
+        """The files and subsystems that are left out now, each with its reason."""
         with self._lock:
-            return dict(self._blocked)
+            return {**self._blocked, **kernel_file.left_out(self._root)}
 
     def read(self, watched: WatchedSensor[ReadingT], turn: int) -> ReadingT:
         """The reading, or its stand-in. Raises GivenUp when `turn` is no longer the current one."""
@@ -109,9 +109,14 @@ class SensorWatch:
             if self._reading is None:
                 return READ_LIMIT_S
             watched, since_s, until_s = self._reading
+            left_s = kernel_file.give_up(self._thread)
+            if left_s is None:
+                self._reading = None
+                self._turn += 1
+                return READ_LIMIT_S
             now = self._monotonic()
             if now < until_s:
-                return min(READ_LIMIT_S, until_s - now)
+                return min(left_s, until_s - now)
             watched.reason = f"{watched.name}: a read did not return within {until_s - since_s:g} s"
             watched.retry_at_s = now + RETRY_AFTER_S
             watched.is_stuck = True
@@ -122,9 +127,9 @@ class SensorWatch:
 
     def _read(self, watched: WatchedSensor[ReadingT], turn: int) -> ReadingT:
         if watched.sensor is None:
-            self._now_reading(watched, turn, FIND_LIMIT_S)
+            self._now_reading(watched, turn, SENSOR_LIMIT_S)
             watched.sensor = watched.find(self._root)
-        self._now_reading(watched, turn, READ_LIMIT_S)
+        self._now_reading(watched, turn, SENSOR_LIMIT_S)
         return watched.sensor.read()
 
     def _is_ready(self, watched: WatchedSensor[Any]) -> bool:
@@ -152,5 +157,6 @@ class SensorWatch:
             if turn != self._turn:
                 watched.is_stuck = False
                 raise GivenUp
+            self._thread = threading.get_ident()
             now = self._monotonic()
             self._reading = None if limit_s is None else (watched, now, now + limit_s)

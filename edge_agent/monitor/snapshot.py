@@ -49,7 +49,7 @@ class Pulse:
     rate_hz: float
     """Ticks a second that are due now, at the idle or the busy rate."""
     blocked: Mapping[str, str]
-    """Subsystems that are left out because a read of them did not return, each with a reason."""
+    """Files and subsystems that are left out because a read did not return, each with a reason."""
 
 
 @dataclass(frozen=True)

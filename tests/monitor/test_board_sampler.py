@@ -13,16 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hanging_file import hanging
 from stepped_sampler import SteppedSampler
 from waiting import DEADLINE_S, ManualClock, until
 
 from edge_agent.monitor import board_sampler as sampler_module
-from edge_agent.monitor import sensor_watch
 from edge_agent.monitor.board_sampler import BoardSampler, Snapshot, TickSchedule
 from edge_agent.monitor.energy import energy_of, integrate
 from edge_agent.monitor.power_history import KEEP_S, PowerHistory
-from edge_agent.monitor.sensor_watch import GivenUp, SensorWatch, WatchedSensor
-from edge_agent.monitor.sensors.readings import Looked, Power, Thermal
+from edge_agent.monitor.pressure_guard import Thresholds, judge
+from edge_agent.monitor.sensor_watch import SENSOR_LIMIT_S, SensorWatch, WatchedSensor
+from edge_agent.monitor.sensors import kernel_file
+from edge_agent.monitor.sensors.kernel_file import READ_LIMIT_S, GivenUp
+from edge_agent.monitor.sensors.readings import Looked, Power
 from edge_agent.records import Span
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "sysfs"
@@ -304,89 +307,68 @@ def test_covering_returns_at_once_where_no_power_is_read(tmp_path: Path) -> None
 # ---- what blocks ----
 
 
-def make_fifo(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-
-
-def release(path: Path) -> None:
-    """Let whoever hangs in opening the FIFO go on."""
-    os.close(os.open(path, os.O_RDWR))
-    path.unlink()
-
-
 def no_thread_hangs() -> bool:
     return not any(thread.name == "sampler" for thread in threading.enumerate())
 
 
-def is_reading(sampler: BoardSampler, name: str) -> bool:
-    """Whether its thread is in a read of this subsystem, or just about to."""
-    reading = sampler._watch._reading
-    return reading is not None and reading[0].name == name
-
-
-def hang(sampler: BoardSampler, clock: ManualClock, name: str, after_s: float) -> None:
-    """`after_s` later its thread reads `name`, which blocks, and is given up 0.6 s after that."""
-    clock.now_s += after_s
-    until(lambda: is_reading(sampler, name))
-    turn = sampler._watch.turn
-    clock.now_s += 0.6
-    until(lambda: sampler._watch.turn > turn)
-
-
-def test_a_read_that_blocks_is_given_up_and_everything_else_goes_on(orin: Path) -> None:
-    zone, clock = orin / ZONE / "temp", ManualClock()
-    with running(orin, idle_hz=64.0, monotonic=clock) as sampler:
-        until(sampler.snapshot)
-        make_fifo(zone)
-        hang(sampler, clock, "thermal", after_s=1.0)
-        until(lambda: count(sampler) == 3)
+def test_a_zone_that_blocks_is_left_out_and_the_guard_sees_the_others(orin: Path) -> None:
+    zone, hot, clock = orin / ZONE / "temp", orin / ZONE.replace("8", "0") / "temp", ManualClock()
+    with hanging(zone), running(orin, idle_hz=64.0, monotonic=clock) as sampler:
+        until(lambda: str(zone) in sampler._watch.blocked)
+        hot.write_text("97000\n")
         clock.now_s = 2.0
-        until(lambda: (seen := sampler.snapshot()) and "thermal" in seen.blocked)
+        until(lambda: (seen := sampler.snapshot()) and seen.at_s == 2.0)
         seen = sampler.snapshot()
-        times = list(sampler.trace(0.0, float("inf")).times_s)
-        hanging = [t for t in threading.enumerate() if t.name == "sampler"]
-    release(zone)
+        hanging_threads = [t for t in threading.enumerate() if t.name == "sampler"]
     until(no_thread_hangs)
-    assert seen is not None and "did not return within 0.5 s" in seen.blocked["thermal"]
-    assert seen.thermal == Thermal(reasons=seen.thermal.reasons)
-    assert set(seen.thermal.reasons.values()) == {seen.blocked["thermal"]}
-    assert seen.total_w == pytest.approx(5.0) and seen.memory.available_bytes
-    assert times == [0.0, 1.0, 1.6, 2.0] and seen.missed_ticks == 63 + 37 + 25
-    assert len(hanging) == 2, "one is left behind, one goes on"
+    assert seen is not None and list(seen.blocked) == [str(zone)]
+    assert seen.thermal.zones_celsius["tj-thermal.8"] is None
+    assert seen.thermal.reasons["zones_celsius.tj-thermal.8"] == seen.blocked[str(zone)]
+    assert seen.thermal.hottest_celsius == 97.0 and seen.total_w == pytest.approx(5.0)
+    verdict = judge(seen, Thresholds(None, 20.0, 90.0))
+    assert verdict.is_pressed and "97.0 C" in verdict.reason
+    assert len(hanging_threads) == 2, "one is left behind, one goes on"
 
 
-def test_power_that_blocks_is_named_and_closing_is_quick(orin: Path) -> None:
+def test_a_rail_that_blocks_costs_its_own_watts_only(orin: Path) -> None:
+    with hanging(orin / HWMON / "curr2_input"), running(orin, idle_hz=50.0) as sampler:
+        until(lambda: count(sampler) > 3)
+        seen = until(sampler.snapshot)
+    until(no_thread_hangs)
+    assert seen.total_w == pytest.approx(5.0) and seen.power.watts["VDD_CPU_GPU_CV"] is None
+    assert "did not return" in seen.power.reasons["watts.VDD_CPU_GPU_CV"]
+
+
+def test_a_total_rail_that_blocks_is_named_and_closing_is_quick(orin: Path) -> None:
     current, clock = orin / HWMON / "curr1_input", ManualClock()
     with running(orin, idle_hz=50.0, monotonic=clock) as sampler:
         until(sampler.snapshot)
-        make_fifo(current)
-        hang(sampler, clock, "power", after_s=0.1)
-        clock.now_s = 2.0
-        until(lambda: (seen := sampler.snapshot()) and "power" in seen.blocked)
-        seen = sampler.snapshot()
-        trace = sampler.trace(0.0, float("inf"))
-        asyncio.run(sampler.covering(clock.now_s))
-    release(current)
-    until(no_thread_hangs)
+        with hanging(current):
+            clock.now_s = 0.1
+            until(lambda: str(current) in sampler._watch.blocked)
+            clock.now_s = 2.0
+            until(lambda: (seen := sampler.snapshot()) and seen.at_s == 2.0)
+            seen = sampler.snapshot()
+            trace = sampler.trace(0.0, float("inf"))
+            asyncio.run(sampler.covering(clock.now_s))
+        until(lambda: len([t for t in threading.enumerate() if t.name == "sampler"]) == 1)
     assert seen is not None and seen.total_w is None
-    assert seen.total_reason == seen.blocked["power"] == trace.reason
+    assert seen.total_reason == seen.blocked[str(current)] == trace.reason
     assert seen.power.total_rail == "VDD_IN" and seen.power.watts["VDD_IN"] is None
 
 
 def test_closing_does_not_wait_for_a_read_that_hangs(orin: Path) -> None:
-    clock = ManualClock()
+    current, clock = orin / HWMON / "curr1_input", ManualClock()
     sampler = BoardSampler(orin, idle_hz=50.0, monotonic=clock)
     sampler.start()
     until(sampler.snapshot)
-    make_fifo(orin / HWMON / "curr1_input")
-    clock.now_s = 0.1
-    until(lambda: is_reading(sampler, "power"))
-    began_s = time.monotonic()
-    sampler.close()
-    closed_s = time.monotonic() - began_s
-    assert not no_thread_hangs()
-    release(orin / HWMON / "curr1_input")
+    with hanging(current):
+        clock.now_s = 0.1
+        until(lambda: str(current) in dict(kernel_file._under_way.copy().values()))
+        began_s = time.monotonic()
+        sampler.close()
+        closed_s = time.monotonic() - began_s
+        assert not no_thread_hangs()
     until(no_thread_hangs)
     assert closed_s < 10.0, "the promise is one second"
 
@@ -425,11 +407,11 @@ def test_a_blocked_sensor_is_tried_again_after_a_minute_and_never_by_two_threads
     thread = threading.Thread(target=read, args=(0,))
     thread.start()
     until(lambda: sensor.reads)
-    assert watch.overdue() == pytest.approx(0.5) and watch.turn == 0
-    clock.now_s = 0.6
+    assert watch.overdue() == READ_LIMIT_S and watch.turn == 0
+    clock.now_s = SENSOR_LIMIT_S
     watch.overdue()
     assert watch.turn == 1 and list(watch.blocked) == ["power"]
-    for clock.now_s in (1.0, 60.0, 61.0, 122.0):
+    for clock.now_s in (6.0, 65.0, 66.0, 127.0):
         assert "did not return" in watch.read(watched, 1).reasons["total"]
     assert sensor.reads == 1, "a thread is stuck in it still"
     sensor.goes_on.set()
@@ -446,7 +428,7 @@ def test_an_exception_in_a_sensor_is_a_reason() -> None:
     watch = SensorWatch(Path("/"), ManualClock())
     reading = watch.read(WatchedSensor("power", broken, dark), 0)
     assert reading.reasons["total"] == "power could not be read: RuntimeError: a bug"
-    assert watch.blocked == {} and watch.overdue() == sensor_watch.READ_LIMIT_S
+    assert watch.blocked == {} and watch.overdue() == READ_LIMIT_S
 
 
 def test_a_service_that_refreshes_slowly_gives_no_sample_twice(

@@ -4,6 +4,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from board_writer import copied_board
+from hanging_file import hanging
 
 from edge_agent.monitor.doctor import (
     DoctorCheck,
@@ -193,3 +195,17 @@ def test_every_warning_and_failure_says_what_to_do(tmp_path):
     for tree in (NANO, ORIN, PC):
         for check in findings(tree, tmp_path).values():
             assert check.hint or check.status in ("ok", "info"), check
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [("proc/meminfo", "memory"), ("sys/devices/virtual/thermal/thermal_zone1/temp", "heat")],
+)
+def test_a_file_that_does_not_answer_ends_no_examination(name: str, check: str, tmp_path: Path):
+    root = copied_board(ORIN, tmp_path / "orin")
+    with hanging(root / name):
+        found = findings(root, tmp_path)
+        assert len(sensors(root)) >= 10
+    detail = found[check].detail + found[check].hint
+    assert "unknown" in detail or "did not return" in detail and "47.2 C" in detail
+    assert found["power"].status == "ok" and "VDD_IN" in found["power"].detail

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import board_trees
 import pytest
 from board_writer import BOARDS, copied_board, put
+from hanging_file import LIMIT_S, hanging
+from waiting import until
 
 from edge_agent.monitor.sensors import (
     alarms,
@@ -75,7 +81,7 @@ def test_a_broken_file_is_none_with_path_and_reason(
 
 def test_a_file_that_cannot_be_opened_or_read_is_none(tmp_path: Path) -> None:
     assert "No such file" in kernel_file.read_number(tmp_path / "absent", 0, 1)[1]
-    assert "directory" in kernel_file.read_number(tmp_path, 0, 1)[1]
+    assert "not a regular file" in kernel_file.read_number(tmp_path, 0, 1)[1]
 
 
 # ---- power -----------------------------------------------------------------------------------
@@ -130,15 +136,89 @@ def test_nothing_found_names_every_place_looked_at() -> None:
     sensor = power.find(BOARDS / NOTHING)
     reading = sensor.read()
     assert reading.source == "none" and reading.total_rail is None
-    for place in ("ina3221x", "ina3221/", "intel-rapl"):
+    for place in ("ina3221x", "ina3221/", "ina238", "intel-rapl"):
         assert any(place in one.where and one.found is None for one in sensor.looked)
-    assert len(sensor.looked) == 3 and all(one.found is None for one in sensor.looked)
+    assert len(sensor.looked) == 4 and all(one.found is None for one in sensor.looked)
 
 
 def test_source_that_was_asked_for_is_the_only_one_tried(pc: Path, nano: Path) -> None:
     assert power.find(pc, "ina3221").read().source == "none"
     assert power.find(nano, "rapl").read().total_rail is None
     assert power.find(nano, "none").read().reasons["total"].endswith("--power-source none")
+
+
+# ---- which rail is the whole board ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("write", "total", "watts"),
+    [
+        (board_trees.nano, "POM_5V_IN", 2.44),
+        (board_trees.tx2, "VDD_IN", 7.6),
+        (board_trees.xavier_nx, "VDD_IN", 6.0),
+        (board_trees.orin_nano, "VDD_IN", 5.5),
+        (board_trees.orin_nx, "VDD_IN", 5.5),
+        (board_trees.agx_thor, "VIN", 131.2),
+    ],
+)
+def test_a_board_that_measures_its_input_has_that_as_its_total(
+    write: Callable[[Path], None], total: str, watts: float, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    reading = power.find(tmp_path).read()
+    assert (reading.source, reading.total_rail, reading.reasons) == ("ina3221", total, {})
+    assert reading.watts[total] == pytest.approx(watts)
+    assert None not in reading.watts.values() and "NC" not in reading.watts
+
+
+@pytest.mark.parametrize(
+    "write",
+    [board_trees.agx_xavier_jetpack4, board_trees.agx_xavier_jetpack5, board_trees.agx_orin],
+)
+def test_a_board_that_does_not_has_no_total_and_says_so(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write(tmp_path)
+    reading = power.find(tmp_path).read()
+    assert reading.total_rail is None and len(reading.watts) >= 4
+    assert "feeds the whole board" in reading.reasons["total"]
+    assert all(name in reading.reasons["total"] for name in reading.watts)
+
+
+def test_an_ina238_is_the_input_of_a_thor_or_where_its_label_says_so(tmp_path: Path) -> None:
+    thor = tmp_path / "thor"
+    board_trees.agx_thor(thor)
+    (thor / "proc/device-tree/model").unlink()
+    assert power.find(thor).read().total_rail == "VIN", "its other rails tell which board it is"
+    board_trees.write_ina238(thor, "2-0045", 5, 4_000_000)
+    reading = power.find(thor).read()
+    assert reading.total_rail is None and reading.watts["INA238.1"] == 4.0, "two, both unnamed"
+    orin = tmp_path / "orin"
+    board_trees.agx_orin(orin)
+    device = board_trees.write_ina238(orin, "8-0044", 9, 61_000_000)
+    assert power.find(orin).read().total_rail is None, "of a carrier board that nobody knows"
+    put(device / "in1_label", "VIN")
+    assert power.find(orin).read().total_rail == "VIN"
+    put(device / "power1_input", 700_000_000)
+    reading = power.find(orin).read()
+    assert reading.watts["VIN"] is None and "outside" in reading.reasons["watts.VIN"]
+
+
+def test_a_rail_of_an_agx_may_take_more_than_60_watts(tmp_path: Path) -> None:
+    board_trees.write_iio(tmp_path, "1-0040", 0, (("VDD_IN", 19_000, 3300), ("GPU", 19_000, 3200)))
+    assert power.find(tmp_path).read().watts == {"VDD_IN": 62.7, "GPU": 60.8}
+    board_trees.write_hwmon(tmp_path / "b", "1-0040", 1, (("VDD_IN", 32_000, 59_000),))
+    assert power.find(tmp_path / "b").read().watts == {"VDD_IN": None}, "1,888 W are none"
+
+
+def test_the_gpu_of_a_thor_has_clocks_and_no_load(tmp_path: Path) -> None:
+    device = tmp_path / "sys/class/devfreq/gpu-gpc-0"
+    device.mkdir(parents=True)
+    put(device / "cur_freq", 1_575_000_000)
+    put(device / "max_freq", 1_575_000_000)
+    reading = gpu.find(tmp_path).read()
+    assert (reading.name, reading.load, reading.clock_hz) == ("gpu-gpc-0", None, 1.575e9)
+    assert "device/load: No such file" in reading.reasons["load"]
 
 
 # ---- RAPL ------------------------------------------------------------------------------------
@@ -237,6 +317,7 @@ def test_jtop_gives_its_power_and_never_its_avg(monkeypatch: pytest.MonkeyPatch)
     fake_jtop(monkeypatch, FakeClient)
     reading = jtop.find(Path("/")).read()
     assert reading.watts == {"POM_5V_GPU": 0.3, "POM_5V_IN": 2.44}
+    assert jtop._watts({"power": 131_200}) == 131.2 and jtop._watts({"power": 501_000}) is None
     assert reading.total_rail == "POM_5V_IN"
 
 
@@ -339,3 +420,87 @@ def test_machine_with_nothing_gives_reasons_everywhere() -> None:
     ):
         assert reading.reasons
     assert board.find(root).read().model is None and "model" in board.find(root).read().reasons
+
+
+# ---- a file that does not answer --------------------------------------------------------------
+
+TEMP = "sys/devices/virtual/thermal/thermal_zone0/temp"
+POLICY = "sys/devices/system/cpu/cpufreq"
+
+
+def read_of(root: Path, find: Callable[[Path], Any]) -> Any:
+    return kernel_file.in_time(lambda: find(root).read())
+
+
+@pytest.mark.parametrize(
+    ("find", "name", "is_there"),
+    [
+        (thermal.find, TEMP, lambda read: read.hottest_celsius == 47.25),
+        (thermal.find, TEMP.replace("temp", "type"), lambda read: len(read.zones_celsius) == 3),
+        (power.find, f"{HWMON}/curr2_input", lambda read: read.watts["VDD_IN"] is not None),
+        (power.find, f"{HWMON}/in1_input", lambda read: read.watts["VDD_SOC"] is not None),
+        (power.find, f"{HWMON}/in2_label", lambda read: read.total_rail == "VDD_IN"),
+        (gpu.find, "sys/class/devfreq/17000000.gpu/device/load", lambda read: read.clock_hz),
+        (gpu.find, "sys/class/devfreq/17000000.gpu/cur_freq", lambda read: read.load is not None),
+        (cpu.find, f"{POLICY}/policy0/scaling_cur_freq", lambda read: read.clock_hz),
+        (cpu.find, "proc/stat", lambda read: read.clock_hz),
+        (memory.find, "sys/block/zram0/mm_stat", lambda read: read.available_bytes),
+        (memory.find, "proc/pressure/memory", lambda read: read.available_bytes),
+        (alarms.find, f"{HWMON}/curr1_crit_alarm", lambda read: read.counts),
+        (board.find, "etc/nv_tegra_release", lambda read: read.model),
+    ],
+)
+def test_only_the_file_that_does_not_answer_is_left_out(
+    find: Callable[[Path], Any], name: str, is_there: Callable[[Any], Any], orin: Path
+) -> None:
+    with hanging(orin / name):
+        assert is_there(read_of(orin, find))
+        assert list(kernel_file.left_out(orin)) == [str(orin / name)]
+        began_s = time.monotonic()
+        assert is_there(find(orin).read()), "the file is not tried again"
+        assert time.monotonic() - began_s < LIMIT_S
+
+
+def test_several_files_that_do_not_answer_cost_their_own_values_only(orin: Path) -> None:
+    zones = sorted(orin.glob("sys/devices/virtual/thermal/thermal_zone[12]/temp"))
+    with hanging(*zones):
+        reading = read_of(orin, thermal.find)
+    missing = [name for name, celsius in reading.zones_celsius.items() if celsius is None]
+    assert len(missing) == 2 and reading.hottest_celsius == 47.25
+    for name in missing:
+        assert "did not return within" in reading.reasons[f"zones_celsius.{name}"]
+
+
+def test_a_file_that_answers_late_is_tried_again_after_a_minute(
+    orin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = orin / TEMP
+    with hanging(path) as goes_on:
+        assert "did not return" in kernel_file.in_time(lambda: kernel_file.read_text(path))[1]
+        monkeypatch.setattr(kernel_file, "RETRY_AFTER_S", 0.0)
+        kernel_file._left_out[str(path)].retry_at_s = 0.0
+        assert kernel_file.read_text(path)[0] is None, "a thread hangs in it still"
+        goes_on.set()
+        until(lambda: not kernel_file._left_out[str(path)].is_stuck)
+        assert kernel_file.read_text(path) == ("47250", "")
+    assert kernel_file.left_out(orin) == {}
+
+
+def test_a_named_pipe_and_a_directory_are_reasons_at_once(orin: Path) -> None:
+    path = orin / TEMP
+    path.unlink()
+    os.mkfifo(path)
+    reading = thermal.find(orin).read()
+    assert reading.zones_celsius["cpu-thermal"] is None and reading.hottest_celsius is not None
+    assert "not a regular file" in reading.reasons["zones_celsius.cpu-thermal"]
+
+
+def test_work_in_time_gives_its_result_or_its_error() -> None:
+    assert kernel_file.in_time(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        kernel_file.in_time(lambda: 1 // 0)
+
+
+def test_a_long_file_of_procfs_is_read_to_its_end() -> None:
+    text, _ = kernel_file.read_text("/proc/self/smaps", 1 << 20)
+    assert text is not None and len(text) > 8192

@@ -16,12 +16,15 @@ from edge_agent.monitor.sensors.kernel_file import listing, read_text
 from edge_agent.monitor.sensors.readings import Board, Looked
 
 _L4T = re.compile(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
-JETPACKS = {"32": "4", "35": "5", "36": "6"}
+JETPACKS = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}
 """L4T's major release -> JetPack's (developer.nvidia.com/embedded/jetpack-archive)."""
 _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
 _STATUS = re.compile(r"pmode:(\d+)")
 DMI = "sys/class/dmi/id/product_name"
-ARM_PARTS = {"0xd07": "Cortex-A57", "0xd42": "Cortex-A78AE", "0x004": "Carmel"}
+ARM_PARTS = {
+    "0xd07": "Cortex-A57", "0x003": "Denver 2", "0x004": "Carmel", "0xd42": "Cortex-A78AE",
+    "0xd83": "Neoverse-V3AE",
+}  # fmt: skip
 """MIDR part numbers of the Jetsons' cores (arch/arm64/include/asm/cputype.h)."""
 _RELEASE = 65_536
 """Bytes read at most of files that are longer than a sysfs value (nvpmodel.conf, cpuinfo)."""

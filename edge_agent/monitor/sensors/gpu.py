@@ -14,8 +14,9 @@ from edge_agent.monitor.sensors.kernel_file import listing, read_number
 from edge_agent.monitor.sensors.readings import Gpu, Looked
 
 DEVFREQ = "sys/class/devfreq"
-NAMES = ("gpu", "ga10b", "gv11b", "gp10b", "gm20b")
-"""Ends of the device's name: the chips of Orin, Xavier, TX2 and Nano, or just "gpu"."""
+NAMES = ("gpu", "ga10b", "gv11b", "gp10b", "gm20b", "gpu-gpc-0")
+"""Ends of the device's name: the chips of Orin, Xavier, TX2 and Nano, or just "gpu"; the last is
+Thor's, whose driver shows clocks and no load."""
 MAX_HZ = 1e10
 
 

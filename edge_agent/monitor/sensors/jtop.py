@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_agent.monitor.sensors.readings import TOTAL_RAILS, Looked, Power
+from edge_agent.monitor.sensors.readings import MAX_W, TOTAL_RAILS, Looked, Power
 
 WHAT, WHERE = "jtop service", "run/jtop.sock"
 INTERVAL_S = 0.1
@@ -55,7 +55,7 @@ def _power(found: Any) -> Power:
 
 def _watts(values: Any) -> float | None:
     milliwatts = values.get("power")
-    is_number = isinstance(milliwatts, int | float) and 0 <= milliwatts < 1e5
+    is_number = isinstance(milliwatts, int | float) and 0 <= milliwatts <= MAX_W * 1000
     return milliwatts / 1000 if is_number else None
 
 

@@ -1,27 +1,32 @@
-"""Watts by rail: chooses the power source, and reads the INA3221 of a Jetson.
+"""Watts by rail: chooses the power source, and reads the power monitors of a Jetson.
 
-JetPack 4 has NVIDIA's own driver, which shows an industrial-I/O device with power in milliwatts;
-JetPack 5 and 6 have the kernel's hwmon driver (Documentation/hwmon/ina3221.rst) with millivolts and
-milliamperes. Flows in: the root directory that stands for /. Flows out: Power. Not here: RAPL
-(rapl.py), jtop (jtop.py).
+JetPack 4 has NVIDIA's own driver of the INA3221, which shows an industrial-I/O device with power in
+milliwatts; later ones have the kernel's hwmon driver (Documentation/hwmon/ina3221.rst) with
+millivolts and milliamperes. An AGX Thor measures its input with an INA238, in microwatts
+(Documentation/hwmon/ina238.rst). Flows in: the root directory that stands for /. Flows out: Power.
+Not here: RAPL (rapl.py), jtop (jtop.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from edge_agent.monitor.sensors import jtop, rapl
 from edge_agent.monitor.sensors.kernel_file import listing, read_number, read_text
-from edge_agent.monitor.sensors.readings import TOTAL_RAILS, Looked, Power
+from edge_agent.monitor.sensors.readings import MAX_W, TOTAL_RAILS, Looked, Power
 from edge_agent.records import PowerChoice
 
 JETPACK4 = "sys/bus/i2c/drivers/ina3221x"
 JETPACK5 = "sys/bus/i2c/drivers/ina3221"
-MAX_MW, MAX_MV, MAX_MA = 60_000.0, 32_767.0, 60_000.0
-"""Above these a value is an error: the converter's bus range is 26 V (Documentation/hwmon), and no
-module takes 60 W from one rail."""
+INPUT = "sys/bus/i2c/drivers/ina238"
+THOR_RAIL = "VDD_CPU_SOC_MSS"
+MAX_MV, MAX_MA = 32_767.0, 60_000.0
+"""Above these a value is an error: the converter's bus range is 26 V (Documentation/hwmon)."""
+LOST_MW = 65_535.0
+"""What NVIDIA's driver shows for a converter that has lost its measurement."""
 CHANNELS = 3
 
 
@@ -35,27 +40,32 @@ class PowerSensor(Protocol):
 
 @dataclass(frozen=True)
 class _Rail:
-    """One channel: a file of milliwatts, or a file of millivolts and one of milliamperes."""
+    """One channel: a file of power, of which `units` make a watt, or a file of millivolts and one
+    of milliamperes."""
 
     name: str
-    milliwatts: str | None = None
+    power: str | None = None
+    units: float = 1e3
     millivolts: str = ""
     milliamperes: str = ""
 
     def watts(self) -> tuple[float | None, str]:
-        if self.milliwatts is not None:
-            value, reason = read_number(self.milliwatts, 0, MAX_MW)
-            return (None if value is None else value / 1e3), reason
+        if self.power is not None:
+            value, reason = read_number(self.power, 0, MAX_W * self.units)
+            if value == LOST_MW and self.units == 1e3:
+                return None, f"{self.power}: {value:.0f} is what a lost measurement shows"
+            return (None if value is None else value / self.units), reason
         volts, reason = read_number(self.millivolts, 0, MAX_MV)
         amperes, other = read_number(self.milliamperes, 0, MAX_MA)
         if volts is None or amperes is None:
             return None, reason or other
-        return volts * amperes / 1e6, ""
+        watts = volts * amperes / 1e6
+        return (watts, "") if watts <= MAX_W else (None, f"{self.name}: {watts:.0f} W is no power")
 
 
 @dataclass
 class Ina3221:
-    """The rails of every INA3221 chip that was found."""
+    """The rails of every INA3221 and INA238 chip that was found."""
 
     rails: tuple[_Rail, ...]
     looked: tuple[Looked, ...]
@@ -69,7 +79,7 @@ class Ina3221:
                 reasons[f"watts.{rail.name}"] = reason
         total = next((name for name in TOTAL_RAILS if name in watts), None)
         if total is None:
-            reasons["total"] = f"no rail of {', '.join(watts)} is known to feed the whole board"
+            reasons["total"] = f"none of the rails {', '.join(watts)} feeds the whole board"
         return Power("ina3221", total, watts, reasons=reasons)
 
 
@@ -115,11 +125,13 @@ def find(root: Path, source: PowerChoice = "auto") -> PowerSensor:
 
 def _rails(root: Path) -> tuple[tuple[_Rail, ...], tuple[Looked, ...]]:
     old, new = _iio_rails(root), _hwmon_rails(root)
+    at_input = _input_rails(root, {rail.name for rail in new})
     looked = (
         _looked("power rails, INA3221, JetPack 4", root / JETPACK4 / "*/iio:device*", old),
         _looked("power rails, INA3221, JetPack 5 and 6", root / JETPACK5 / "*/hwmon/hwmon*", new),
+        _looked("power at the input, INA238", root / INPUT / "*/hwmon/hwmon*", at_input),
     )
-    return tuple(old or new), looked
+    return (*(old or new), *at_input), looked
 
 
 def _looked(what: str, where: Path, rails: list[_Rail]) -> Looked:
@@ -137,6 +149,20 @@ def _iio_rails(root: Path) -> list[_Rail]:
     return rails
 
 
+def _input_rails(root: Path, other_rails: Collection[str]) -> list[_Rail]:
+    """The kernel's driver knows no names. Without a label, the only INA238 of an AGX Thor measures
+    its input; what one on another carrier board measures is not known."""
+    devices = listing(root / INPUT, "*/hwmon/hwmon*")
+    model, _ = read_text(root / "proc/device-tree/model")
+    is_thor = len(devices) == 1 and ("Thor" in (model or "") or THOR_RAIL in other_rails)
+    rails = []
+    for number, device in enumerate(devices):
+        named = (read_text(device / name)[0] for name in ("in1_label", "power1_label", "label"))
+        name = next(filter(None, named), None) or ("VIN" if is_thor else f"INA238.{number}")
+        rails.append(_Rail(name, str(device / "power1_input"), 1e6))
+    return rails
+
+
 def _hwmon_rails(root: Path) -> list[_Rail]:
     """Channels 1 to 3; in7 is left out, because the kernel sums shunt voltages there."""
     rails = []
@@ -145,5 +171,6 @@ def _hwmon_rails(root: Path) -> list[_Rail]:
             name, _ = read_text(device / f"in{channel}_label")
             if name and name != "NC":
                 volts, amperes = f"in{channel}_input", f"curr{channel}_input"
-                rails.append(_Rail(name, None, str(device / volts), str(device / amperes)))
+                rail = _Rail(name, None, 0, str(device / volts), str(device / amperes))
+                rails.append(rail)
     return rails

@@ -15,9 +15,12 @@ from typing import Literal
 PowerSource = Literal["ina3221", "rapl", "jtop", "none"]
 Reasons = Mapping[str, str]
 
-TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0", "SYS_VIN_HV")
-"""Rails that feed a whole module. A board without one has no total, because rails feed each other
-and a sum would count some of them twice."""
+TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")
+"""Rails that feed a whole module: TX2, Xavier NX, Orin Nano and Orin NX; Nano; AGX Thor (its
+INA238). A board without one has no total, because rails feed each other and a sum would count some
+of them twice. VIN_SYS_5V0 of the AGX boards is none: it feeds memory and input/output alone."""
+MAX_W = 500.0
+"""Above it a value is an error: an AGX Thor is limited to about 170 W at its input."""
 
 
 @dataclass(frozen=True)

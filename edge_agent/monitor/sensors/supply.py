@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edge_agent.monitor.sensors.kernel_file import listing, read_text
+
 _SUPPLIES = "sys/class/power_supply"
 
 
@@ -18,21 +20,16 @@ def on_battery(root: Path) -> bool | None:
     Otherwise True when a battery discharges or a supply is offline.
     """
     mains, batteries = [], []
-    for supply in sorted((root / _SUPPLIES).glob("*")):
-        kind = _text(supply / "type")
+    for supply in listing(root / _SUPPLIES, "*"):
+        kind, scope, online, status = (
+            read_text(supply / name)[0] for name in ("type", "scope", "online", "status")
+        )
         if kind in ("Mains", "USB", "Wireless"):
-            mains.append(_text(supply / "online"))
-        elif kind == "Battery" and _text(supply / "scope") != "Device":
-            batteries.append(_text(supply / "status"))
+            mains.append(online)
+        elif kind == "Battery" and scope != "Device":
+            batteries.append(status)
     if "1" in mains:
         return False
     if not batteries:
         return None
     return "Discharging" in batteries or "0" in mains
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
