@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_agent.prompt.automaton import EVERY, Ranges, State, difference, intersection
 from edge_agent.prompt.json_schema import parse_schema
 from edge_agent.prompt.schema_nodes import (
     AnyValue,
@@ -29,6 +30,7 @@ from edge_agent.prompt.schema_nodes import (
     String,
     Union,
 )
+from edge_agent.prompt.schema_numbers import MAX_WHOLE
 
 ANY_DEPTH = 8
 """Levels of nesting in 'any JSON value'. The bound limits the stack of llama.cpp's grammar."""
@@ -53,25 +55,8 @@ PRIMITIVES: dict[str, str] = {
     "integer": f'"-"? ({_NATURAL % 17})',
     "colon": '":" " "?',
     "comma": '"," ws',
-    "year": "[12] [0-9]{3}",
-    "leap-year": (
-        '[12] [0-9] ("0" [48] | [2468] [048] | [13579] [26])'
-        ' | ("12" | "16" | "20" | "24" | "28") "00"'
-    ),
-    "month-day": (
-        '("0" [13578] | "1" [02]) "-" ("0" [1-9] | [12] [0-9] | "3" [01])'
-        ' | ("0" [469] | "11") "-" ("0" [1-9] | [12] [0-9] | "30")'
-        ' | "02-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'
-    ),
-    "date": '(year "-" month-day) | (leap-year "-02-29")',
-    "clock": '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9]',
-    "time": 'clock ":" [0-5] [0-9] ("." [0-9]{1,6})? ("Z" | [-+] clock)',
-    "date-time": 'date "T" time',
-    "uuid": 'hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12}',
-    "label": "[a-zA-Z0-9] ([a-zA-Z0-9-]{0,30} [a-zA-Z0-9])?",
-    "email": '[a-zA-Z0-9_+-]{1,32} ("." [a-zA-Z0-9_+-]{1,32}){0,3} "@" label ("." label){1,4}',
 }
-"""Rules by name; each uses only rules of this table. Dates and times are those of RFC 3339."""
+"""Rules by name; each uses only rules of this table."""
 
 
 def schema_to_gbnf(schema: Mapping[str, Any]) -> str:
@@ -147,12 +132,21 @@ class _Writer:
         return self._array(node) if isinstance(node, Array) else self._object(node)
 
     def _string(self, node: String) -> str:
-        if node.format is not None:
-            return self.new(rf'"\"" {node.format} "\""')
+        if node.states:
+            return self._automaton(node.states)
         if node.max_chars is None:
             least = f"{repeat('char', node.min_chars, node.min_chars)} " if node.min_chars else ""
             return self.new(rf'"\"" {least}char* "\""') if least else "string"
         return self.new(rf'"\"" {repeat("char", node.min_chars, node.max_chars)} "\""')
+
+    def _automaton(self, states: Sequence[State]) -> str:
+        """One rule for each state: a character and the rule of the next state, or the quote that
+        ends the string."""
+        first = len(self._rules)
+        for state in states:
+            ways = [f"{_chars(ranges)} r{first + to}" for ranges, to in state.moves]
+            self.new(" | ".join([*ways, *([r'"\""'] if state.accepts else [])]))
+        return self.new(rf'"\"" r{first}')
 
     def _number(self, node: Number) -> str:
         if node.low is None and node.high is None:
@@ -179,10 +173,10 @@ class _Writer:
             return self._known_object(node.properties)
         if node.others is None:
             return self.new('"{" ws "}"')
-        return self._map(self.reference(node.others))
+        return self._map(self.reference(node.names), self.reference(node.others))
 
-    def _map(self, value: str) -> str:
-        member = self.new(f"string colon {value}")
+    def _map(self, name: str, value: str) -> str:
+        member = self.new(f"{name} colon {value}")
         more = self.new(f"comma {member}")
         return self.new(f'"{{" ws {member} {more}* ws "}}" | "{{" ws "}}"')
 
@@ -229,15 +223,41 @@ class _Writer:
         return self.define(name, body)
 
 
+# ---- characters of a string ----------------------------------------------------------------------
+
+_RAW: Ranges = difference(EVERY, ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
+_ESCAPES = {0x22: r"\"", 0x5C: r"\\", 8: r"\b", 9: r"\t", 10: r"\n", 12: r"\f", 13: r"\r"}
+"""How JSON writes what may not stand raw in a string."""
+
+
+def _chars(ranges: Ranges) -> str:
+    """GBNF of one character of `ranges`, as it stands in a JSON string."""
+    raw = "".join(
+        _code(low) if low == high else f"{_code(low)}-{_code(high)}"
+        for low, high in intersection(ranges, _RAW)
+    )
+    ways = [f"[{raw}]"] if raw else []
+    for code, written in _ESCAPES.items():
+        if intersection(ranges, ((code, code),)):
+            ways.append(literal(written))
+    return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
+
+
+def _code(code: int) -> str:
+    char = chr(code)
+    if char.isascii() and char.isalnum():
+        return char
+    return f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
+
+
 # ---- numbers between bounds ----------------------------------------------------------------------
 
 
 def _bounded(node: Number) -> list[str]:
     """Alternatives that match the numbers from low to high: those of each sign apart, as a range
     of magnitudes."""
-    limit = 10**_WHOLE_DIGITS - 1
-    low = -limit if node.low is None else node.low
-    high = limit if node.high is None else node.high
+    low = -MAX_WHOLE if node.low is None else node.low
+    high = MAX_WHOLE if node.high is None else node.high
     ends = (low, high, node.low_open, node.high_open)
     alternatives: list[str] = []
     if high > 0 or (high == 0 and not node.high_open):

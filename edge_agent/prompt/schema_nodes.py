@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_agent.prompt.automaton import State
+
 
 @dataclass(frozen=True)
 class AnyValue:
@@ -27,12 +29,12 @@ class Literals:
 
 @dataclass(frozen=True)
 class String:
-    """A string of min_chars to max_chars (None: no limit) code points, or one of a `format` of
-    json_schema.FORMATS."""
+    """A string of min_chars to max_chars (None: no limit) code points, or one that the automaton
+    `states` accepts."""
 
     min_chars: int = 0
     max_chars: int | None = None
-    format: str | None = None
+    states: tuple[State, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,12 @@ class Property:
 
 @dataclass(frozen=True)
 class Object:
-    """These properties, in this order. Without properties: members with any name whose values are
-    `others`, or the empty object when `others` is None."""
+    """These properties, in this order. Without properties: members with a name of `names` (any
+    string) whose values are `others`, or the empty object when `others` is None."""
 
     properties: tuple[Property, ...]
     others: Node | None
+    names: Node = String()
 
 
 @dataclass(frozen=True)

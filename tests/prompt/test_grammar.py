@@ -311,7 +311,16 @@ FORMATS = {
     "time": (["23:59:59Z", "00:00:00.5+05:30"], ["24:00:00Z", "12:00Z", "12:60:00Z"]),
     "date-time": (["2026-01-31T08:00:00Z"], ["2026-01-31 08:00:00Z", "2026-04-31T08:00:00Z"]),
     "uuid": (["123e4567-e89b-12d3-a456-426614174000"], ["123e4567e89b12d3a456426614174000"]),
+    "duration": (["P1Y2M3D", "PT5M", "P2DT1H", "P3W"], ["P", "P1Y3D", "PT", "5 minutes"]),
+    "uuid4": (["123e4567-e89b-42d3-a456-426614174000"], ["123e4567-e89b-12d3-a456-426614174000"]),
     "email": (["a.b+c@example.co.in"], ["a@b", "@b.c", "a b@c.de"]),
+    "hostname": (["a-1.example.org"], ["-a.example.org", "a..org"]),
+    "ipv4": (["10.0.255.1"], ["256.0.0.1", "1.2.3", "01.2.3.4"]),
+    "ipv6": (["fe80::1", "::", "1:2:3:4:5:6:7:8"], ["1:2:3", ":::", "1::2::3"]),
+    "uri": (["https://example.org/a?b=%20c", "http://a.io"], ["example.org", "https://a b.io"]),
+    "base64": (["", "YWI=", "YWJj"], ["YWI", "=", "YW=="[:3]]),
+    "int64": (["-12", "0"], ["012", "1.5", "x"]),
+    "password": (["any thing"], []),
 }
 
 
@@ -323,6 +332,81 @@ def test_formats_hold(matches: Any, name: str) -> None:
         assert matches(schema, json.dumps(text)), text
     for text in bad:
         assert not matches(schema, json.dumps(text)), text
+
+
+PATTERNS: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"pattern": "^[A-Z]{2}-\\d+$"}, ["AB-1"], ["AB-", "xAB-1", "AB-1x"]),
+    ({"pattern": "b"}, ["b", "abc", "ಅb\n"], ["", "a\n"]),
+    ({"pattern": "^(?:yes|no)$|^$"}, ["", "yes", "no"], ["yesno", "y"]),
+    ({"pattern": '^["\\\\/\n\t]+$'}, ['"', "\\", "/", '\n\t"\\'], ["x", "\r"]),
+    ({"pattern": "^[^a]$"}, ["b", '"', "\\", "😀", "\n"], ["a", "", "bb"]),
+    ({"pattern": "^(?!admin)[a-z]+$"}, ["adm", "user", "admix"], ["admin", "administrator"]),
+    ({"pattern": "^\\w+$", "minLength": 2, "maxLength": 4}, ["ab", "abcd"], ["a", "abcde", "a-b"]),
+    (
+        {"pattern": "@example\\.org$", "format": "email"},
+        ["a@example.org"],
+        ["a@b.org", "@example.org"],
+    ),
+    (
+        {"pattern": "^http", "format": "uri", "maxLength": 20},
+        ["http://a.io"],
+        ["http://abcdefghijklm.io"],
+    ),
+    ({"pattern": "^.+$", "format": "no such format"}, ["x"], [""]),
+]
+
+
+@pytest.mark.parametrize(("keywords", "good", "bad"), PATTERNS)
+def test_patterns_hold_beside_lengths_and_formats(
+    matches: Any, keywords: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    schema = {"type": "string", **keywords}
+    for text in good:
+        assert matches(schema, text := json.dumps(text, ensure_ascii=False)), text
+    for text in bad:
+        assert not matches(schema, text := json.dumps(text, ensure_ascii=False)), text
+
+
+def test_names_of_members_follow_their_own_schema(matches: Any) -> None:
+    numbers = {"type": "object", "additionalProperties": {"type": "integer"}}
+    named = {**numbers, "propertyNames": {"type": "string", "pattern": "^x-"}}
+    assert matches(named, {"x-a": 1, "x-b": 2}) and matches(named, {})
+    assert not matches(named, {"a": 1}) and not matches(named, {"x-a": "1"})
+    listed = {**numbers, "propertyNames": {"enum": ["a", "b"]}, "required": ["b"]}
+    assert matches(listed, {"a": 1, "b": 2}) and matches(listed, {"b": 2})
+    assert not matches(listed, {"a": 1}) and not matches(listed, {"b": 1, "c": 1})
+
+
+def test_formats_of_integers_are_bounds(matches: Any) -> None:
+    byte = {"type": ["integer", "null"], "format": "uint8"}
+    for text in ("0", "255", "null"):
+        assert matches(byte, text)
+    for text in ("-1", "256", "1.5"):
+        assert not matches(byte, text)
+    assert matches({"type": "number", "format": "double"}, "1.5e3")
+    safe = {"type": "integer", "minimum": 1 - 2**53, "maximum": 2**53 - 1}
+    assert matches(safe, str(2**53 - 1)) and not matches(safe, str(2**53))
+    assert matches({"type": "integer", "minimum": 0, "maximum": 1e300}, str(2**53 - 1))
+
+
+def test_what_stands_beside_any_of_holds_in_each_option(matches: Any) -> None:
+    shape = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}},
+        "required": ["kind"],
+        "anyOf": [
+            {"properties": {"kind": {"const": "dot"}}},
+            {"properties": {"kind": {"const": "line"}, "length": {"type": "integer"}},
+             "required": ["length"]},
+        ],
+    }  # fmt: skip
+    assert matches(shape, {"name": "x", "kind": "dot"})
+    assert matches(shape, {"kind": "line", "length": 3})
+    for wrong in ({"name": "x"}, {"kind": "line"}, {"kind": "dot", "length": 3}):
+        assert not matches(shape, wrong)
+    both = {"type": "string", "allOf": [{"pattern": "^a"}, {"pattern": "b$"}]}
+    assert matches(both, '"axb"') and not matches(both, '"ax"') and not matches(both, '"xb"')
+    assert matches({"type": "string", "maxLength": 1, "nullable": True}, "null")
 
 
 class Colour(BaseModel):

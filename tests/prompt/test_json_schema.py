@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from edge_agent.errors import SchemaError
-from edge_agent.prompt import json_schema
 from edge_agent.prompt.json_schema import check_schema, parse_schema
 from edge_agent.prompt.schema_nodes import AnyValue, Number, Object, String, Union
+from edge_agent.prompt.schema_place import ANNOTATIONS, COMBINERS, KEYWORDS
 
 
 class Shade(enum.Enum):
@@ -72,6 +72,61 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "types": {"type": ["string", "null"], "maxLength": 512},
     "no type": {"properties": {"a": {"enum": [1, "a", None, False, 1.5]}}},
     "old pydantic": {"allOf": [{"$ref": "#/definitions/A"}], "definitions": {"A": {"const": 1}}},
+    "zod": {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "properties": {
+            "whole": {"type": "integer", "minimum": 1 - 2**53, "maximum": 2**53 - 1},
+            "f32": {"type": "number", "minimum": -3.4028234663852886e38, "maximum": 3.4e38},
+            "pair": {"type": "array", "items": [{}, {}], "additionalItems": False},
+            "map": {
+                "type": "object",
+                "propertyNames": {"type": "string"},
+                "additionalProperties": {},
+            },
+            "two": {
+                "type": "string",
+                "format": "includes",
+                "allOf": [{"pattern": "^a"}, {"type": "string", "pattern": "b$"}],
+            },
+            "encoded": {"type": "string", "format": "base64", "contentEncoding": "base64"},
+        },
+    },
+    "schemars": {
+        "properties": {
+            "u8": {"type": "integer", "format": "uint8", "minimum": 0, "maximum": 255},
+            "f64": {"type": ["number", "null"], "format": "double"},
+            "u64": {"type": "integer", "format": "uint64", "minimum": 0.0},
+        },
+        "title": "T",
+        "type": "object",
+        "x-kind": "extension",
+    },
+    ".NET": {
+        "type": ["object", "null"],
+        "required": ["$type"],
+        "anyOf": [
+            {
+                "properties": {
+                    "$type": {"const": "a"},
+                    "n": {"type": ["string", "integer"], "pattern": r"^-?(?:0|[1-9]\d*)$"},
+                }
+            },
+            {
+                "properties": {
+                    "$type": {"const": "b"},
+                    "span": {
+                        "type": "string",
+                        "pattern": r"^-?(\d+\.)?\d{2}:\d{2}:\d{2}(\.\d{1,7})?$",
+                    },
+                }
+            },
+        ],
+    },
+    "OpenAPI 3.0": {"type": "string", "nullable": True, "example": "x", "format": "password"},
+    "pydantic's URL": {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083},
+    "protobuf": {"type": "string", "format": "int64"},
+    "pointer": {"type": "array", "prefixItems": [{"type": "null"}, {"$ref": "#/prefixItems/0"}]},
     "escaped ref": {"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"type": "null"}}},
     "one ref twice": {
         "type": "object",
@@ -92,7 +147,23 @@ def wrapped(inner: Any) -> dict[str, Any]:
 
 
 REFUSED: dict[str, tuple[Any, str, str]] = {
-    "pattern": (wrapped({"type": "string", "pattern": "^+[a-z]$"}), "/properties/x/pattern", "pat"),
+    "pattern": (wrapped({"type": "string", "pattern": "^+[a-z]$"}), "/x/pattern", "at char"),
+    "backreference": ({"type": "string", "pattern": r"(a)\1"}, "/pattern", "character 4"),
+    "huge pattern": ({"type": "string", "pattern": "(a|b)*a(a|b){20}$"}, "/pattern", "1000 states"),
+    "pattern list": ({"type": "string", "pattern": ["a"]}, "/pattern", "not a string"),
+    "pattern and format": (
+        {"type": "string", "pattern": "^x", "format": "date"}, "/pattern", "no string",
+    ),
+    "pattern and length": (
+        {"type": "string", "pattern": "^a{9}$", "maxLength": 8}, "/pattern", "no string",
+    ),
+    "pattern too large for its format": (
+        {"type": "string", "pattern": "(?=.{1,253}$)", "format": "uri"}, "/pattern", "without it",
+    ),
+    "many automata": (
+        {"anyOf": [{"type": "string", "pattern": f"^.{{{i}}}$"} for i in range(490, 500)]},
+        "/anyOf/8", "4000 states",
+    ),
     "long string": (wrapped({"type": "string", "maxLength": 10**7}), "/properties/x/max", "512"),
     "513": (wrapped({"type": "string", "maxLength": 513}), "/properties/x/maxLength", "512"),
     "many items": ({"type": "array", "maxItems": 129}, "/maxItems", "128"),
@@ -104,14 +175,29 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "empty range": ({"type": "integer", "minimum": 3, "maximum": 2}, "/", "between"),
     "empty open range": ({"type": "number", "exclusiveMinimum": 2, "maximum": 2}, "/", "between"),
     "fraction bound": ({"type": "number", "minimum": 0.5}, "/minimum", "0.5"),
-    "huge bound": ({"type": "integer", "maximum": 10**400}, "/maximum", "1e+15"),
+    "huge bound": ({"type": "integer", "maximum": 10**400}, "/maximum", "finite"),
+    "bound above every number": ({"type": "integer", "minimum": 2**53}, "/", "between"),
+    "format's bounds": ({"type": "integer", "format": "int8", "minimum": 128}, "/", "between"),
+    "two names": ({"type": "object", "propertyNames": {"type": "null"}}, "/propert", "string"),
+    "names and properties": (
+        wrapped({}) | {"propertyNames": {"type": "string", "pattern": "^x$"}}, "/prop", "beside",
+    ),
+    "merged types": ({"type": "object", "anyOf": [{"type": "string"}]}, "/anyOf/0", "'type'"),
+    "merged union": ({"anyOf": [{"anyOf": [{}]}], "type": "object"}, "/anyOf/0", "merged"),
+    "merged property": (
+        wrapped({"type": "null"}) | {"anyOf": [wrapped({"type": "string"})]}, "/anyOf/0", "'x'",
+    ),
+    "closed beside more": (
+        {"allOf": [{**wrapped({}), "additionalProperties": False}, {"properties": {"y": {}}}]},
+        "/allOf/1", "'y'",
+    ),
     "nan bound": ({"type": "integer", "maximum": float("nan")}, "/maximum", "nan"),
     "draft 4 bound": ({"type": "integer", "exclusiveMinimum": True}, "/exclusiveMinimum", "True"),
     "multipleOf": ({"type": "integer", "multipleOf": 2}, "/multipleOf", "multipleOf"),
     "uniqueItems": ({"type": "array", "uniqueItems": True}, "/uniqueItems", "uniqueItems"),
     "not": ({"not": {"type": "null"}}, "/not", "not"),
     "if": ({"type": "object", "if": {}}, "/if", "if"),
-    "format": ({"type": "string", "format": "hostname"}, "/format", "hostname"),
+    "format": ({"type": "string", "format": "host-name"}, "/format", "host-name"),
     "format list": ({"type": "string", "format": ["date"]}, "/format", "date"),
     "unknown type": ({"type": "str"}, "/type", "'str'"),
     "dict type": ({"type": {"a": 1}}, "/type", "a"),
@@ -124,8 +210,7 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "list schema": (wrapped([]), "/properties/x", "object"),
     "empty anyOf": ({"anyOf": []}, "/anyOf", "non-empty"),
     "anyOf text": ({"anyOf": "ab"}, "/anyOf", "list"),
-    "anyOf and type": ({"anyOf": [{}], "type": "object"}, "/type", "anyOf"),
-    "allOf": ({"allOf": [{"type": "null"}, {}]}, "/allOf", "allOf"),
+    "allOf": ({"allOf": [{"type": "null"}, {"type": "string"}]}, "/allOf/1", "'type'"),
     "object const": ({"const": {"a": 1}}, "/const", "scalar"),
     "nan const": ({"const": float("nan")}, "/const", "finite"),
     "enum type": ({"type": "string", "enum": ["a", 1]}, "/enum", "1"),
@@ -136,7 +221,7 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "surrogate name": ({"type": "object", "properties": {"\ud800": {}}}, "/prop", "surrogate"),
     "long name": ({"type": "object", "properties": {"n" * 999: {}}}, "/properties/n", "128"),
     "remote ref": ({"$ref": "https://example.org/x"}, "/$ref", "$defs"),
-    "root ref": (wrapped({"$ref": "#"}), "/properties/x/$ref", "$defs"),
+    "root ref": (wrapped({"$ref": "#"}), "/properties/x/$ref", "itself"),
     "missing ref": ({"$ref": "#/$defs/A", "$defs": {}}, "/$ref", "not defined"),
     "ref into a list": ({"$ref": "#/$defs/A", "$defs": []}, "/$ref", "not defined"),
     "ref and more": ({"$ref": "#/$defs/A", "$defs": {"A": {}}, "type": "null"}, "/type", "$ref"),
@@ -250,8 +335,7 @@ def test_the_front_can_import_it_without_native_code() -> None:
     assert done.stdout.strip() == "[]"
 
 
-_WORDS = sorted({*json_schema._ANNOTATIONS, *json_schema._COMBINERS, "type"}.union(
-    *json_schema._KEYWORDS.values()))  # fmt: skip
+_WORDS = sorted({*ANNOTATIONS, *COMBINERS, "type"}.union(*KEYWORDS.values()))
 _JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
     lambda inner: st.one_of(
