@@ -133,22 +133,24 @@ class _Writer:
 
     def _string(self, node: String) -> str:
         if node.states:
-            return self._automaton(node.states)
+            return self.new(rf'"\"" {self._automaton(node.states, chr(34))}')
         if node.max_chars is None:
             least = f"{repeat('char', node.min_chars, node.min_chars)} " if node.min_chars else ""
             return self.new(rf'"\"" {least}char* "\""') if least else "string"
         return self.new(rf'"\"" {repeat("char", node.min_chars, node.max_chars)} "\""')
 
-    def _automaton(self, states: Sequence[State]) -> str:
-        """One rule for each state: a character and the rule of the next state, or the quote that
-        ends the string."""
+    def _automaton(self, states: Sequence[State], ending: str) -> str:
+        """One rule for each state: a character and the rule of the next state, or the ending. The
+        name of the first one."""
         first = len(self._rules)
         for state in states:
             ways = [f"{_chars(ranges)} r{first + to}" for ranges, to in state.moves]
-            self.new(" | ".join([*ways, *([r'"\""'] if state.accepts else [])]))
-        return self.new(rf'"\"" r{first}')
+            self.new(" | ".join([*ways, *([literal(ending)] if state.accepts else [])]))
+        return f"r{first}"
 
     def _number(self, node: Number) -> str:
+        if node.states:
+            return self._automaton(node.states, "")
         if node.low is None and node.high is None:
             return "integer" if node.whole else "number"
         return self.new(" | ".join(_bounded(node)))

@@ -23,6 +23,7 @@ from edge_agent.prompt.schema_nodes import (
     Array,
     Literals,
     Node,
+    Number,
     Object,
     Property,
     String,
@@ -233,14 +234,17 @@ class _Parser:
         return Array(nodes, rest, max(low, len(nodes)), high)
 
     def string(self, place: Place, _: str) -> Node:
-        node = string_node(place)
-        self._states += len(node.states)
-        if self._states > MAX_STATES:
-            refuse(place.path, f"patterns and formats need over {MAX_STATES} states", _SPLIT)
-        return node
+        return self._counted(place, string_node(place))
 
     def number(self, place: Place, name: str) -> Node:
-        return number_node(place, name)
+        return self._counted(place, number_node(place, name))
+
+    def _counted(self, place: Place, node: String | Number) -> Node:
+        self._states += len(node.states)
+        if self._states > MAX_STATES:
+            why = f"patterns, formats and bounds need over {MAX_STATES} states"
+            refuse(place.path, why, _SPLIT)
+        return node
 
     def fixed(self, place: Place, name: str) -> Node:
         return Literals(("true", "false") if name == "boolean" else ("null",))

@@ -40,13 +40,15 @@ class String:
 @dataclass(frozen=True)
 class Number:
     """A number with low <= value <= high; None: no bound. With `low_open` or `high_open` the bound
-    itself is excluded. `whole`: integers only."""
+    itself is excluded. `whole`: integers only. With `states`, the decimal texts that this automaton
+    accepts."""
 
     whole: bool
     low: int | None = None
     high: int | None = None
     low_open: bool = False
     high_open: bool = False
+    states: tuple[State, ...] = ()
 
 
 @dataclass(frozen=True)

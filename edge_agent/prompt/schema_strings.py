@@ -88,7 +88,7 @@ def string_node(place: Place) -> String:
         return String(low, high)
     keyword = "pattern" if "pattern" in place.keywords else "format"
     try:
-        states = _automaton(patterns, low, high)
+        states = automaton(patterns, low, high)
     except PatternError as error:
         refuse(place.at(keyword), f"{shown(patterns[0])}: {error}", SUPPORTED)
     except TooLarge as error:
@@ -133,7 +133,7 @@ def _most(place: Place, is_short: bool) -> int | None:
 
 
 @lru_cache(maxsize=256)
-def _automaton(patterns: tuple[str, ...], low: int, high: int | None) -> tuple[State, ...]:
+def automaton(patterns: tuple[str, ...], low: int, high: int | None) -> tuple[State, ...]:
     """The states of the strings of `low` to `high` characters that match all patterns."""
     languages = Languages()
     terms = [language(languages, pattern) for pattern in patterns]

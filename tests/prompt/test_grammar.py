@@ -265,6 +265,15 @@ BOUNDS: list[dict[str, float]] = [
     {"exclusiveMaximum": -9},
     {"minimum": -20, "maximum": -10},
 ]
+FRACTIONS: list[dict[str, float]] = [
+    {"minimum": 0.5, "maximum": 1},
+    {"exclusiveMinimum": -0.25, "exclusiveMaximum": 10.05},
+    {"minimum": 99.5},
+    {"maximum": -1.25},
+    {"minimum": -12.5, "exclusiveMaximum": -0.5},
+    {"minimum": 0.1, "exclusiveMinimum": 0.1, "maximum": 0.1001},
+    {"minimum": 9.99, "maximum": 10.01},
+]
 
 
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
@@ -282,6 +291,17 @@ def test_number_bounds_hold(matches: Any, bounds: dict[str, float]) -> None:
     for value in near:
         text = format(value, "g")
         assert matches(schema, text) == _inside(value, bounds), text
+
+
+@pytest.mark.parametrize("bounds", FRACTIONS, ids=str)
+def test_fractional_bounds_hold(matches: Any, bounds: dict[str, float]) -> None:
+    schema = {"type": "number", **bounds}
+    near = {value + step for value in bounds.values() for step in (-1, -0.01, 0, 0.01, 0.5, 1, 7)}
+    texts = {format(value, ".6g") for value in near | {0, 9, 10, -10, 99, 100, 0.1005, 12.55}}
+    for text in texts | {f"{t}0" for t in texts if "." in t}:
+        assert matches(schema, text) == _inside(float(text), bounds), text
+    for text in ("", ".5", "01.5", "1.", "-", "1e3", "--1"):
+        assert not matches(schema, text), text
 
 
 def test_fractional_bounds_of_integers_are_rounded_inwards(matches: Any) -> None:
