@@ -20,12 +20,14 @@ EVERY: Ranges = ((0x08, 0x0A), (0x0C, 0x0D), (0x20, 0xD7FF), (0xE000, 0x10FFFF))
 """The characters of an answer: those that JSON may write raw, and those with an escape of one
 letter. Other control characters and lone surrogates are left out."""
 MAX_STATES = 1000
+MAX_SIZE = 10_000
+"""Most ranges of characters in one automaton: a bound on the length of its grammar."""
 MAX_STEPS = 100_000
 """Terms made for one automaton, by their parts: a bound on the time, about 0.1 s on a PC."""
 
 
 class TooLarge(Exception):
-    """The automaton would have more than MAX_STATES states or take more than MAX_STEPS."""
+    """The automaton would be larger than MAX_STATES or MAX_SIZE, or take more than MAX_STEPS."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class State:
 
     accepts: bool
     moves: tuple[tuple[Ranges, int], ...]
+
+
+def size(states: Iterable[State]) -> int:
+    """The number of ranges in all moves."""
+    return sum(len(ranges) for state in states for ranges, _ in state.moves)
 
 
 def union(*sets: Ranges) -> Ranges:
@@ -237,7 +244,10 @@ class Languages:
             if len(found) > MAX_STATES:
                 raise TooLarge(f"it needs more than {MAX_STATES} states")
         accepts = [state.has_empty for state in pending]
-        return _trimmed(accepts, [{to: union(*r) for to, r in m.items()} for m in moves])
+        states = _trimmed(accepts, [{to: union(*r) for to, r in m.items()} for m in moves])
+        if size(states) > MAX_SIZE:
+            raise TooLarge(f"it needs more than {MAX_SIZE} ranges of characters")
+        return states
 
     def _classes(self) -> list[Ranges]:
         """EVERY, split into sets of characters that no term tells apart."""

@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from edge_agent.prompt.automaton import size
 from edge_agent.prompt.schema_merge import merged
 from edge_agent.prompt.schema_nodes import (
     AnyValue,
@@ -43,8 +44,8 @@ from edge_agent.prompt.schema_strings import MAX_STRING_CHARS, string_node
 
 MAX_DEPTH = 16
 MAX_NODES = 200
-MAX_STATES = 4000
-"""States of all automata of one schema: a bound on the size of the grammar."""
+MAX_SIZE = 40_000
+"""Ranges of characters in all automata of one schema: a bound on the length of the grammar."""
 MAX_ITEMS = 128
 MAX_ENUM_VALUES = 128
 MAX_NAME_CHARS = 128
@@ -73,7 +74,7 @@ class _Parser:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
         self._nodes = 0
-        self._states = 0
+        self._size = 0
 
     def node(self, schema: Any, path: str, refs: tuple[str, ...], depth: int = 1) -> Node:
         """The node of `schema`. `refs` are the $refs that lead here, by which cycles are found."""
@@ -240,9 +241,9 @@ class _Parser:
         return self._counted(place, number_node(place, name))
 
     def _counted(self, place: Place, node: String | Number) -> Node:
-        self._states += len(node.states)
-        if self._states > MAX_STATES:
-            why = f"patterns, formats and bounds need over {MAX_STATES} states"
+        self._size += size(node.states)
+        if self._size > MAX_SIZE:
+            why = f"patterns, formats and bounds need more than {MAX_SIZE} ranges of characters"
             refuse(place.path, why, _SPLIT)
         return node
 

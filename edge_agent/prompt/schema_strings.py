@@ -132,7 +132,7 @@ def _most(place: Place, is_short: bool) -> int | None:
     return place.count("maxLength", MAX_STRING_CHARS)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def automaton(patterns: tuple[str, ...], low: int, high: int | None) -> tuple[State, ...]:
     """The states of the strings of `low` to `high` characters that match all patterns."""
     languages = Languages()

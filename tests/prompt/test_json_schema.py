@@ -150,6 +150,8 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "pattern": (wrapped({"type": "string", "pattern": "^+[a-z]$"}), "/x/pattern", "at char"),
     "backreference": ({"type": "string", "pattern": r"(a)\1"}, "/pattern", "character 4"),
     "huge pattern": ({"type": "string", "pattern": "(a|b)*a(a|b){20}$"}, "/pattern", "1000 states"),
+    "wide pattern": ({"type": "string", "pattern": r"^[\s\w]{900}$"}, "/pattern", "512"),
+    "large pattern": ({"type": "string", "pattern": r"^[\s\w]{510}\s{400}$"}, "/pattern", "10000"),
     "pattern list": ({"type": "string", "pattern": ["a"]}, "/pattern", "not a string"),
     "pattern and format": (
         {"type": "string", "pattern": "^x", "format": "date"}, "/pattern", "no string",
@@ -161,8 +163,8 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
         {"type": "string", "pattern": "(?=.{1,253}$)", "format": "uri"}, "/pattern", "without it",
     ),
     "many automata": (
-        {"anyOf": [{"type": "string", "pattern": f"^.{{{i}}}$"} for i in range(490, 500)]},
-        "/anyOf/8", "4000 states",
+        {"anyOf": [{"type": "string", "pattern": rf"^[\s\w]{{{i}}}$"} for i in range(490, 500)]},
+        "/anyOf/5", "40000 ranges",
     ),
     "long string": (wrapped({"type": "string", "maxLength": 10**7}), "/properties/x/max", "512"),
     "513": (wrapped({"type": "string", "maxLength": 513}), "/properties/x/maxLength", "512"),
