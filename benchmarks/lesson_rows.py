@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_agent.json_lines import numbered_lines
+
 LESSON = Path(__file__).resolve().parent.parent / "recipes" / "lesson"
 LANGUAGES = {"en": "English", "hi": "Hindi", "kn": "Kannada"}
 DEMO_FACTS = (
@@ -53,7 +55,7 @@ class Talk:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """One object a line. Raises OSError, ValueError."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for _, line in numbered_lines(path.read_text(encoding="utf-8"))]
 
 
 def read_facts(folder: Path) -> list[Fact]:

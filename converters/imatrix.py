@@ -22,6 +22,7 @@ from converters.quantizer import How
 from edge_agent.adapt.trainer.blas import choose_threads
 from edge_agent.errors import ConversionError
 from edge_agent.gguf.model_file import read_gguf
+from edge_agent.json_lines import numbered_lines
 from edge_agent.llama.binding import start_backend
 from edge_agent.llama.capture import Observer
 from edge_agent.llama.context import Context
@@ -129,9 +130,8 @@ def read_tokens(data: Path, model: Model, architecture: str) -> list[int]:
     if data.suffix not in (".jsonl", ".ndjson"):
         return model.vocabulary.tokenize(text, add_special=True, parse_special=False)
     builder, tokens = PromptBuilder(model, architecture), list[int]()
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            tokens += _line_tokens(data, number, line, builder, model)
+    for number, line in numbered_lines(text):
+        tokens += _line_tokens(data, number, line, builder, model)
     return tokens
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent import atomic_file
+from edge_agent import atomic_file, json_lines
 from edge_agent.adapt.lesson import LessonRequest
 from edge_agent.adapt.messages import Finished, Start
 from edge_agent.errors import DataRefused, TrainingFailed, UsageError
@@ -73,7 +73,7 @@ class LessonFiles:
 
     def write_feedback(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """What users corrected, as the trainer reads it. Raises DataRefused when there is none."""
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        lines = [json_lines.dumps(row) for row in rows]
         if not lines:
             hint = "correct an answer first: `edge-agent feedback add --correct TEXT`"
             raise DataRefused("there is nothing to learn", "no feedback is waiting", hint)
@@ -83,8 +83,9 @@ class LessonFiles:
     def learned_feedback(self, name: str) -> list[int]:
         """The ids of the rows that `write_feedback` wrote. A row without an id has none: an earlier
         version wrote it."""
-        lines = (self.directory(name) / FEEDBACK_FILE).read_text("utf-8").splitlines()
-        return [row["id"] for row in map(json.loads, lines) if "id" in row]
+        text = (self.directory(name) / FEEDBACK_FILE).read_text("utf-8")
+        rows = [json.loads(line) for _, line in json_lines.numbered_lines(text)]
+        return [row["id"] for row in rows if "id" in row]
 
     def make_room(self, name: str) -> None:
         """Forget a finished run whose adapter is gone: its name is free. A run that can still be

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.errors import EdgeAgentError
+from edge_agent.json_lines import numbered_lines
 
 
 class ImportFailed(EdgeAgentError):
@@ -31,7 +32,7 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ImportFailed(f"cannot read {path}", str(error), "give a .jsonl file") from error
     found: list[dict[str, Any]] = []
-    numbered = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    numbered = numbered_lines(text)
     for position, (number_, line) in enumerate(numbered):
         try:
             document = json.loads(line)

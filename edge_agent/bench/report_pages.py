@@ -8,11 +8,10 @@ Not here: what a report says (report.py), drawing (svg_chart.py).
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
-from edge_agent import __version__
+from edge_agent import __version__, json_lines
 from edge_agent.bench.report import NOT_MEASURED, Report, Section, Table
 
 STYLE = Path(__file__).with_name("report.css")
@@ -66,7 +65,7 @@ def _cell(text: str) -> str:
 
 def _raw(report: Report) -> str:
     """Every document as it is, for a reader who wants to compute something else."""
-    text = "\n".join(json.dumps(one, ensure_ascii=False) for one in report.documents)
+    text = "\n".join(json_lines.dumps(one) for one in report.documents)
     summary = f"<summary>All figures: {len(report.documents)} documents, one JSON a line</summary>"
     return f"<details>{summary}<pre>{escape(text)}</pre></details>"
 

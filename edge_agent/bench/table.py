@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from edge_agent import json_lines
 
 HEADERS = ("MODEL", "TEST", "TOK/S", "RANGE", "TTFT", "J/TOKEN", "WATTS", "HEAT", "OF LIMIT")
 NONE = "-"
@@ -73,7 +74,7 @@ def as_csv(documents: Sequence[Mapping[str, Any]]) -> str:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
+        return json_lines.dumps(value)
     return "" if value is None else value
 
 

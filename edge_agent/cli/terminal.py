@@ -13,7 +13,6 @@ is printed (commands/), reading lines in a chat (chat_screen.py).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import unicodedata
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
+from edge_agent import json_lines
 from edge_agent.errors import EdgeAgentError
 
 
@@ -64,7 +64,7 @@ class Terminal:
 
     def document(self, value: Any) -> None:
         """The one JSON document that --json prints."""
-        self.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+        self.stdout.write(json_lines.dumps(value, indent=2, default=str) + "\n")
         self.stdout.flush()
 
     def faint(self, text: str) -> None:
@@ -80,7 +80,7 @@ class Terminal:
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Columns aligned with spaces; on a terminal rich chooses the widths and a bold header."""
-        clean = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
+        clean = [[" ".join(printable(cell).splitlines()) for cell in row] for row in rows]
         if not self.is_tty:
             self.line("\n".join(aligned([headers, *clean])))
             return

@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from edge_agent.errors import EdgeAgentError, Overloaded, RequestError, ShuttingDown
+from edge_agent.json_lines import escaped
 
 Dialect = Literal["openai", "ollama", "llama_server"]
 LLAMA_SERVER_PATHS = frozenset(
@@ -102,7 +103,7 @@ def error_response(error: EdgeAgentError, path: str) -> web.Response:
     response = web.Response(
         status=error.status,
         headers=error_headers(error),
-        body=msgspec.json.encode(error_json(error, dialect_of(path))),
+        body=escaped(msgspec.json.encode(error_json(error, dialect_of(path)))),
         content_type="application/json",
     )
     if error.status in (408, 413):

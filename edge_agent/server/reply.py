@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_writer import StreamWriter
 
+from edge_agent.json_lines import escaped
 from edge_agent.server.limits import Limits
 
 EVENT_STREAM = "text/event-stream"
@@ -25,8 +26,7 @@ NDJSON = "application/x-ndjson"
 
 def json_response(document: Any, status: int = 200) -> web.Response:
     """A JSON answer; `document` is anything msgspec encodes."""
-    body = msgspec.json.encode(document)
-    return web.Response(status=status, body=body, content_type="application/json")
+    return web.Response(status=status, body=encoded(document), content_type="application/json")
 
 
 class ReaderGone(ConnectionError):
@@ -94,5 +94,5 @@ async def finish(
 
 
 def encoded(value: Any) -> bytes:
-    """One JSON value in bytes: what streams are made of."""
-    return msgspec.json.encode(value)
+    """One JSON value in bytes, on one line for every reader: what streams are made of."""
+    return escaped(msgspec.json.encode(value))

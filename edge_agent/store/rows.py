@@ -11,12 +11,12 @@ sample_table.py), the schema (database.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from edge_agent.errors import RequestError
+from edge_agent.json_lines import dumps
 
 MAX_DOCUMENT_BYTES = 64 * 1024
 MAX_NAME_CHARACTERS = 200
@@ -244,7 +244,7 @@ def benchmark_row(document: Mapping[str, Any], at: float) -> BenchmarkRow:
         raise _not_a_document(f"v is {version!r:.40}", f"this version knows v {DOCUMENT_VERSION}")
     run_id, model, scenario = (_name(document, key) for key in ("run_id", "model", "scenario"))
     try:
-        text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = dumps(document, allow_nan=False, separators=(",", ":"))
         size = len(text.encode())
     except (ValueError, TypeError, RecursionError) as error:
         raise _not_a_document("it is not JSON", f"{error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -17,6 +18,9 @@ from edge_agent.bench.published import ROWS
 from edge_agent.bench.report import NOT_MEASURED, build
 from edge_agent.bench.report_pages import STYLE, html, markdown
 from edge_agent.bench.svg_chart import Bar, Line, bars, lines, number, ticks
+from edge_agent.cli.commands.bench import print_documents
+from edge_agent.cli.commands.bench_options import BenchOptions
+from edge_agent.cli.terminal import Terminal
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -144,6 +148,20 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str) -> None:
     path.write_text(json.dumps(invented()) + f"\n{line}\n" + json.dumps(invented()) + "\n")
     with pytest.raises(ImportFailed, match="line 2 of"):
         read_documents(path)
+
+
+def test_a_document_survives_the_round_through_jsonl(tmp_path: Path) -> None:
+    said = "odd\u2028 na\x85me\u2029\v\f\x1c"
+    out = io.StringIO()
+    terminal = Terminal(io.StringIO(), out, io.StringIO(), {})
+    options = BenchOptions(jsonl=True)
+    print_documents(options, terminal, [invented(model=said), invented()], stored=False)
+    assert len(out.getvalue().splitlines()) == 2
+    path = tmp_path / "x.jsonl"
+    path.write_text(out.getvalue())
+    assert [one["model"] for one in read_documents(path)] == [said, "made-up"]
+    path.write_text("\ufeff" + json.dumps(invented(model=said), ensure_ascii=False) + "\n")
+    assert read_documents(path)[0]["model"] == said, "as version 0.2 wrote it"
 
 
 def test_command_writes_both_files_from_imports_alone(tmp_path: Path) -> None:

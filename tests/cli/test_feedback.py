@@ -157,6 +157,17 @@ def test_rows_go_in_are_listed_go_out_and_are_forgotten(state_dir: Path, tmp_pat
     assert kept == [exported[1], *exported[3:]]
 
 
+def test_an_export_has_a_line_for_each_row_to_every_reader(state_dir: Path, tmp_path: Path) -> None:
+    rows = [lesson("one\u2028 two\x85", "A\u2029\vB"), lesson("three")]
+    file = jsonl(tmp_path / "rows.jsonl", *rows)
+    assert cli("feedback", "import", str(file), state_dir=state_dir).out == "2 rows taken over\n"
+    exported = cli("feedback", "export", state_dir=state_dir).out.splitlines()
+    assert [json.loads(line)["messages"] for line in exported] == [one["messages"] for one in rows]
+    assert len(cli("feedback", "list", state_dir=state_dir).out.splitlines()) == 3
+    listed = cli("feedback", "list", "--json", state_dir=state_dir).out
+    assert len(listed.splitlines()) == listed.count("\n")
+
+
 def test_models_are_kept_apart_and_must_be_known(state_dir: Path, tmp_path: Path) -> None:
     file = str(jsonl(tmp_path / "rows.jsonl", lesson()))
     assert cli("feedback", "import", file, "--model", "nosuch", state_dir=state_dir).code == 1

@@ -334,3 +334,20 @@ def test_official_client_works(front: Front) -> None:
 
 def test_times_are_rfc3339() -> None:
     assert rfc3339(1_700_000_000.25) == "2023-11-14T22:13:20.250000Z"
+
+
+LINE_ENDS = ["one\u2028", "two\x85three", "\u2029\v\f\r\x1c\x1d\x1e four\n"]
+
+
+def test_what_ends_a_line_elsewhere_does_not_break_the_official_client(tmp_path: Path) -> None:
+    with serving(tmp_path, FakeSupervisor(pieces=LINE_ENDS)) as front:
+        client = ollama.Client(
+            host=f"http://127.0.0.1:{front.port}", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
+        with client:
+            for logprobs in (False, True):
+                chat = client.chat("tiny", messages=TURNS, stream=True, logprobs=logprobs)
+                assert "".join(part.message.content or "" for part in chat) == "".join(LINE_ENDS)
+            whole = front.post("/api/generate", {"model": "tiny", "prompt": "x", "stream": False})
+            assert whole.text().splitlines() == [whole.text()]
+            assert whole.json()["response"] == "".join(LINE_ENDS)

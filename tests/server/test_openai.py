@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -337,3 +338,17 @@ def test_base_model_without_template_answers_completions(tmp_path: Path) -> None
     with serving(tmp_path, supervisor) as front:
         assert front.post("/v1/completions", {"prompt": "नमस्ते"}).status == 200
     assert supervisor.requests[0].text == "नमस्ते"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_what_ends_a_line_elsewhere_does_not_break_an_event(tmp_path: Path, path: str) -> None:
+    pieces = ["one\u2028", "two\x85three", "\u2029\v\f\r\x1c\x1d\x1e four\n"]
+    with serving(tmp_path, FakeSupervisor(pieces=pieces)) as front:
+        for members in ({}, {"logprobs": True} if "chat" in path else {"logprobs": 1}):
+            body = {"messages": TURNS} if "chat" in path else {"prompt": "x"}
+            text = front.post(path, {**body, **members, "stream": True}).text()
+            lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
+            assert lines.pop() == "[DONE]"
+            choices = [json.loads(line)["choices"][0] for line in lines]
+            said = [(one.get("delta") or {}).get("content") or one.get("text") for one in choices]
+            assert "".join(one or "" for one in said) == "".join(pieces)

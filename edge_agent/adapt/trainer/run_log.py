@@ -8,12 +8,13 @@ may lose the last lines; a resumed run does not read them. Not here: checkpoints
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from edge_agent.json_lines import dumps
 
 MAX_PENDING = 10_000
 """Lines that wait in memory while the disk is full."""
@@ -39,7 +40,7 @@ class RunLog:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write a line, or keep it for the next call if the disk refuses it. Raises no OSError."""
-        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        line = dumps(record).encode("utf-8", "backslashreplace")
         self._pending.append(line + b"\n")
         block = b"".join(self._pending)
         try:

@@ -9,7 +9,6 @@ one JSON document. Not here: flags (bench_options.py), carrying a plan out
 from __future__ import annotations
 
 import itertools
-import json
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent import json_lines
 from edge_agent.cli.commands.bench_options import (
     BenchOptions,
     engine_settings,
@@ -62,7 +62,7 @@ def bench(options: BenchOptions, terminal: Terminal) -> int:
             documents.append(document)
     finally:
         stored = _keep(options, terminal, documents)
-    _print(options, terminal, documents, stored)
+    print_documents(options, terminal, documents, stored)
     return 0
 
 
@@ -250,7 +250,7 @@ def _keep(options: BenchOptions, terminal: Terminal, documents: list[dict[str, A
     return True
 
 
-def _print(
+def print_documents(
     options: BenchOptions, terminal: Terminal, documents: list[dict[str, Any]], stored: bool
 ) -> None:
     from edge_agent.bench import table
@@ -259,7 +259,7 @@ def _print(
         terminal.document(documents)
     elif options.jsonl:
         for document in documents:
-            terminal.line(json.dumps(document, ensure_ascii=False))
+            terminal.line(json_lines.dumps(document))
     elif options.csv:
         terminal.line(table.as_csv(documents))
     elif options.md:
@@ -275,4 +275,4 @@ def _print(
             "stored": stored,
             "median_tok_s": medians,
         }
-        terminal.line(json.dumps(summary, ensure_ascii=False))
+        terminal.line(json_lines.dumps(summary))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from edge_agent import atomic_file
+from edge_agent import atomic_file, json_lines
 from edge_agent.cli.commands.run import checked_text
 from edge_agent.cli.options import Options, add_command, command_group, complete_model
 from edge_agent.cli.terminal import Terminal
@@ -192,7 +192,7 @@ def export(options: ExportOptions, terminal: Terminal) -> int:
         if options.json:
             terminal.document({"rows": list(lessons)})
             return 0
-        lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in lessons)
+        lines = (json_lines.dumps(one) + "\n" for one in lessons)
         if options.output is None:
             for line in lines:
                 terminal.write(line)
@@ -227,7 +227,7 @@ def documents_of(path: Path, stdin: TextIO) -> list[Any]:
         text = _text(path, stdin)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}", str(error), "give a UTF-8 JSONL file") from error
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = json_lines.numbered_lines(text)
     if not lines:
         raise UsageError(f"{path} holds no rows", "it is empty", "")
     return [_parsed(path, number, line) for number, line in lines]

@@ -7,7 +7,6 @@ elsewhere, one JSON document a look with --json. A daemon that goes away is wait
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_agent import json_lines
 from edge_agent.cli.options import Options
 from edge_agent.cli.terminal import Terminal, size_text
 from edge_agent.client.connection import find_daemon
@@ -38,7 +38,7 @@ def watch(options: StatusOptions, terminal: Terminal) -> int:
     """Until Ctrl-C."""
     if options.json:
         for status, telemetry in looks(options, terminal):
-            text = json.dumps({"status": status, "telemetry": telemetry}, ensure_ascii=False)
+            text = json_lines.dumps({"status": status, "telemetry": telemetry})
             terminal.line(text)
     elif terminal.is_tty:
         _live(options, terminal)
