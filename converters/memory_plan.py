@@ -15,11 +15,12 @@ from pathlib import Path
 from converters.gguf_container import Metadata
 from converters.gguf_output import SourceTensor, planned_types, write_hollow
 from edge_agent.engine.loading import DryRun
-from edge_agent.engine.memory_check import MemoryInfo, admit
+from edge_agent.engine.memory_check import admit
 from edge_agent.errors import ConversionError, ModelRefused
 from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.binding import start_backend
 from edge_agent.llama.type_plan import TypeRequest
+from edge_agent.machine import MemoryInfo
 from edge_agent.records import EngineSettings, MemoryPlan
 
 AUTO = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")

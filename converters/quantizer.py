@@ -9,7 +9,6 @@ out: bytes in an OutputFile, and progress. Not here: which type a tensor gets
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from converters.output_file import OutputFile
 from converters.rows import F32, FLOAT_TYPES, PackedRows, Rows
 from edge_agent.llama import ggml
+from edge_agent.machine import usable_processors
 
 SLAB_ELEMENTS = 1 << 18
 """Elements of a slab: 1 MiB of float32, half of a small core's share of the cache."""
@@ -61,7 +61,7 @@ class Quantizer:
 
     def __init__(self, output: OutputFile, how: How) -> None:
         self._output = output
-        self._threads = how.threads or len(os.sched_getaffinity(0))
+        self._threads = how.threads or usable_processors()
         self._progress = how.progress
         self._local = threading.local()
 

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     slots: int | None = Field(
         None, ge=1, le=64, description="Requests decoded together [what fits]."
     )
-    threads: int | None = Field(None, ge=1, le=512, description="Threads [physical cores].")
+    threads: int | None = Field(None, ge=1, le=512, description="Threads [usable physical cores].")
     n_gpu_layers: int = Field(
         _ENGINE.n_gpu_layers, ge=-1, description="Layers on the GPU; -1 all of them."
     )

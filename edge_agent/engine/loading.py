@@ -9,21 +9,20 @@ socket to the front (worker.py), the decision whether the model fits (memory_che
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from edge_agent.engine.adapter_pool import AdapterPool, activate
-from edge_agent.engine.memory_check import Admission, admit, read_memory, still_fits
+from edge_agent.engine.memory_check import Admission, admit, still_fits
 from edge_agent.errors import ModelFormatError
 from edge_agent.gguf.model_file import read_gguf
 from edge_agent.llama.binding import LogTail, build_name, system_info
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
+from edge_agent.machine import default_threads, read_memory
 from edge_agent.prompt.prompt_builder import PromptBuilder
 from edge_agent.records import EngineSettings, Load, ModelInfo
 from edge_agent.regular_file import check_sha256
@@ -68,13 +67,7 @@ def load(message: Load, log: LogTail) -> LoadedEngine:
 
 
 def _with_threads(settings: EngineSettings) -> EngineSettings:
-    """One thread per physical core unless settings say otherwise: hyper-threads slow matrix
-    products down."""
-    if settings.n_threads:
-        return settings
-    allowed = len(os.sched_getaffinity(0))
-    physical = psutil.cpu_count(logical=False) or allowed
-    return msgspec.structs.replace(settings, n_threads=max(1, min(allowed, physical)))
+    return msgspec.structs.replace(settings, n_threads=settings.n_threads or default_threads())
 
 
 def _admission(path: Path, message: Load, settings: EngineSettings, log: LogTail) -> Admission:

@@ -3,19 +3,19 @@
 Why it exists: on a board CPU and GPU share one memory, and a model that does not fit can stop the
 whole board. Three sizes are known beforehand: the tensors (from the header), the KV cache (computed
 by gguf/model_file.py) and the compute buffer (a dry run of llama.cpp with no_alloc). Flows in: the
-checked header, EngineSettings, and the memory that /proc/meminfo reports. Flows out: an Admission,
-or ModelRefused with the three sizes and the largest settings that would fit. Not here: watching the
-memory afterwards (monitor/pressure_guard.py).
+checked header, EngineSettings, and the memory that is available (machine.py). Flows out: an
+Admission, or ModelRefused with the three sizes and the largest settings that would fit. Not here:
+watching the memory afterwards (monitor/pressure_guard.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from edge_agent.errors import ModelRefused
 from edge_agent.gguf.model_file import GgufFile, kv_cache_bytes
+from edge_agent.machine import MemoryInfo, default_slots
 from edge_agent.records import EngineSettings, MemoryPlan
 
 DEFAULT_N_CTX = 4096
@@ -24,24 +24,6 @@ _GRAIN = 256
 """llama.cpp rounds the context of a sequence up to a multiple of this many tokens."""
 _PROCESS_BYTES = 96 * 1024 * 1024
 """Interpreter, libraries and vocabulary; measured 60 to 90 MB with Gemma's 262,144 tokens."""
-_SMALL_BOARD_BYTES = 4_500_000_000
-
-
-@dataclass(frozen=True)
-class MemoryInfo:
-    """Bytes of /proc/meminfo: MemTotal and MemAvailable."""
-
-    total_bytes: int
-    available_bytes: int
-
-
-def read_memory(root: Path = Path("/")) -> MemoryInfo:
-    """MemTotal and MemAvailable below `root`, in bytes (the file counts KiB)."""
-    fields = {}
-    for line in (root / "proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        fields[name] = int(rest.split()[0]) * 1024
-    return MemoryInfo(fields["MemTotal"], fields["MemAvailable"])
 
 
 @dataclass(frozen=True)
@@ -72,18 +54,14 @@ def admit(
         plan = _plan(gguf, settings, n_ctx, slots, compute_bytes)
         if plan.total_bytes + _PROCESS_BYTES <= budget:
             return Admission(plan, _notes(settings, plan, wanted, gguf))
-    raise _refusal(gguf, settings, plan, budget, compute_bytes)
+    limit = "--memory" if budget == settings.memory_budget_bytes else memory.source
+    raise _refusal(gguf, settings, plan, (budget, limit), compute_bytes)
 
 
 def still_fits(plan: MemoryPlan, settings: EngineSettings, memory: MemoryInfo) -> bool:
     """Whether an earlier plan fits into the memory that is available now. The plan holds all sizes,
     so neither the header nor a dry run is needed."""
     return plan.total_bytes + _PROCESS_BYTES <= _budget(settings, memory)
-
-
-def default_slots(memory: MemoryInfo) -> int:
-    """2 slots on a board with 4 GB, otherwise 4."""
-    return 2 if memory.total_bytes < _SMALL_BOARD_BYTES else 4
 
 
 def _wanted_n_ctx(gguf: GgufFile, settings: EngineSettings) -> int:
@@ -145,10 +123,12 @@ def _refusal(
     gguf: GgufFile,
     settings: EngineSettings,
     plan: MemoryPlan,
-    budget: int,
+    limit: tuple[int, str],
     compute_bytes: Callable[[int, int], int],
 ) -> ModelRefused:
-    """An error with the three sizes and, if any would fit, smaller values of --ctx and --slots."""
+    """An error with the three sizes and, if any would fit, smaller values of --ctx and --slots.
+    `limit`: the bytes that the model must fit into, and what sets them."""
+    budget, source = limit
     hint = "choose a smaller or more strongly quantized model, or free memory"
     for n_ctx in _shrinking(plan.n_ctx):
         for slots in dict.fromkeys((plan.slots, 1)):
@@ -159,10 +139,9 @@ def _refusal(
         else:
             continue
         break
-    limit = "--memory" if budget == settings.memory_budget_bytes else "MemAvailable"
     return ModelRefused(
         f"{gguf.path.name} needs {_mib(plan.total_bytes + _PROCESS_BYTES)} MiB",
-        f"{_three(plan)}, {_mib(_PROCESS_BYTES)} MiB process; {limit} is {_mib(budget)} MiB",
+        f"{_three(plan)}, {_mib(_PROCESS_BYTES)} MiB process; {source} is {_mib(budget)} MiB",
         hint,
     )
 

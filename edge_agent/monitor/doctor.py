@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from edge_agent.llama.symbols import WANTED
+from edge_agent.machine import usable_processors
 from edge_agent.monitor.sensors import (
     alarms,
     board,
@@ -78,7 +79,8 @@ def examine(
         return [kernel_file.in_time(partial(check, root)) for check in checks]
 
     return [
-        *of_root(check_board, check_l4t, check_cpu, check_memory, check_swap, check_desktop),
+        *of_root(check_board, check_l4t, check_cpu, check_memory, check_limits),
+        *of_root(check_swap, check_desktop),
         check_llama_cpp(environ, is_jetson(root), probe or probe_llama_cpp),
         check_socket(state_dir),
         check_state_dir(state_dir),
@@ -162,7 +164,8 @@ def _meminfo(root: Path) -> dict[str, int]:
 
 
 def check_memory(root: Path) -> DoctorCheck:
-    """MemAvailable is what admission compares with; CPU and GPU share it on a Jetson."""
+    """MemAvailable is what admission compares with, or less by `check_limits`; CPU and GPU share it
+    on a Jetson."""
     memory = _meminfo(root)
     if "MemAvailable" not in memory:
         return DoctorCheck("memory", "warn", "unknown", "/proc/meminfo has no MemAvailable line")
@@ -172,6 +175,27 @@ def check_memory(root: Path) -> DoctorCheck:
         hint = "stop other programs (a desktop takes about 600 MB), or use a smaller model"
         return DoctorCheck("memory", "warn", detail, hint)
     return DoctorCheck("memory", "ok", detail)
+
+
+def check_limits(root: Path) -> DoctorCheck:
+    """The control groups of this process: a container's, or those of a systemd service."""
+    groups = memory.groups_below(root)
+    quota, path = groups.processors()
+    group = groups.memory()
+    if quota is None and group is None:
+        return DoctorCheck("limits", "ok", "no control group limits processors or memory")
+    found = []
+    if quota is not None:
+        count = usable_processors(root)
+        found.append(f"{quota:g} processors by {path}: {count} thread{'s' * (count > 1)}")
+    if group is None:
+        return DoctorCheck("limits", "info", found[0])
+    left, total = group.available_bytes // MIB, group.total_bytes // MIB
+    found.append(f"{group.source} is {left} MiB of {total} MiB")
+    if group.available_bytes < LOW_AVAILABLE_BYTES:
+        hint = "give the container more memory (docker run --memory), or use a smaller model"
+        return DoctorCheck("limits", "warn", "; ".join(found), hint)
+    return DoctorCheck("limits", "info", "; ".join(found))
 
 
 def check_swap(root: Path) -> DoctorCheck:

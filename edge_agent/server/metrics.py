@@ -68,7 +68,7 @@ FAMILIES: Mapping[str, MetricFamily] = {
     ),
     "power_watts": MetricFamily("gauge", "Power now", ("rail",)),
     "temperature_celsius": MetricFamily("gauge", "Temperature now", ("zone",)),
-    "memory_available_bytes": MetricFamily("gauge", "MemAvailable of the machine"),
+    "memory_available_bytes": MetricFamily("gauge", "MemAvailable, or what a container has left"),
     "memory_rss_anon_bytes": MetricFamily("gauge", "Anonymous memory of a process", ("process",)),
     "cpu_load_ratio": MetricFamily("gauge", "Busy share of all cores, 0 to 1"),
     "gpu_load_ratio": MetricFamily("gauge", "Busy share of the GPU, 0 to 1"),

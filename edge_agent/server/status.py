@@ -15,6 +15,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from edge_agent import __version__
+from edge_agent.machine import read_memory
 from edge_agent.server.reply import json_response
 from edge_agent.server.route import Route
 from edge_agent.server.service import SERVICE, Service
@@ -90,7 +91,7 @@ def status_document(service: Service, proc: Path) -> dict[str, Any]:
             "worker_rss_anon_bytes": None
             if engine.worker_pid is None
             else proc_bytes(proc / str(engine.worker_pid) / "status", "RssAnon"),
-            "mem_available_bytes": proc_bytes(proc / "meminfo", "MemAvailable"),
+            "mem_available_bytes": read_memory().available_bytes,
         },
         "power": _power(sensors),
         "sensors": sensors,

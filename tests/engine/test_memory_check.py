@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 from tiny_gguf import write_tiny_model
 
-from edge_agent.engine.memory_check import MemoryInfo, admit, default_slots, read_memory, still_fits
+from edge_agent.engine.memory_check import admit, still_fits
 from edge_agent.errors import ModelRefused
 from edge_agent.gguf.model_file import GgufFile, read_gguf
+from edge_agent.machine import MemoryInfo, default_slots, read_memory
 from edge_agent.records import EngineSettings
 
 MIB = 1024 * 1024
@@ -66,6 +67,13 @@ def test_a_budget_below_the_free_memory_counts(gguf: GgufFile) -> None:
     with pytest.raises(ModelRefused, match="needs") as refusal:
         admit(gguf, settings, memory(4000), compute)
     assert "--memory" in refusal.value.why
+
+
+def test_a_containers_limit_is_named_in_the_refusal(gguf: GgufFile) -> None:
+    left = MemoryInfo(512 * MIB, 9 * MIB, "what /sys/fs/cgroup/memory.max leaves")
+    with pytest.raises(ModelRefused, match="needs") as refusal:
+        admit(gguf, EngineSettings(), left, compute)
+    assert "what /sys/fs/cgroup/memory.max leaves is 9 MiB" in refusal.value.why
 
 
 def test_meminfo_is_read_below_a_root(tmp_path: Path) -> None:

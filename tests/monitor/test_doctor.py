@@ -209,3 +209,19 @@ def test_a_file_that_does_not_answer_ends_no_examination(name: str, check: str, 
     detail = found[check].detail + found[check].hint
     assert "unknown" in detail or "did not return" in detail and "47.2 C" in detail
     assert found["power"].status == "ok" and "VDD_IN" in found["power"].detail
+
+
+def test_a_containers_limits_are_shown(tmp_path: Path):
+    root = copied_board(PC, tmp_path / "pc")
+    assert findings(root, tmp_path)["limits"].status == "ok"
+    group = root / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "cpu.max").write_text("50000 100000\n")
+    check = findings(root, tmp_path)["limits"]
+    assert (
+        check.status == "info" and "0.5 processors" in check.detail and "1 thread" in check.detail
+    )
+    (group / "memory.max").write_text(f"{400 << 20}\n")
+    (group / "memory.current").write_text(f"{100 << 20}\n")
+    check = findings(root, tmp_path)["limits"]
+    assert check.status == "warn" and "memory.max leaves is 300 MiB of 400 MiB" in check.detail

@@ -373,6 +373,16 @@ def test_broken_meminfo_is_none_with_a_reason(nano: Path) -> None:
     assert "MemAvailable" in reading.reasons["available_bytes"]
 
 
+def test_a_containers_limit_is_its_memory_and_page_cache_is_available(orin: Path) -> None:
+    group = orin / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    put(group / "memory.max", 1 << 30)
+    put(group / "memory.current", 900 << 20)
+    put(group / "memory.stat", f"anon 1\ninactive_file {600 << 20}\nactive_file {100 << 20}")
+    reading = memory.find(orin).read()
+    assert (reading.total_bytes, reading.available_bytes) == (1 << 30, 824 << 20)
+
+
 def test_rss_anon_is_that_of_a_real_process() -> None:
     size = memory.rss_anon_bytes(BOARDS / NOTHING, os.getpid())
     assert size is not None and size > 1 << 20

@@ -26,6 +26,7 @@ PARTS_OF_ADAPT = ("gate", "adapt", "trainer.decoder", "trainer")
 GROUND = {
     *("__init__", "errors", "records", "config", "state_dir", "atomic_file", "clocks", "wire"),
     *("model_names", "regular_file", "setting", "units", "sampling_bounds", "json_lines"),
+    "machine",
 }
 OPTION_CLASS = "Options"
 """The option classes of typer are named after their command, which several programs may have."""

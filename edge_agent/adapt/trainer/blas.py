@@ -15,7 +15,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from edge_agent.machine import default_threads
 
 VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 """Environment variables with the number of threads, one for each BLAS library."""
@@ -35,10 +35,9 @@ class Blas:
 
 
 def choose_threads(wanted: int | None) -> int:
-    """`wanted` threads, or one per physical core, because hyper-threads slow matrix products; at
-    most as many as cores that this process may use."""
-    allowed = len(os.sched_getaffinity(0))
-    return max(1, min(allowed, wanted or psutil.cpu_count(logical=False) or allowed))
+    """`wanted` threads, at most as many as cores that this process may use; None: as many as
+    machine.py says."""
+    return min(len(os.sched_getaffinity(0)), wanted) if wanted else default_threads()
 
 
 def announce(n_threads: int, environ: MutableMapping[str, str]) -> None:

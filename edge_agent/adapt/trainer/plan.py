@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from pathlib import Path
 
 import msgspec
 
@@ -25,7 +24,7 @@ from edge_agent.adapt.trainer.preparation import PreparedData
 from edge_agent.adapt.trainer.timing import Rates, calibrate
 from edge_agent.adapt.trainer.training_loop import EpochOrder, LoopTools
 from edge_agent.errors import TrainingFailed
-from edge_agent.monitor.sensors.memory import meminfo
+from edge_agent.machine import read_memory
 
 AVAILABLE_SHARE = 0.5
 """Share of the available memory that a run may take when the user sets no limit."""
@@ -259,8 +258,7 @@ def _with_r(settings: RunSettings, r: int) -> RunSettings:
 
 
 def _half_of_available() -> int:
-    fields, _ = meminfo(Path("/"))
-    return round(AVAILABLE_SHARE * fields.get("MemAvailable", 1 << 30))
+    return round(AVAILABLE_SHARE * read_memory().available_bytes)
 
 
 def _between(counts: Sequence[int], rates: Sequence[Rates], count: int) -> Rates:

@@ -1,8 +1,8 @@
 """Memory: available, swap, compressed swap, memory pressure, and one process's own pages.
 
 Flows in: the root directory that stands for /. Flows out: Memory, in bytes, from proc(5),
-Documentation/accounting/psi.rst and Documentation/admin-guide/blockdev/zram.rst. Not here: how much
-a model will need (engine/memory_check.py).
+Documentation/accounting/psi.rst and Documentation/admin-guide/blockdev/zram.rst; in a container,
+what its limit leaves (machine.py). Not here: how much a model will need (engine/memory_check.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.machine import ControlGroups, MemoryInfo, control_groups, within
 from edge_agent.monitor.sensors.kernel_file import listing, read_text
 from edge_agent.monitor.sensors.readings import Looked, Memory
 
@@ -26,6 +27,7 @@ class MemorySensor:
 
     root: Path
     zram: tuple[Path, ...]
+    groups: ControlGroups
     looked: tuple[Looked, ...]
 
     def read(self) -> Memory:
@@ -33,11 +35,16 @@ class MemorySensor:
         fields, reason = meminfo(self.root)
         if reason:
             reasons["available_bytes"] = reason
+        total_bytes, available_bytes = fields.get("MemTotal"), fields.get("MemAvailable")
+        group = self.groups.memory()
+        if group is not None and total_bytes is not None and available_bytes is not None:
+            now = within(MemoryInfo(total_bytes, available_bytes), group)
+            total_bytes, available_bytes = now.total_bytes, now.available_bytes
         some, full = self._pressure(reasons)
         total, free = fields.get("SwapTotal"), fields.get("SwapFree")
         return Memory(
-            total_bytes=fields.get("MemTotal"),
-            available_bytes=fields.get("MemAvailable"),
+            total_bytes=total_bytes,
+            available_bytes=available_bytes,
             swap_total_bytes=total,
             swap_used_bytes=None if total is None or free is None else total - free,
             zram_used_bytes=self._zram_bytes(reasons),
@@ -81,7 +88,12 @@ def find(root: Path) -> MemorySensor:
     ]
     found = f"{len(zram)} devices" if zram else None
     looked.append(Looked("compressed swap", str(root / "sys/block/zram*/mm_stat"), found))
-    return MemorySensor(root, zram, tuple(looked))
+    return MemorySensor(root, zram, groups_below(root), tuple(looked))
+
+
+def groups_below(root: Path) -> ControlGroups:
+    """The control groups of this process, read as every other file of the kernel."""
+    return control_groups(root, lambda path: read_text(path, 1 << 16)[0])
 
 
 def meminfo(root: Path) -> tuple[dict[str, int], str]:

@@ -70,7 +70,9 @@ class Thermal:
 
 @dataclass(frozen=True)
 class Memory:
-    """/proc/meminfo, zram and pressure-stall information (PSI), system-wide."""
+    """/proc/meminfo, zram and pressure-stall information (PSI), system-wide.
+
+    In a container with a limit, `total_bytes` is the limit and `available_bytes` what it leaves."""
 
     total_bytes: int | None = None
     available_bytes: int | None = None
