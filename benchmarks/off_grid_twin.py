@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters import hf_to_gguf
-from converters.checkpoint import Checkpoint, open_checkpoint, read_json
+from converters.checkpoint import Checkpoint, open_checkpoint, read_json, text_tensors
 from converters.families import family_of_config
 from converters.families.family import Family
 from converters.gguf_output import write_model
@@ -108,7 +108,7 @@ def make_twin(arrays: Arrays, checkpoint: Checkpoint, seed: int, spread: float) 
 
 def read_arrays(checkpoint: Checkpoint) -> Arrays:
     found = {}
-    for name, tensor in hf_to_gguf.text_tensors(checkpoint).items():
+    for name, tensor in text_tensors(checkpoint.tensors).items():
         rows = stored_rows(tensor, map_file(tensor.path))
         array = np.empty((rows.n_rows, rows.n_columns), np.float32)
         rows.read(0, array)

@@ -3,32 +3,46 @@
 Why it exists: a checkpoint may bring code (auto_map, *.py), pickles that run code when they are
 loaded, and names that lead out of the directory. Only JSON and safetensors files are read, and a
 directory that contains anything else that could run is refused as a whole. Flows in: a path. Flows
-out: a Checkpoint. There is no network access. Not here: what the tensors mean (families/), the
-tokenizer (vocabulary.py).
+out: a Checkpoint. There is no network access. Not here: what the tensors mean and what the members
+of config.json do (families/), the tokenizer (vocabulary.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converters.safetensors_file import StoredTensor, read_header
+import numpy as np
+
+from converters.config_fields import TEXT_ONLY, without
+from converters.safetensors_file import StoredTensor, map_file, read_header
 from edge_agent.errors import ConversionError
 
 MAX_JSON_BYTES = 100_000_000
+SLAB_BYTES = 1 << 24
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 LEFTOVERS = {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt"}
 """Pickles that transformers' Trainer leaves beside the weights; allowed, because nothing opens
 them."""
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NOT_TEXT = ("vision_tower.", "vision_model.", "multi_modal_projector.", "visual.", "audio_tower.")
+"""Parts of multimodal checkpoints that a text model leaves out."""
+COMPUTED = (".rotary_emb.inv_freq", ".attention.bias", ".masked_bias")
+"""Buffers that old checkpoints store although code computes them."""
+WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
+"""Prefixes of torch.compile, DistributedDataParallel and PEFT, which transformers does not read."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`config` has the settings of a multimodal model's text part at its top level."""
+    """`config` has the settings of a multimodal model's text part at its top level.
+
+    Its tie_word_embeddings is false where the checkpoint has a head unlike its embedding.
+    """
 
     directory: Path
     config: Mapping[str, Any]
@@ -47,20 +61,71 @@ class Checkpoint:
         return path.read_text("utf-8", "replace")
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Check a model directory and index its tensors. Raises ConversionError.
+def open_checkpoint(directory: Path, ignored: Sequence[str] = ()) -> Checkpoint:
+    """Check a model directory and index its tensors, without `ignored` members of config.json.
+
+    Raises ConversionError.
 
     Example: `open_checkpoint(Path("gemma-3-270m-it")).tensors["model.norm.weight"].shape`
     """
     if not directory.is_dir():
         raise refusal(directory, "it is not a directory", "give the directory of config.json")
     refuse_code(directory)
-    config = read_config(directory)
-    return Checkpoint(directory, config, _index(directory))
+    config = without(read_config(directory), ignored)
+    tensors = _index(directory)
+    if config.get("tie_word_embeddings") in (True, None) and _has_own_head(tensors):
+        config["tie_word_embeddings"] = False
+    return Checkpoint(directory, config, tensors)
+
+
+def text_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The text model's tensors, without the prefixes of a multimodal model and of WRAPPERS.
+
+    Raises ConversionError when two tensors then have the same name.
+    """
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        plain = unwrapped(name).replace("language_model.model.", "model.")
+        plain = plain.replace("language_model.", "").replace("model.model.", "model.")
+        if plain.removeprefix("model.").startswith(NOT_TEXT) or name.endswith(COMPUTED):
+            continue
+        if plain in found:
+            raise refusal(
+                tensor.path,
+                f"{found[plain].name} and {name} are both {plain}",
+                "save the model again, with one of them",
+            )
+        found[plain] = tensor
+    return found
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without the prefixes of WRAPPERS.
+
+    >>> unwrapped("_orig_mod.module.model.norm.weight")
+    'model.norm.weight'
+    """
+    while name.startswith(WRAPPERS):
+        name = name.removeprefix(next(prefix for prefix in WRAPPERS if name.startswith(prefix)))
+    return name
+
+
+def _has_own_head(tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether a head is stored that is not the embedding, as after training one of them alone."""
+    found = text_tensors(tensors)
+    head, embedding = found.get(HEAD), found.get(EMBEDDING)
+    if head is None or embedding is None:
+        return False
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return True
+    a, b = (map_file(t.path)[t.offset : t.offset + t.n_bytes] for t in (head, embedding))
+    slabs = range(0, len(a), SLAB_BYTES)
+    return any(not np.array_equal(a[i : i + SLAB_BYTES], b[i : i + SLAB_BYTES]) for i in slabs)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json with the members of `text_config` moved to the top. Raises ConversionError."""
+    """config.json with the members of `text_config` moved to the top; there transformers does not
+    look for them. Raises ConversionError."""
     path = directory / "config.json"
     if not path.is_file():
         raise refusal(directory, "it has no config.json", "give the directory of config.json")
@@ -70,7 +135,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         if other.is_file() and "auto_map" in read_json(other):
             raise refusal(directory, f"{name} asks for code of its own (auto_map)")
     text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
+    if not isinstance(text, dict):
+        return config
+    return {**{name: config[name] for name in config if name not in TEXT_ONLY}, **text}
 
 
 def read_json(path: Path) -> dict[str, Any]:

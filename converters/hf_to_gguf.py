@@ -7,10 +7,12 @@ here: checking the result (verify.py), adapters (lora_to_gguf.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from converters.bpe_vocabulary import read_bpe
-from converters.checkpoint import Checkpoint, open_checkpoint, refusal
+from converters.checkpoint import EMBEDDING, Checkpoint, open_checkpoint, refusal, text_tensors
+from converters.config_fields import IGNORED_KEY
 from converters.families import family_of_config
 from converters.families.family import Family, TensorPlacement
 from converters.families.llama import rope_factors
@@ -24,32 +26,31 @@ from converters.spm_vocabulary import is_spm, read_spm
 from converters.tokenizer_document import read_document
 from converters.vocabulary import Vocabulary
 
-NOT_TEXT = ("vision_tower.", "vision_model.", "multi_modal_projector.", "visual.", "audio_tower.")
-"""Parts of multimodal checkpoints that a text model leaves out."""
-COMPUTED = (".rotary_emb.inv_freq", ".attention.bias", ".masked_bias")
-"""Buffers that old checkpoints store although code computes them."""
 
-
-def load(directory: Path) -> tuple[Metadata, list[SourceTensor]]:
+def load(directory: Path, ignored: Sequence[str] = ()) -> tuple[Metadata, list[SourceTensor]]:
     """The metadata and tensors of a checkpoint in GGUF's terms. Raises ConversionError.
+
+    `ignored` are members of config.json to leave out; the file names them.
 
     Example: `metadata, tensors = load(Path("gemma-3-270m-it"))`
     """
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, ignored)
     family = family_of_config(directory, checkpoint.config)
     tensors = source_tensors(checkpoint, family)
     n_params = sum(tensor.n_elements for tensor in tensors)
     metadata = general_keys(checkpoint, family.architecture, n_params)
     metadata |= family.hyperparameters(checkpoint.config)
     metadata |= tokenizer_keys(checkpoint, family, n_vocab(checkpoint))
+    if ignored:
+        metadata.put_array("string", IGNORED_KEY, list(ignored))
     return Metadata(metadata), tensors
 
 
 def n_vocab(checkpoint: Checkpoint) -> int:
     """vocab_size of config.json, else the rows of the embedding. Raises ConversionError."""
-    embedding = text_tensors(checkpoint).get("model.embed_tokens.weight")
+    embedding = text_tensors(checkpoint.tensors).get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
-        raise refusal(checkpoint.directory, "it has no matrix model.embed_tokens.weight")
+        raise refusal(checkpoint.directory, f"it has no matrix {EMBEDDING}")
     size = checkpoint.config.get("vocab_size", embedding.shape[0])
     if not isinstance(size, int) or not 0 < size <= embedding.shape[0]:
         raise refusal(
@@ -62,7 +63,7 @@ def n_vocab(checkpoint: Checkpoint) -> int:
 
 def source_tensors(checkpoint: Checkpoint, family: Family) -> list[SourceTensor]:
     """Every tensor of the model under its GGUF name, its shape checked. Raises ConversionError."""
-    stored = text_tensors(checkpoint)
+    stored = text_tensors(checkpoint.tensors)
     files = {tensor.path: map_file(tensor.path) for tensor in stored.values()}
     found, used = [], {"lm_head.weight"} if family.is_tied(checkpoint.config) else set()
     for place in family.placements(checkpoint.config, n_vocab(checkpoint)):
@@ -84,18 +85,6 @@ def placed(rows: PackedRows, place: TensorPlacement) -> PackedRows:
     if len(place.shape) == 2 and rows.n_rows > place.shape[0]:
         return PackedRows(rows.name, rows.type, rows.data[: place.shape[0]], rows.n_columns)
     return rows
-
-
-def text_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """The text model's tensors, without the prefixes that a multimodal model gives them."""
-    found = {}
-    for name, tensor in checkpoint.tensors.items():
-        plain = name.replace("language_model.model.", "model.")
-        plain = plain.replace("language_model.", "").replace("model.model.", "model.")
-        parts = plain.removeprefix("model.")
-        if not parts.startswith(NOT_TEXT) and not name.endswith(COMPUTED):
-            found[plain] = tensor
-    return found
 
 
 def tokenizer_keys(checkpoint: Checkpoint, family: Family, size: int) -> Metadata:

@@ -18,6 +18,7 @@ from converters.extras import load_extra
 from converters.rows import F32
 from edge_agent.adapt.trainer.blas import choose_threads
 from edge_agent.engine.adapter_pool import activate
+from edge_agent.errors import ConversionError
 from edge_agent.llama.binding import start_backend
 from edge_agent.llama.context import Context
 from edge_agent.llama.model import Model
@@ -81,19 +82,34 @@ class TorchLogits:
     """A Hugging Face directory in transformers, float32. The caller has checked the directory."""
 
     def __init__(self, directory: Path, threads: int | None = None) -> None:
-        """Load the directory. Raises EdgeAgentError when torch or transformers is missing."""
+        """Load the directory. Raises EdgeAgentError when torch or transformers is missing, and
+        ConversionError when transformers finds no weights for a part of the model."""
         torch = load_extra("torch", f"evaluating the directory {directory.name}")
         transformers = load_extra("transformers", f"evaluating the directory {directory.name}")
         torch.set_num_threads(choose_threads(threads))
         transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
         self._torch = torch
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        trusted = {"trust_remote_code": False, "local_files_only": True}
+        config = transformers.AutoConfig.from_pretrained(directory, **trusted)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # the weights are plain (checkpoint.py)
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
             directory,
+            config=config,
             dtype=torch.float32,
             attn_implementation="eager",
-            trust_remote_code=False,
-            local_files_only=True,
-        ).eval()
+            output_loading_info=True,
+            **trusted,
+        )
+        if found["missing_keys"]:
+            some = ", ".join(sorted(found["missing_keys"])[:3])
+            raise ConversionError(
+                f"transformers cannot load {directory}",
+                f"it finds no weights for {len(found['missing_keys'])} tensors: {some}",
+                "save the model again with save_pretrained",
+            )
+        self._model: Any = model.eval()
 
     def logits(self, tokens: Sequence[int]) -> F32:
         with self._torch.inference_mode():

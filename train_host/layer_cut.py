@@ -13,10 +13,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from converters.checkpoint import open_checkpoint, read_json
+from converters.checkpoint import open_checkpoint, read_json, text_tensors
 from converters.families import family_of_config
 from converters.gguf_to_hf import Weights, write_directory
-from converters.hf_to_gguf import n_vocab, text_tensors
+from converters.hf_to_gguf import n_vocab
 from converters.merge import COPIED
 from converters.quantizer import How
 from converters.rows import Rows, stored_rows
@@ -59,7 +59,7 @@ def write_cut(source: Path, keep: Sequence[int], directory: Path) -> int:
     config["num_hidden_layers"] = len(keep)
     if isinstance(config.get("layer_types"), list):
         config["layer_types"] = [config["layer_types"][number] for number in keep]
-    stored = text_tensors(checkpoint)
+    stored = text_tensors(checkpoint.tensors)
     rows: dict[str, Rows] = {}
     places = []
     for place in family.placements(config, n_vocab(checkpoint)):

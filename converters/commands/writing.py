@@ -38,7 +38,8 @@ def write(
     if request.file_type == "AUTO":
         from converters.memory_plan import choose_type
 
-        request, plan = choose_type(metadata, tensors, request, _memory(options), options.ctx)
+        memory = memory_bytes(options)
+        request, plan = choose_type(metadata, tensors, request, memory, options.ctx)
         terminal.note(
             f"auto: {request.file_type}, which takes {size_text(plan.total_bytes)}"
             f" with {plan.slots} x {plan.n_ctx} tokens"
@@ -50,7 +51,8 @@ def write(
     return 0
 
 
-def _memory(options: TypeOptions) -> int:
+def memory_bytes(options: TypeOptions) -> int:
+    """The bytes of --memory. Raises UsageError."""
     from edge_agent.units import parse_size
 
     if options.memory is None:

@@ -18,11 +18,18 @@ FAMILIES = (GEMMA3, QWEN2, QWEN3, LLAMA)
 
 
 def family_of_config(path: Path, config: Mapping[str, Any]) -> Family:
-    """The family of `architectures` in config.json. Raises ConversionError that lists those
-    supported."""
+    """The family of `architectures` in config.json.
+
+    Raises ConversionError that lists those supported, or names a member of config.json whose effect
+    llama.cpp does not compute.
+    """
     names = config.get("architectures")
     for family in FAMILIES:
         if isinstance(names, list) and set(family.hf_architectures) & set(map(str, names)):
+            try:
+                family.check(config)
+            except ConversionError as error:
+                raise ConversionError(f"cannot convert {path}", error.why, error.hint) from None
             return family
     known = ", ".join(name for family in FAMILIES for name in family.hf_architectures)
     raise refusal(path, f"its architecture is {names}", f"supported are {known}")

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from converters.config_fields import Config, check_members, field_error, real
+from converters.families.rope import Rope, magnitude, read_rope
 from converters.gguf_container import Metadata
 from edge_agent.errors import ConversionError
-
-Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,33 @@ class Family:
     tokenizer: Literal["spm", "bpe", "either"]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The values that transformers assumes for settings that config.json lacks."""
+    reads: tuple[str, ...] = ()
+    """Members of config.json that only this family reads or checks itself."""
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Members that are right at these values only."""
+    rope_kinds: tuple[str, ...] = ("default", "linear", "yarn")
+    """The rope_types that llama.cpp computes for this architecture."""
+    has_layer_types: bool = True
+    """Whether transformers takes layer_types, and rotary settings by layer type."""
+    has_local_rope: bool = False
     norm_shift: float = 0.0
     is_permuted: bool = False
-    is_always_tied: bool = False
+
+    def check(self, config: Config) -> None:
+        """Raise ConversionError for a member of config.json that llama.cpp would not compute."""
+        if config.get("model_type") not in (None, "", self.model_type):
+            raise field_error("model_type", config, f"this architecture is {self.model_type}")
+        for name in ("rms_norm_eps", "rope_theta", "rope_local_base_freq"):
+            real(config, name)
+        check_members(config, self.reads, self.only)
+        self.is_tied(config)
+        self.rope(config)
+        self.check_own(config)
+
+    def check_own(self, config: Config) -> None:
+        """Raise ConversionError for a value that this family's runtime fixes."""
+        if set(config.get("layer_types") or ()) - {"full_attention"}:
+            raise field_error("layer_types", config, "llama.cpp sees every layer whole here")
 
     def sizes(self, config: Config, n_vocab: int) -> Sizes:
         """Dimensions from config.json. Raises ConversionError when one is missing or absurd."""
@@ -111,8 +135,17 @@ class Family:
         return self.defaults.get(key, default) if value is None else value
 
     def is_tied(self, config: Config) -> bool:
-        """Whether the output head is the embedding."""
-        return self.is_always_tied or bool(self.setting(config, "tie_word_embeddings", False))
+        """Whether the output head is the embedding. Raises ConversionError."""
+        value = self.setting(config, "tie_word_embeddings", False)
+        if not isinstance(value, bool):
+            raise field_error("tie_word_embeddings", config, "it must be true or false")
+        return value
+
+    def rope(self, config: Config) -> Rope:
+        """The rotary settings. Raises ConversionError."""
+        return read_rope(
+            config, self.rope_kinds, nests=self.has_layer_types, is_local=self.has_local_rope
+        )
 
     def placements(self, config: Config, n_vocab: int) -> Iterator[TensorPlacement]:
         """Every tensor of the model, in the order of its layers. Raises ConversionError."""
@@ -162,22 +195,15 @@ class Family:
         """Put the keys that only this family has."""
 
     def _put_rope(self, put: Putter, config: Config) -> None:
-        everywhere, local = rope_parameters(config)
-        put("f32", "rope.freq_base", everywhere.get("rope_theta", self.defaults.get("rope_theta")))
-        put("f32", "rope.freq_base_swa", local.get("rope_theta"))
-        kind, factor = everywhere.get("rope_type"), everywhere.get("factor")
-        if factor is None or kind not in ("linear", "yarn"):
-            return
-        put("string", "rope.scaling.type", kind)
-        put("f32", "rope.scaling.factor", factor)
-        if kind == "yarn":
-            original = everywhere.get("original_max_position_embeddings")
-            put("u32", "rope.scaling.original_context_length", original)
-            attention = everywhere.get("attention_factor", everywhere.get("attn_factor"))
-            put("f32", "rope.scaling.yarn_ext_factor", everywhere.get("extrapolation_factor"))
-            put("f32", "rope.scaling.yarn_attn_factor", attention)
-            put("f32", "rope.scaling.yarn_beta_fast", everywhere.get("beta_fast"))
-            put("f32", "rope.scaling.yarn_beta_slow", everywhere.get("beta_slow"))
+        rope = self.rope(config)
+        put("f32", "rope.freq_base", rope.theta or self.defaults.get("rope_theta"))
+        put("f32", "rope.freq_base_swa", rope.local_theta)
+        if rope.kind in ("linear", "yarn"):
+            put("string", "rope.scaling.type", rope.kind)
+            put("f32", "rope.scaling.factor", rope.factor)
+            put("u32", "rope.scaling.original_context_length", rope.original_context)
+        if rope.attention_scale != 1.0:
+            put("f32", "rope.scaling.attn_factor", rope.attention_scale)
 
     def config(self, metadata: Metadata, n_vocab: int, is_tied: bool) -> dict[str, Any]:
         """config.json of the model that a GGUF file describes."""
@@ -229,31 +255,18 @@ class Getter:
         return self._metadata.get_value(f"{self._architecture}.{key}", default)
 
 
-def rope_parameters(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rotary settings of the global layers, and of the sliding-window layers, from any config.json.
-
-    transformers 5 nests them in `rope_parameters`; older files have rope_theta, rope_scaling and
-    rope_local_base_freq at the top level.
-    """
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if "full_attention" in given or "sliding_attention" in given:
-        return dict(given.get("full_attention", {})), dict(given.get("sliding_attention", {}))
-    everywhere = dict(given)
-    everywhere.setdefault("rope_type", everywhere.get("type"))
-    for key in ("rope_theta", "original_max_position_embeddings"):
-        if config.get(key) is not None:
-            everywhere.setdefault(key, config[key])
-    local = config.get("rope_local_base_freq")
-    return everywhere, {} if local is None else {"rope_theta": local}
-
-
 def _scaling(get: Getter) -> dict[str, Any] | None:
     kind = get("rope.scaling.type")
     if kind not in ("linear", "yarn"):
         return None
     found = {"rope_type": kind, "factor": short(get("rope.scaling.factor"))}
     original = get("rope.scaling.original_context_length")
-    return {**found, "original_max_position_embeddings": original} if original else found
+    if original:
+        found["original_max_position_embeddings"] = original
+    scale = get("rope.scaling.attn_factor", 1.0)
+    if kind == "yarn" and scale != 1.0:
+        found["attention_factor"] = short(scale * magnitude(found["factor"]))
+    return found
 
 
 def short(value: float) -> float:

@@ -12,7 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.families.family import Config, Family, Putter, rope_parameters
+from converters.config_fields import Config
+from converters.families.family import Family, Putter
 
 ATTENTION = (
     ("self_attn.q_proj.weight", "attn_q.weight", "QD"),
@@ -33,6 +34,10 @@ REST = (
 )
 
 
+SILU = {"hidden_act": ("silu", "swish")}
+"""The activation that llama.cpp computes for Llama and Qwen; transformers has two names for it."""
+
+
 class _Llama(Family):
     def put_own(self, put: Putter, config: Config) -> None:
         put("u32", "vocab_size", self.number(config, "vocab_size"))
@@ -46,6 +51,9 @@ LLAMA = _Llama(
     model_type="llama",
     tokenizer="either",
     is_permuted=True,
+    only={**SILU, "attention_bias": (False, True)},
+    rope_kinds=("default", "linear", "yarn", "llama3"),
+    has_layer_types=False,
     defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
     layers=(
         ("input_layernorm.weight", "attn_norm.weight", "D"),
@@ -63,12 +71,11 @@ def rope_factors(config: Config, head_dim: int) -> NDArray[np.float32] | None:
     Short wavelengths keep their frequency, long ones are slowed by `factor`, those between are
     interpolated (`rope_type: llama3`, transformers' modeling_rope_utils).
     """
-    settings, _ = rope_parameters(config)
-    if str(settings.get("rope_type")).lower() != "llama3":
+    rope = LLAMA.rope(config)
+    if rope.kind != "llama3" or rope.factor is None or rope.original_context is None:
         return None
-    base, factor = settings.get("rope_theta", 10000.0), settings.get("factor", 8.0)
-    low, high = settings.get("low_freq_factor", 1.0), settings.get("high_freq_factor", 4.0)
-    context = settings.get("original_max_position_embeddings", 8192)
+    base, factor, context = rope.theta or 10000.0, rope.factor, rope.original_context
+    low, high = rope.low_freq_factor, rope.high_freq_factor
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
     wavelengths = 2 * math.pi / (np.float32(1.0) / np.float32(base) ** exponents)
     smooth = (context / wavelengths - low) / (high - low)

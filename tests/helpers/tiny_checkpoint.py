@@ -32,9 +32,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "gemma3": {
         "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
         "rms_norm_eps": 1e-6,
         "head_dim": HEAD,
         "sliding_window": 32,
+        "query_pre_attn_scalar": HEAD,
         "rope_local_base_freq": 10000.0,
         "rope_theta": 1e6,
     },
@@ -42,7 +44,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def write_checkpoint(
-    directory: Path, family: str = "llama", *, is_tied: bool = False, seed: int = 0
+    directory: Path,
+    family: str = "llama",
+    *,
+    is_tied: bool = False,
+    seed: int = 0,
+    n_layer: int = LAYERS,
 ) -> Arrays:
     """Write the directory and return its arrays by name."""
     directory.mkdir(parents=True)
@@ -53,14 +60,14 @@ def write_checkpoint(
         "vocab_size": size,
         "hidden_size": D,
         "intermediate_size": F,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": n_layer,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "max_position_embeddings": 512,
         "tie_word_embeddings": is_tied or family == "gemma3",
         **CONFIGS[family],
     }
-    arrays = weights(family, size, config["tie_word_embeddings"], seed)
+    arrays = weights(family, size, config["tie_word_embeddings"], seed, n_layer)
     put_json(directory / "config.json", config)
     put_json(directory / "tokenizer.json", tokenizer)
     put_json(directory / "tokenizer_config.json", tokenizer_config(family))
@@ -84,7 +91,7 @@ def put_json(path: Path, document: Any) -> None:
     path.write_text(json.dumps(document, ensure_ascii=False))
 
 
-def weights(family: str, size: int, is_tied: bool, seed: int) -> Arrays:
+def weights(family: str, size: int, is_tied: bool, seed: int, n_layer: int) -> Arrays:
     rng = np.random.default_rng(seed)
 
     def matrix(*shape: int) -> np.ndarray:
@@ -94,7 +101,7 @@ def weights(family: str, size: int, is_tied: bool, seed: int) -> Arrays:
     if not is_tied:
         found["lm_head.weight"] = matrix(size, D)
     q, kv = HEADS * HEAD, KV_HEADS * HEAD
-    for layer in range(LAYERS):
+    for layer in range(n_layer):
         block = {
             "input_layernorm.weight": matrix(D) + 1,
             "self_attn.q_proj.weight": matrix(q, D),
