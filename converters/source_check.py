@@ -25,9 +25,9 @@ from converters.gguf_output import SourceTensor, write_model
 from converters.logits import LlamaLogits, TorchLogits
 from converters.quantizer import How
 from edge_agent.cli.terminal import size_text
-from edge_agent.engine.memory_check import read_memory
 from edge_agent.errors import ConversionError
 from edge_agent.llama.type_plan import TypeRequest
+from edge_agent.machine import read_memory
 
 N_TOKENS = 64
 GATE = 1e-5

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from converters.config_fields import Config, check_members, field_error, real
-from converters.families.rope import Rope, magnitude, read_rope
+from converters.families.rope import HfRope, magnitude, read_rope
 from converters.gguf_container import Metadata
 from edge_agent.errors import ConversionError
 
@@ -141,7 +141,7 @@ class Family:
             raise field_error("tie_word_embeddings", config, "it must be true or false")
         return value
 
-    def rope(self, config: Config) -> Rope:
+    def rope(self, config: Config) -> HfRope:
         """The rotary settings. Raises ConversionError."""
         return read_rope(
             config, self.rope_kinds, nests=self.has_layer_types, is_local=self.has_local_rope

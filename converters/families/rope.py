@@ -1,6 +1,6 @@
 """Rotary position embedding: the settings of config.json, and what llama.cpp can compute of them.
 
-Flows in: a config.json of transformers 4 or 5. Flows out: a Rope, whose values become metadata keys
+Flows in: a config.json of transformers 4 or 5. Flows out: a HfRope, whose values become metadata keys
 (family.py) or a tensor (llama.py). The order in which transformers 5 looks at the settings is
 followed, because it decides which function the model is: `rope_scaling` goes before
 `rope_parameters`, original_max_position_embeddings at the top level before the one within. A
@@ -33,7 +33,7 @@ _KNOWN = {*_EVERYWHERE, *(name for names in _USED.values() for name in names)}
 
 
 @dataclass(frozen=True)
-class Rope:
+class HfRope:
     """Rotary settings of the global layers; `local_theta` is the base of sliding-window layers."""
 
     kind: str
@@ -47,7 +47,7 @@ class Rope:
     local_theta: float | None = None
 
 
-def read_rope(config: Config, kinds: tuple[str, ...], *, nests: bool, is_local: bool) -> Rope:
+def read_rope(config: Config, kinds: tuple[str, ...], *, nests: bool, is_local: bool) -> HfRope:
     """The settings; `kinds` are those rope_types that the runtime computes for this family.
 
     `nests`: transformers takes settings by layer type. `is_local`: the sliding-window layers rotate
@@ -67,7 +67,7 @@ def read_rope(config: Config, kinds: tuple[str, ...], *, nests: bool, is_local: 
 
 def _read_local(
     config: Config, older: dict[str, Any], newer: dict[str, Any], kinds: tuple[str, ...]
-) -> Rope:
+) -> HfRope:
     """Gemma 3: rope_scaling changes the global layers of rope_parameters."""
     full, local = _by_layer(newer, "rope_parameters")
     where = "rope_scaling" if older else "rope_parameters.full_attention"
@@ -104,7 +104,7 @@ def _block(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: inner for key, inner in value.items() if not is_absent(inner)}
 
 
-def _rope(block: Mapping[str, Any], where: str, config: Config, kinds: tuple[str, ...]) -> Rope:
+def _rope(block: Mapping[str, Any], where: str, config: Config, kinds: tuple[str, ...]) -> HfRope:
     kind = block.get("rope_type", block.get("type", "default"))
     if kind not in kinds:
         raise field_error(
@@ -122,7 +122,7 @@ def _rope(block: Mapping[str, Any], where: str, config: Config, kinds: tuple[str
             raise field_error(f"{prefix}partial_rotary_factor", holder, why)
     theta = real(block, "rope_theta", f"{where}.") or real(config, "rope_theta")
     if kind == "default":
-        return Rope(kind, theta)
+        return HfRope(kind, theta)
     original = real(config, "original_max_position_embeddings") or real(
         block, "original_max_position_embeddings", f"{where}."
     )
@@ -136,7 +136,7 @@ def _rope(block: Mapping[str, Any], where: str, config: Config, kinds: tuple[str
     context = None if original is None or kind == "linear" else int(original)
     scale = _attention_scale(block, where, factor) if kind == "yarn" else 1.0
     low, high = (real(block, f"{x}_freq_factor", f"{where}.") for x in ("low", "high"))
-    return Rope(kind, theta, factor, context, scale, low or 1.0, high or 4.0)
+    return HfRope(kind, theta, factor, context, scale, low or 1.0, high or 4.0)
 
 
 def _attention_scale(block: Mapping[str, Any], where: str, factor: float) -> float:
