@@ -1,12 +1,12 @@
 """Rotary position embedding: the settings of config.json, and what llama.cpp can compute of them.
 
-Flows in: a config.json of transformers 4 or 5. Flows out: a HfRope, whose values become metadata keys
-(family.py) or a tensor (llama.py). The order in which transformers 5 looks at the settings is
-followed, because it decides which function the model is: `rope_scaling` goes before
-`rope_parameters`, original_max_position_embeddings at the top level before the one within. A
-kind, a setting or a value that llama.cpp cannot compute raises ConversionError by name. Sources:
-transformers' modeling_rope_utils.py; llama.cpp's llama-context.cpp (YaRN's magnitude) and
-ggml_rope_yarn_corr_dims. Not here: sizes of heads.
+Flows in: a config.json of transformers 4 or 5. Flows out: an HfRope, whose values become metadata
+keys (families/family.py) or a tensor (families/llama.py). The order in which transformers 5 looks
+at the settings is followed, because it decides which function the model is: `rope_scaling` goes
+before `rope_parameters`, and without settings by layer type original_max_position_embeddings at the
+top level before the one within. A kind, a setting or a value that llama.cpp cannot compute raises
+ConversionError by name. Sources: transformers' modeling_rope_utils; llama.cpp's llama-context.cpp
+(YaRN's magnitude) and ggml_rope_yarn_corr_dims. Not here: sizes of heads.
 """
 
 from __future__ import annotations
