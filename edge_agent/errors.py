@@ -246,10 +246,12 @@ def _subclasses(cls: type[EdgeAgentError]) -> list[type[EdgeAgentError]]:
 
 
 def error_from_code(code: str, what: str, why: str = "", hint: str = "") -> EdgeAgentError:
-    """The exception whose class has this `code`; EdgeAgentError for an unknown code.
+    """The exception whose class has this `code`; for an unknown code, EdgeAgentError with it.
 
     How an error crosses a process border: the worker, the trainer and the daemon send the code and
     the three parts, and the receiver raises the same class again.
     """
     by_code = {cls.code: cls for cls in reversed(_subclasses(EdgeAgentError))}
-    return by_code.get(code, EdgeAgentError)(what, why, hint)
+    error = by_code.get(code, EdgeAgentError)(what, why, hint)
+    error.code = code
+    return error

@@ -19,6 +19,7 @@ from typing import TextIO
 
 from edge_agent import atomic_file
 from edge_agent.cli.conversation import (
+    QUOTES,
     Action,
     Ask,
     ChatState,
@@ -32,14 +33,16 @@ from edge_agent.cli.conversation import (
     document,
     from_document,
     handle,
+    opens_block,
 )
 from edge_agent.cli.terminal import Terminal
 from edge_agent.cli.timing_block import load_s_since, ready_worker, timing_block
 from edge_agent.client.connection import Client, Ending
 from edge_agent.errors import EdgeAgentError, TemplateError, UsageError
+from edge_agent.sampling_bounds import DEFAULT_MAX_TOKENS
 
-QUOTES = '"""'
 MAX_SAVED_BYTES = 16 * 1024 * 1024
+TOO_LONG = ("context_length_exceeded", "request_too_large")
 LEAVE_HINT = "(/bye or Ctrl-D leaves; /help lists the commands)"
 ReadLine = Callable[[str], str]
 """Takes the prompt, returns a line without its newline. Raises EOFError at the end of input,
@@ -64,7 +67,7 @@ class ChatSession:
         pipe."""
         while True:
             try:
-                state, actions = handle(state, read_entry(self.read_line))
+                state, actions = handle(state, self._entry())
                 for action in actions:
                     if isinstance(action, Leave):
                         return 0
@@ -75,6 +78,26 @@ class ChatSession:
                 if not self.is_interactive:
                     raise
                 self.terminal.note(LEAVE_HINT)
+
+    def _entry(self) -> str:
+        """One entry: a line, or the lines of a block, which Ctrl-C drops and the end of the input
+        closes. Raises what `read_line` raises for the first line."""
+        entry = self.read_line(">>> ")
+        if not opens_block(entry):
+            return entry
+        while True:
+            try:
+                line = self.read_line("... ")
+            except EOFError:
+                return f"{entry}\n{QUOTES}"
+            except KeyboardInterrupt:
+                if not self.is_interactive:
+                    raise
+                self.terminal.note("(block dropped)")
+                return ""
+            entry += "\n" + line
+            if line.rstrip().endswith(QUOTES):
+                return entry
 
     def _do(self, state: ChatState, action: Action) -> ChatState:
         try:
@@ -109,7 +132,7 @@ class ChatSession:
                 lines = timing_block(ending, total_s, load_s_since(self.client, worker))
                 self.terminal.faint("\n".join(lines))
             elif ending.finish_reason == "length":
-                self.terminal.faint("(cut at the token limit; /set max_tokens N raises it)")
+                self.terminal.faint(_cut_note(state, ending))
             cut = ending.finish_reason == "length"
             return answered(state, "".join(pieces), cut=cut, response_id=ending.id)
         except KeyboardInterrupt:
@@ -120,7 +143,7 @@ class ChatSession:
         except EdgeAgentError as error:
             if pieces:
                 self.terminal.line()
-            self.terminal.error(_with_chat_hint(error, state.model))
+            self.terminal.error(_with_chat_hint(error, state))
         return answered(state, "".join(pieces), cut=True)
 
     def _stream(self, state: ChatState, pieces: list[str]) -> Ending:
@@ -137,30 +160,19 @@ class ChatSession:
         return ending
 
 
-def read_entry(read_line: ReadLine) -> str:
-    """One entry: a line, or the lines between two triple quotes. Raises what `read_line` raises.
+def plain_lines(stdin: TextIO, show: Callable[[str], None] = lambda prompt: None) -> ReadLine:
+    """Lines as they come, for a pipe and for a terminal without a cursor.
 
-    >>> lines = iter(['\"\"\"one', 'two\"\"\"'])
-    >>> read_entry(lambda prompt: next(lines))
-    'one\\ntwo'
+    `show` prints the prompt; a pipe has none, so that stdout holds nothing but answers.
     """
-    entry = read_line(">>> ")
-    while entry.count(QUOTES) % 2:
-        entry += "\n" + read_line("... ")
-    whole = entry.strip()
-    if whole.startswith(QUOTES) and whole.endswith(QUOTES) and len(whole) >= 2 * len(QUOTES):
-        return whole[len(QUOTES) : -len(QUOTES)].strip("\n")
-    return entry
 
-
-def plain_lines(stdin: TextIO) -> ReadLine:
-    """Lines of a pipe; no prompt is printed, so that stdout holds nothing but answers."""
-
-    def read_line(_: str) -> str:
+    def read_line(prompt: str) -> str:
+        show(prompt)
         line = stdin.readline()
         if not line:
+            show("\n")
             raise EOFError
-        return line.rstrip("\n")
+        return line.rstrip("\r\n")
 
     return read_line
 
@@ -240,10 +252,21 @@ def load(target: str, state_dir: Path) -> ChatState:
         raise UsageError(f"cannot load {path}", str(error), "`/save NAME` writes one") from error
 
 
-def _with_chat_hint(error: EdgeAgentError, model: str | None) -> EdgeAgentError:
-    """Without a usable chat template, the hint names the command that completes text."""
+def _cut_note(state: ChatState, ending: Ending) -> str:
+    """Why an answer ended before the model ended it: its own limit, or the slot's context."""
+    limit = state.settings.max_tokens or DEFAULT_MAX_TOKENS
+    if (ending.usage.get("completion_tokens") or limit) < limit:
+        return "(cut: the context is full; /clear forgets the conversation and makes room)"
+    return "(cut at the token limit; /set max_tokens N raises it)"
+
+
+def _with_chat_hint(error: EdgeAgentError, state: ChatState) -> EdgeAgentError:
+    """What helps in a chat: room for the question, or the command for a base model."""
+    if error.code in TOO_LONG and len(state.turns) > 1:
+        hint = "/clear forgets the conversation and makes room; then ask again"
+        return EdgeAgentError(error.what, error.why, hint)
     if not isinstance(error, TemplateError):
         return error
-    name = model or "MODEL"
+    name = state.model or "MODEL"
     hint = f"a base model completes text: edge-agent run --raw {name} 'Once upon a time'"
     return TemplateError(error.what, error.why, hint)

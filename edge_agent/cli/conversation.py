@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from edge_agent.errors import UsageError
@@ -26,7 +27,10 @@ from edge_agent.setting import WrongSetting
 
 _DEFAULT = Sampling()
 SAVE_VERSION = 1
-_COMMAND = re.compile(r"/(\?|[a-z]+)(?:\s+(.*))?", re.DOTALL)
+QUOTES = '"""'
+_COMMAND = re.compile(r"/(\?|[a-z][^\s/]*)(?:\s+(.*))?", re.DOTALL)
+_NEAR = 0.75
+"""difflib's ratio from which a word is taken for a slip of a command: halp, sett, regne."""
 HELP = """\
 /system [TEXT]    show or replace the system prompt
 /set [KEY VALUE]  show or change a setting: {keys}
@@ -40,7 +44,8 @@ HELP = """\
 /help, /?         this text
 /bye              leave (so does Ctrl-D)
 
-Ctrl-C stops the answer. Alt-Enter starts a new line; so does \"\"\" until the closing \"\"\".
+Ctrl-C stops the answer. Alt-Enter starts a new line. A line that begins with \"\"\" opens a block
+of lines, which one that ends with \"\"\" or Ctrl-D closes and Ctrl-C drops; a block is a question.
 """
 
 
@@ -158,19 +163,35 @@ Result = tuple[ChatState, tuple[Action, ...]]
 def handle(state: ChatState, line: str) -> Result:
     """Take one entry. Never raises: an entry that cannot be followed gives a Complain.
 
-    An entry that starts with `/word` is a command. Any other is a question, also `/etc/fstab ...`.
+    An entry that starts with a command's name is a command, one that nearly does is a slip. Any
+    other is a question, also `/tmp is full`, and so is what stands between three quotes.
     """
     text = line.strip()
-    if not text:
-        return state, ()
+    if _is_quoted(text):
+        return _question(state, _unquoted(text))
     command = _COMMAND.fullmatch(text)
     if command is None:
         return _question(state, text)
     name, argument = command.group(1), (command.group(2) or "").strip()
-    function = _COMMANDS.get(name)
-    if function is None:
-        return state, (Complain(f"unknown command /{name}", "/help lists the commands"),)
-    return function(state, argument)
+    if function := _COMMANDS.get(name):
+        return function(state, argument)
+    if meant := _meant(name, argument):
+        hint = f"/{meant}? /help lists the commands; a question may stand between {QUOTES}"
+        return state, (Complain(f"unknown command /{name}", hint),)
+    return _question(state, text)
+
+
+def opens_block(entry: str) -> bool:
+    """Whether `entry`, or the text of its command, begins with three quotes that nothing closes.
+
+    >>> [opens_block(entry) for entry in ('\"\"\"one', '/system \"\"\"', 'what is \"\"\" for?')]
+    [True, True, False]
+    """
+    text = entry.strip()
+    command = _COMMAND.fullmatch(text)
+    if command and command.group(1) in _COMMANDS:
+        text = command.group(2) or ""
+    return text.startswith(QUOTES) and QUOTES not in text[len(QUOTES) :]
 
 
 def answered(state: ChatState, text: str, *, cut: bool = False, response_id: str = "") -> ChatState:
@@ -216,7 +237,9 @@ def changed(settings: ChatSettings, key: str, text: str) -> ChatSettings:
 
 def _question(state: ChatState, text: str) -> Result:
     """Add a question, in place of an earlier one that got no answer: templates want turns to
-    alternate."""
+    alternate. A blank one is nothing."""
+    if not text.strip():
+        return state, ()
     turns = state.turns
     if turns and turns[-1].role == "user":
         turns = turns[:-1]
@@ -320,6 +343,13 @@ _COMMANDS: Mapping[str, Callable[[ChatState, str], Result]] = {
 }
 
 
+def _meant(name: str, argument: str) -> str | None:
+    """The command of which `name` is a slip or, alone on its line, the beginning."""
+    close = get_close_matches(name, _COMMANDS, 1, _NEAR)
+    begun = [] if argument else [command for command in _COMMANDS if command.startswith(name)]
+    return next(iter([*close, *begun]), None)
+
+
 def _switch(text: str) -> bool:
     words = {"on": True, "true": True, "yes": True, "1": True}
     words |= {"off": False, "false": False, "no": False, "0": False}
@@ -363,8 +393,13 @@ def _settings_text(settings: ChatSettings) -> str:
     return "\n".join(_setting_text(settings, key) for key in _KEYS)
 
 
+def _is_quoted(text: str) -> bool:
+    """Whether `text` is one block between three quotes. A line of two such blocks is none."""
+    inner = text[len(QUOTES) : -len(QUOTES)]
+    is_framed = len(text) >= 2 * len(QUOTES) and text.startswith(QUOTES) and text.endswith(QUOTES)
+    return is_framed and ("\n" in inner or QUOTES not in inner)
+
+
 def _unquoted(text: str) -> str:
     """`text` without triple quotes around it, which let it span several lines."""
-    if len(text) >= 6 and text.startswith('"""') and text.endswith('"""'):
-        return text[3:-3].strip("\n")
-    return text
+    return text[len(QUOTES) : -len(QUOTES)].strip("\n") if _is_quoted(text) else text

@@ -20,10 +20,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, cast
 
 from edge_agent import json_lines
 from edge_agent.errors import EdgeAgentError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TEXT_WIDTH = 20
+"""A table's column of cells with blanks that is wider than this is text, and may be wrapped."""
 
 
 class Progress(Protocol):
@@ -48,6 +54,23 @@ class Terminal:
     def is_tty(self) -> bool:
         return self.stdout.isatty()
 
+    @property
+    def is_dumb(self) -> bool:
+        """Whether the terminal has no cursor that could be moved: Emacs' shell, a serial log."""
+        return self.environ.get("TERM", "").lower() in ("dumb", "unknown")
+
+    @property
+    def has_styles(self) -> bool:
+        """Whether text may be dim or bold. NO_COLOR (https://no-color.org) asks for neither."""
+        return not (self.is_dumb or self.environ.get("NO_COLOR"))
+
+    def console(self, stream: TextIO) -> Console:
+        """rich on `stream`, with its styles only where the terminal may have them."""
+        from rich.console import Console
+
+        colors: Literal["auto"] | None = "auto" if self.has_styles else None
+        return Console(file=stream, highlight=False, color_system=colors, _environ=self.environ)
+
     def write(self, text: str) -> None:
         """Show a piece of an answer at once, on a terminal without its control characters."""
         self.stdout.write(printable(text) if self.is_tty else text)
@@ -68,8 +91,9 @@ class Terminal:
         self.stdout.flush()
 
     def faint(self, text: str) -> None:
-        """A note that stands back behind the answer: dim when stderr is a terminal."""
-        dim, plain = ("\x1b[2m", "\x1b[0m") if self.stderr.isatty() else ("", "")
+        """A note that stands back behind the answer: dim when stderr is a terminal with styles."""
+        is_dim = self.stderr.isatty() and self.has_styles
+        dim, plain = ("\x1b[2m", "\x1b[0m") if is_dim else ("", "")
         self.stderr.write(f"{dim}{printable(text)}{plain}\n")
         self.stderr.flush()
 
@@ -79,19 +103,28 @@ class Terminal:
             self.note(text)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Columns aligned with spaces; on a terminal rich chooses the widths and a bold header."""
+        """Columns aligned with spaces. A terminal gets a bold header and wrapped columns of text;
+        one too narrow for the other columns gets the lines of a pipe, and wraps them itself."""
         clean = [[" ".join(printable(cell).splitlines()) for cell in row] for row in rows]
-        if not self.is_tty:
+        if not (self.is_tty and self._print_wrapped(headers, clean)):
             self.line("\n".join(aligned([headers, *clean])))
-            return
-        from rich.console import Console
+
+    def _print_wrapped(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+        """Print the table and return True, or False when it would have to cut a word."""
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*headers, box=None, pad_edge=False, header_style="bold")
-        for row in clean:
+        console = self.console(self.stdout)
+        widths = _column_widths([headers, *rows], console.width)
+        if widths is None:
+            return False
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for header, width in zip(headers, widths, strict=True):
+            table.add_column(header, width=width)
+        for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        Console(file=self.stdout, highlight=False).print(table)
+        console.print(table)
+        return True
 
     @contextmanager
     def progress(self, *, counts_bytes: bool = True) -> Iterator[Progress]:
@@ -102,7 +135,7 @@ class Terminal:
         if not self.stderr.isatty():
             yield _no_progress
             return
-        with _bar(self.stderr, counts_bytes) as show:
+        with _bar(self.console(self.stderr), counts_bytes) as show:
             yield show
 
 
@@ -160,6 +193,22 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def _column_widths(rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Cells of each column, at most `room` with two between columns, so that only blanks break a
+    column of text. None: they do not fit."""
+    from rich.cells import cell_len
+
+    columns = list(zip(*rows, strict=True))
+    wanted = [max(map(cell_len, column)) for column in columns]
+    words = [max(cell_len(x) for cell in column for x in cell.split(" ")) for column in columns]
+    least = [b if a > TEXT_WIDTH else a for a, b in zip(wanted, words, strict=True)]
+    spare = room - 2 * (len(least) - 1) - sum(least)
+    if spare < 0:
+        return None
+    n_texts = sum(a > b for a, b in zip(wanted, least, strict=True)) or 1
+    return [min(a, b + spare // n_texts) for a, b in zip(wanted, least, strict=True)]
+
+
 def size_text(size_bytes: float | None) -> str:
     """Decimal units with three digits, as `ls --si` and Ollama print them; "-" for None."""
     if size_bytes is None:
@@ -187,9 +236,8 @@ def _no_progress(status: str, completed: int | None, total: int | None) -> None:
 
 
 @contextmanager
-def _bar(stream: TextIO, counts_bytes: bool) -> Iterator[Progress]:
+def _bar(console: Console, counts_bytes: bool) -> Iterator[Progress]:
     from rich import progress as rich_progress
-    from rich.console import Console
 
     counters: tuple[rich_progress.ProgressColumn, ...] = (rich_progress.MofNCompleteColumn(),)
     if counts_bytes:
@@ -200,7 +248,7 @@ def _bar(stream: TextIO, counts_bytes: bool) -> Iterator[Progress]:
         *counters,
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=Console(file=stream), transient=True) as bar:
+    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
 
         def show(status: str, completed: int | None, total: int | None) -> None:

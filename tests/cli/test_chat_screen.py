@@ -29,7 +29,6 @@ from edge_agent.cli.chat_screen import (
     load,
     make_private,
     plain_lines,
-    read_entry,
     save,
     saved_path,
 )
@@ -43,7 +42,7 @@ from edge_agent.cli.conversation import (
 )
 from edge_agent.cli.terminal import Terminal
 from edge_agent.client.connection import Client
-from edge_agent.errors import TemplateError, UsageError, WorkerFailed
+from edge_agent.errors import ContextExceeded, TemplateError, UsageError, WorkerFailed
 
 ASKED = ChatState(turns=(Turn("user", "one"), Turn("assistant", "1"), Turn("user", "two")))
 
@@ -174,8 +173,8 @@ def test_verbose_prints_the_timing_block(tmp_path: Path) -> None:
 
 def test_an_answer_at_the_token_limit_says_so(tmp_path: Path) -> None:
     with serving(tmp_path, FakeSupervisor(finish_reason="length")) as front:
-        _, _, err = chat_with(Client(front.socket_path), "one\n")
-    assert "max_tokens" in err
+        _, _, err = chat_with(Client(front.socket_path), "/set max_tokens 3\none\n")
+    assert "(cut at the token limit; /set max_tokens N raises it)" in err
 
 
 def feedback_of(front: Front) -> list[Any]:
@@ -229,9 +228,43 @@ def test_feedback_the_daemon_refuses_does_not_end_the_chat(tmp_path: Path) -> No
     assert "this daemon takes no feedback" in err
 
 
-def test_a_quote_left_open_at_the_end_of_input_ends_the_chat() -> None:
-    with pytest.raises(EOFError):
-        read_entry(plain_lines(io.StringIO('"""never closed\n')))
+@pytest.mark.parametrize(
+    ("entries", "asked"),
+    [
+        ('"""one\ntwo', [["one\ntwo"]]),
+        ('"""\n\n  one """ two\n"""\nlast', [['  one """ two'], ["last"]]),
+        ('what is """ for?\nand more', [['what is """ for?'], ["and more"]]),
+        ('/system """Be\nbrief."""\nhi', [["Be\nbrief.", "hi"]]),
+        ('\n\r\n"""\n"""\nhi\r\n', [["hi"]]),
+        ('"""\none\r\n/bye\r\n"""\r\n', [["one\n/bye"]]),
+        ("x" * 20_000, [["x" * 20_000]]),
+    ],
+)
+def test_blocks_and_lines_reach_the_model_whole(
+    tmp_path: Path, entries: str, asked: list[list[str]]
+) -> None:
+    with serving(tmp_path) as front:
+        code, out, err = chat_with(Client(front.socket_path), entries)
+        turns = [request.messages or [] for request in front.supervisor.requests]
+    assert (code, out) == (0, "Hello wörld\n" * len(asked)), err
+    said = [[turn.content for turn in one] for one in turns]
+    assert [one[:1] + one[-1:] if "Be\nbrief." in one else one[-1:] for one in said] == asked
+
+
+def test_a_full_context_says_how_to_make_room(tmp_path: Path) -> None:
+    error = ContextExceeded("the prompt has 5000 tokens", "a slot holds 4096", "shorten the prompt")
+    with serving(tmp_path, FakeSupervisor(error=error)) as front:
+        _, _, err = chat_with(Client(front.socket_path), "one\n")
+        assert "hint:  shorten the prompt" in err, "there is nothing to forget yet"
+        _, _, err = chat_with(Client(front.socket_path), "three\n", answered(ASKED, "2"))
+        assert "hint:  /clear forgets the conversation" in err
+        front.supervisor.error, front.supervisor.finish_reason = None, "length"
+        _, _, err = chat_with(Client(front.socket_path), "one\n")
+        assert "the context is full; /clear" in err, "3 of 256 tokens came"
+    huge = answered(ChatState(turns=(Turn("user", "x" * 2_000_000),)), "1")
+    with serving(tmp_path) as front:
+        _, _, err = chat_with(Client(front.socket_path), "two\n", huge)
+    assert "the request body is larger" in err and "/clear forgets" in err
 
 
 # ---- the real program on a real terminal -------------------------------------------------------
@@ -243,6 +276,7 @@ class Screen:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.shown = ""
+        self.raw = ""
 
     def type(self, keys: str) -> None:
         os.write(self.descriptor, keys.encode())
@@ -263,12 +297,15 @@ class Screen:
             data = os.read(self.descriptor, 65536).decode("utf-8", "replace")
         except OSError:
             return False
+        self.raw += data
         self.shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data)
         return True
 
 
 @contextmanager
-def on_a_terminal(state_dir: Path, *arguments: str) -> Iterator[tuple[Screen, int]]:
+def on_a_terminal(
+    state_dir: Path, *arguments: str, **variables: str
+) -> Iterator[tuple[Screen, int]]:
     """`edge-agent chat` on a pty of its own session, so that Ctrl-C reaches it and not us."""
     pid, descriptor = pty.fork()
     if pid == 0:
@@ -278,6 +315,7 @@ def on_a_terminal(state_dir: Path, *arguments: str) -> Iterator[tuple[Screen, in
             "EDGE_AGENT_STATE_DIR": str(state_dir),
             "TERM": "xterm",
             "PROMPT_TOOLKIT_NO_CPR": "1",
+            **variables,
         }
         os.execve(command[0], command, environ)
     try:
@@ -323,6 +361,29 @@ def test_chat_on_a_terminal_streams_stops_asks_again_and_leaves(tmp_path: Path) 
         screen.type("/bye\r")
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert "+second" in (front.settings.state_dir / "chat_history").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_dumb_terminal_gets_no_escapes_and_a_block_can_be_left(tmp_path: Path) -> None:
+    supervisor = FakeSupervisor(["fine"])
+    with (
+        serving(tmp_path, supervisor),
+        on_a_terminal(tmp_path, "tiny", TERM="dumb") as (screen, pid),
+    ):
+        screen.wait_for("/help lists the commands")
+        first, more = ">>> ", "... "
+        dropped = [(first, '"""dropped\n'), (more, "more\n"), (more, "\x03")]
+        kept = [(first, '"""kept\n'), (more, "all of it\n"), (more, "\x04")]
+        for prompt, keys in [*dropped, *kept]:
+            screen.wait_for(prompt)
+            screen.type(keys)
+        screen.wait_for("fine")
+        screen.wait_for(first)
+        screen.type("\x04")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    (request,) = supervisor.requests
+    assert [turn.content for turn in request.messages or []] == ["kept\nall of it"]
+    assert "\x1b" not in screen.raw
 
 
 def test_ctrl_c_leaves_a_chat_that_reads_a_pipe(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from edge_agent.cli.conversation import (
     Turn,
     answered,
     handle,
+    opens_block,
 )
 
 ASKED = ChatState(turns=(Turn("user", "one"), Turn("assistant", "1"), Turn("user", "two")))
@@ -57,10 +58,42 @@ def test_a_line_that_is_no_command_word_is_a_question(line: str) -> None:
     assert state.turns == (Turn("user", line),)
 
 
-def test_an_unknown_command_changes_nothing_and_says_where_to_look() -> None:
-    state, (complaint,) = handle(ASKED, "/regne")
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [("/regne", "regen"), ("/halp", "help"), ("/sett top_k 5", "set"), ("/q", "quit")]
+    + [("/corect New Delhi", "correct"), ("/help!", "help"), ("/sys", "system")],
+)
+def test_a_slip_of_a_command_changes_nothing_and_is_put_right(line: str, meant: str) -> None:
+    state, (complaint,) = handle(ASKED, line)
     assert state == ASKED
-    assert complaint == Complain("unknown command /regne", "/help lists the commands")
+    assert isinstance(complaint, Complain)
+    assert complaint.what == f"unknown command {line.split()[0]}"
+    assert complaint.hint.startswith(f"/{meant}? /help lists the commands")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bin", "boot", "dev", "etc", "home", "lib", "mnt", "proc", "root", "srv", "sys", "tmp", "usr"],
+)
+def test_a_directory_is_no_command(name: str) -> None:
+    question = f"/{name} is full, what now?"
+    assert handle(ASKED, question)[0].turns[-1] == Turn("user", question)
+
+
+@pytest.mark.parametrize("inside", ["/bye", "  indented\n\nmore", 'a """ b\nc'])
+def test_a_block_is_a_question_whatever_it_holds(inside: str) -> None:
+    state, actions = handle(ChatState(), f'"""{inside}"""')
+    assert (actions, state.turns) == ((Ask(),), (Turn("user", inside),))
+    assert handle(ChatState(), '"""\n"""') == (ChatState(), ())
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['what does """ mean?', '"""a""" and """b"""', '"""Adds.""" is a docstring?', '/tmp """x'],
+)
+def test_three_quotes_inside_a_line_are_text(line: str) -> None:
+    assert not opens_block(line)
+    assert handle(ChatState(), line)[0].turns == (Turn("user", line),)
 
 
 @pytest.mark.parametrize("line", ["/bye", "/exit", " /quit "])

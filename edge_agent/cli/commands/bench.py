@@ -217,7 +217,6 @@ def _bar(terminal: Terminal, total: int) -> Iterator[Any]:
         yield lambda label: None
         return
     from rich import progress
-    from rich.console import Console
 
     columns = (
         progress.TextColumn("{task.description}", markup=False),
@@ -226,7 +225,8 @@ def _bar(terminal: Terminal, total: int) -> Iterator[Any]:
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, console=Console(file=terminal.stderr), transient=True) as bar:
+    console = terminal.console(terminal.stderr)
+    with progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("bench", total=total)
         yield lambda label: bar.update(task, advance=1, description=label)
 

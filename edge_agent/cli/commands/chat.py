@@ -61,11 +61,11 @@ def chat(options: ChatOptions, terminal: Terminal) -> int:
     state = ChatState(model=options.model, system=system, settings=settings)
     state_dir = state_dir_of(options.state_dir, terminal.environ)
     is_interactive = terminal.stdin.isatty() and terminal.stdout.isatty()
+    read_line = plain_lines(terminal.stdin)
     if is_interactive:
-        read_line = edited_lines(state_dir / HISTORY_FILE)
+        shown = plain_lines(terminal.stdin, terminal.write)
+        read_line = shown if terminal.is_dumb else edited_lines(state_dir / HISTORY_FILE)
         terminal.faint(f"{options.model or 'the model that is meant'}; /help lists the commands")
-    else:
-        read_line = plain_lines(terminal.stdin)
     return ChatSession(client, terminal, state_dir, read_line, is_interactive).run(state)
 
 

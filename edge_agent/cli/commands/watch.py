@@ -40,7 +40,7 @@ def watch(options: StatusOptions, terminal: Terminal) -> int:
         for status, telemetry in looks(options, terminal):
             text = json_lines.dumps({"status": status, "telemetry": telemetry})
             terminal.line(text)
-    elif terminal.is_tty:
+    elif terminal.is_tty and not terminal.is_dumb:
         _live(options, terminal)
     else:
         for status, telemetry in looks(options, terminal):
@@ -64,11 +64,9 @@ def looks(
 
 def _live(options: StatusOptions, terminal: Terminal) -> None:
     """rich restores the terminal however this ends."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console(file=terminal.stdout, highlight=False)
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=terminal.console(terminal.stdout), auto_refresh=False) as live:
         for status, telemetry in looks(options, terminal):
             live.update(view(status, telemetry), refresh=True)
 
@@ -105,7 +103,9 @@ def _generations(telemetry: Document | None) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("MODEL", "TOKENS", "TOK/S", "J/TOKEN", "ENDED", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for header in ("MODEL", "TOKENS", "TOK/S", "J/TOKEN", "ENDED"):
+        table.add_column(header, overflow="fold")
     for one in ((telemetry or {}).get("generations") or [])[:GENERATIONS]:
         rate = _rate(one)
         cells = (
