@@ -25,7 +25,7 @@ _DATE = (
     r"|(?:[12]\d(?:0[48]|[2468][048]|[13579][26])|(?:12|16|20|24|28)00)-02-29)"
 )
 _CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d"
-_TIME = rf"{_CLOCK}:[0-5]\d(?:\.\d{{1,6}})?(?:Z|[-+]{_CLOCK})"
+_ZONE = rf"(?:Z|[-+]{_CLOCK})"
 _UUID = "{h}{{8}}-{h}{{4}}-{version}{h}{{3}}-{variant}{h}{{3}}-{h}{{12}}"
 _HEX = "[0-9a-fA-F]"
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,22}[a-zA-Z0-9])?"
@@ -48,22 +48,26 @@ def _uuid(version: str) -> str:
     return _UUID.format(h=_HEX, version=version, variant=variant)
 
 
+_LOCAL_TIME = rf"{_CLOCK}:[0-5]\d(?:\.\d{{1,6}})?"
+_EMAIL = rf"[a-zA-Z0-9_+-]{{1,24}}(?:\.[a-zA-Z0-9_+-]{{1,24}}){{0,2}}@{_HOST}"
+_IPV4 = rf"(?:{_BYTE}\.){{3}}{_BYTE}"
+_BASE64 = r"(?:[A-Za-z0-9+/]{4}){0,63}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
 FORMATS: dict[str, str] = {
     "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
+    "time": f"{_LOCAL_TIME}{_ZONE}",
+    "date-time": f"{_DATE}T{_LOCAL_TIME}{_ZONE}",
+    "partial-time": _LOCAL_TIME,
+    "partial-date-time": f"{_DATE}T{_LOCAL_TIME}",
     "duration": f"P(?:{_DURATION_DATE}(?:{_DURATION_TIME})?|{_DURATION_TIME}|\\d{{1,3}}W)",
     "uuid": _uuid(_HEX),
     **{f"uuid{version}": _uuid(str(version)) for version in range(1, 9)},
-    "email": rf"[a-zA-Z0-9_+-]{{1,24}}(?:\.[a-zA-Z0-9_+-]{{1,24}}){{0,2}}@{_HOST}",
-    "hostname": _HOST,
-    "ipv4": rf"(?:{_BYTE}\.){{3}}{_BYTE}",
-    "ipv6": f"(?:{_IPV6})",
-    "uri": _URI,
-    "url": _URI,
-    "uri-reference": _URI,
-    "byte": r"(?:[A-Za-z0-9+/]{4}){0,63}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",
-    "base64": r"(?:[A-Za-z0-9+/]{4}){0,63}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",
+    **dict.fromkeys(("email", "idn-email"), _EMAIL),
+    **dict.fromkeys(("hostname", "idn-hostname"), _HOST),
+    "ipv4": _IPV4,
+    "ipv6": _IPV6,
+    **dict.fromkeys(("ip", "ipvanyaddress"), f"{_IPV4}|{_IPV6}"),
+    **dict.fromkeys(("uri", "url", "uri-reference", "iri", "iri-reference"), _URI),
+    **dict.fromkeys(("byte", "base64"), _BASE64),
     "base64url": r"(?:[A-Za-z0-9_-]{4}){0,63}(?:[A-Za-z0-9_-]{2,3})?",
     "int32": r"-?(?:0|[1-9]\d{0,8})",
     "int64": r"-?(?:0|[1-9]\d{0,17})",

@@ -16,6 +16,7 @@ from edge_agent.errors import SchemaError
 from edge_agent.prompt.json_schema import check_schema, parse_schema
 from edge_agent.prompt.schema_nodes import AnyValue, Number, Object, String, Union
 from edge_agent.prompt.schema_place import ANNOTATIONS, COMBINERS, KEYWORDS
+from edge_agent.prompt.schema_strings import FORMATS, MAX_STRING_CHARS, automaton
 
 
 class Shade(enum.Enum):
@@ -360,3 +361,16 @@ def test_any_json_is_a_schema_or_a_typed_error(document: dict[str, Any]) -> None
         check_schema(document)
     except SchemaError as error:
         assert error.why and error.hint
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_strings_of_a_format_are_short(name: str) -> None:
+    """A maxLength of MAX_STRING_CHARS and more is left out beside a format."""
+    states = automaton((f"^(?:{FORMATS[name]})$",), 0, None)
+
+    reached, length = {0}, -1
+    while reached:
+        reached = {to for at in reached for _, to in states[at].moves}
+        length += 1
+        assert length <= MAX_STRING_CHARS
+    assert length > 0
