@@ -213,6 +213,7 @@ class Generate(Struct, frozen=True, tag="generate"):
     id: int
     sampling: Sampling
     max_tokens: int
+    """-1: until the slot's context is full; 0: only the prompt is computed."""
     messages: list[Message] | None = None
     text: str | None = None
     """Raw completion: BOS is added if the vocabulary says so; control tokens stay text."""

@@ -2,7 +2,7 @@
 
 Flows in: the defaults of records.Sampling. Flows out: one `Setting` per number, from which the HTTP
 bodies (server/sampling_fields.py), the flags of `run` and the chat's /set take theirs. The ranges
-are OpenAI's where OpenAI has the field, llama.cpp's otherwise. Not here: drawing tokens
+are wider than OpenAI's, because llama-server has none at all. Not here: drawing tokens
 (llama/sampling.py).
 """
 
@@ -31,7 +31,7 @@ def _setting(name: str, description: str, **bounds: Any) -> Setting:
 SAMPLING_BOUNDS = {
     one.name: one
     for one in (
-        _setting("temperature", "0 takes the likeliest token.", minimum=0, maximum=2),
+        _setting("temperature", "0 takes the likeliest token.", minimum=0, maximum=1000),
         _setting("top_k", "Likeliest tokens kept; 0 or -1 all.", minimum=-1, maximum=1_000_000),
         _setting("top_p", "Mass of likely tokens kept.", minimum=0, maximum=1),
         _setting("min_p", "Least share of the likeliest token's mass.", minimum=0, maximum=1),
@@ -47,14 +47,19 @@ SAMPLING_BOUNDS = {
             minimum=-1,
             maximum=MAX_PENALTY_WINDOW,
         ),
-        _setting("presence_penalty", "Once for a token that occurred.", minimum=-2, maximum=2),
-        _setting("frequency_penalty", "Each time a token occurred.", minimum=-2, maximum=2),
+        _setting("presence_penalty", "Once for a token that occurred.", minimum=-100, maximum=100),
+        _setting("frequency_penalty", "Each time a token occurred.", minimum=-100, maximum=100),
         _setting(
             "seed",
             "Same seed, same draw; -1 is random; taken modulo 2**32 - 1.",
             minimum=-1,
             maximum=2**64 - 1,
         ),
-        _setting("max_tokens", "Longest answer.", minimum=1, maximum=MAX_TOKENS),
+        _setting(
+            "max_tokens",
+            "Longest answer; -1 until the context is full, 0 reads the prompt only.",
+            minimum=-1,
+            maximum=2**31 - 1,
+        ),
     )
 }

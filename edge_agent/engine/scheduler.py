@@ -340,13 +340,17 @@ class Scheduler:
     # ---- one token ----
 
     def _sample(self, slot: Slot, request: Request, row: int) -> None:
-        """Draw the next token of a request and send its text, or end the request. Raises
-        SchemaError when no token fits the grammar."""
-        token = request.sampler.sample(self._context, row)
+        """Draw the next token of a request and send its text, or end the request, which a limit of
+        0 tokens does here. Raises SchemaError when no token fits the grammar."""
+        is_unwanted = request.generate.max_tokens == 0
+        token = -1 if is_unwanted else request.sampler.sample(self._context, row)
         now = time.monotonic()
         if request.first_token is None:
             request.first_token = now
         request.last_token = now
+        if is_unwanted:
+            self._finish(slot, "length")
+            return
         request.n_generated += 1
         if token in self._vocabulary.eog_ids:
             self._finish(slot, "stop", request.text.finish())

@@ -51,13 +51,16 @@ from edge_agent.server.sampling_fields import stop_list
 from edge_agent.server.service import SERVICE, Service
 from edge_agent.store.store import ModelRow
 
+OLLAMA_VERSION = "0.6.4"
+"""The version of Ollama whose API this is. Clients such as VS Code turn away from an older one; a
+newer one would promise routes that are not here."""
 GREETING = "Ollama is running"
 """The answer of GET / (dashboard.py); Ollama's clients check for this text first."""
 
 
 async def version(request: web.Request) -> web.Response:
     """GET /api/version."""
-    return json_response({"version": __version__})
+    return json_response({"version": OLLAMA_VERSION, "edge_agent": __version__})
 
 
 async def tags(request: web.Request) -> web.Response:

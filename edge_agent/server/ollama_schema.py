@@ -15,14 +15,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from edge_agent.model_names import MODEL_NAME
-from edge_agent.sampling_bounds import MAX_TOKENS
 from edge_agent.server.chat_message import MAX_MESSAGES, OllamaMessage
-from edge_agent.server.openai_schema import (
-    MAX_TOP_LOGPROBS,
-    EnergyBody,
-    TokenLogprobs,
-    checked,
-)
+from edge_agent.server.openai_answers import EnergyBody, TokenLogprobs
+from edge_agent.server.openai_schema import MAX_TOP_LOGPROBS, checked
 from edge_agent.server.sampling_fields import (
     Body,
     SamplingFields,
@@ -90,14 +85,14 @@ class OllamaOptions(SamplingFields, OllamaBody):
     """Ollama's `options`."""
 
     num_predict: int | None = Field(
-        None, ge=-2, le=MAX_TOKENS, description="-1, -2 and absent: until the slot is full."
+        None, ge=-2, le=2**31 - 1, description="Below 1 and absent: until the slot is full."
     )
     num_ctx: int | None = Field(None, ge=1, description="Ignored: fixed when the model loads.")
     stop: StopString | StopList | None = None
 
     def token_limit(self) -> int:
         """The most tokens to generate."""
-        return self.num_predict if self.num_predict and self.num_predict > 0 else MAX_TOKENS
+        return self.num_predict if self.num_predict and self.num_predict > 0 else -1
 
 
 class Named(OllamaBody):
@@ -242,7 +237,10 @@ class OllamaError(BaseModel):
 
 
 class Version(BaseModel):
+    """`version` is that of Ollama's API, `edge_agent` the daemon's own."""
+
     version: str
+    edge_agent: str
 
 
 class Details(BaseModel):

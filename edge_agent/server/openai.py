@@ -27,18 +27,20 @@ from edge_agent.server.model_name import (
     requested_model,
     shown_name,
 )
-from edge_agent.server.openai_events import ChatEvents, CompletionEvents, event
-from edge_agent.server.openai_schema import (
+from edge_agent.server.openai_answers import (
     ChatCompletion,
     ChatCompletionChunk,
-    ChatRequest,
     Completion,
-    CompletionRequest,
-    EmbeddingRequest,
-    GenerationFields,
     ModelCard,
     ModelList,
     OpenAIError,
+)
+from edge_agent.server.openai_events import ChatEvents, CompletionEvents, event
+from edge_agent.server.openai_schema import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    GenerationFields,
 )
 from edge_agent.server.reply import EVENT_STREAM, Stream, json_response
 from edge_agent.server.route import Route

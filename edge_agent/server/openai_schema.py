@@ -1,10 +1,10 @@
-"""OpenAI's request and response bodies, as far as this daemon serves them.
+"""OpenAI's request bodies, as far as this daemon serves them.
 
 Flows in: parsed JSON. Flows out: frozen pydantic models, and the records that the engine takes. A
 request for a feature that this daemon lacks (tools, several choices) is refused and the feature
-named, because ignoring it would mislead; unknown members are ignored, as OpenAI does. The
-response models describe what openai.py sends, for /openapi.json and the tests. Source: OpenAI's API
-reference. Not here: sending (openai.py).
+named, because ignoring it would mislead; members that neither OpenAI nor llama-server knows are
+ignored. Source: OpenAI's API reference, llama-server's
+README. Not here: answers (openai_answers.py), sending (openai.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from edge_agent.errors import SchemaError
 from edge_agent.prompt.json_schema import check_schema
@@ -101,6 +101,8 @@ class GenerationFields(SamplingFields):
     stream_options: StreamOptions | None = None
     stop: StopString | StopList | None = None
     max_tokens: int | None = number("max_tokens")
+    max_completion_tokens: int | None = number("max_tokens")
+    n_predict: int | None = number("max_tokens")
     n: int | None = Field(None, description="Only 1 is served.")
     repetition_penalty: float | None = number("repeat_penalty")
     """Another name of repeat_penalty."""
@@ -129,6 +131,11 @@ class GenerationFields(SamplingFields):
     def biases(self) -> dict[int, float]:
         return {int(key): value for key, value in (self.logit_bias or {}).items()}
 
+    def token_limit(self) -> int:
+        """The first of the three names that is given, in llama-server's order."""
+        names = (self.n_predict, self.max_completion_tokens, self.max_tokens, DEFAULT_MAX_TOKENS)
+        return next(limit for limit in names if limit is not None)
+
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -137,7 +144,6 @@ class ChatRequest(GenerationFields):
     """POST /v1/chat/completions"""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = number("max_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: Any = Field(None, description="Refused unless empty.")
@@ -155,9 +161,6 @@ class ChatRequest(GenerationFields):
         if self.top_logprobs is not None and not self.logprobs:
             raise refused("top_logprobs", "it needs logprobs: true", "set logprobs")
         return self
-
-    def token_limit(self) -> int:
-        return self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS
 
     def logprob_count(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
@@ -186,9 +189,6 @@ class CompletionRequest(GenerationFields):
             raise refused("suffix", "filling in the middle is not served", "leave it out")
         return self
 
-    def token_limit(self) -> int:
-        return self.max_tokens or DEFAULT_MAX_TOKENS
-
     def text_or_tokens(self) -> tuple[str | None, list[int] | None]:
         """The prompt as the engine takes it: (text, None) or (None, token ids)."""
         if isinstance(self.prompt, str):
@@ -202,165 +202,3 @@ class EmbeddingRequest(Body):
 
     model: str | None = None
     input: str | list[str]
-
-
-# ---- responses ---------------------------------------------------------------------------------
-
-
-class PromptDetails(BaseModel):
-    cached_tokens: int
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptDetails
-
-
-class TimingsBody(BaseModel):
-    """llama-server's `timings`: _ms in milliseconds, _per_second in tokens per second."""
-
-    cache_n: int
-    prompt_n: int
-    prompt_ms: float
-    prompt_per_token_ms: float | None
-    prompt_per_second: float | None
-    predicted_n: int
-    predicted_ms: float
-    predicted_per_token_ms: float | None
-    predicted_per_second: float | None
-
-
-class EnergyBody(BaseModel):
-    """Joules of one answer; null, with a `reason`, where nothing was measured (records.Energy)."""
-
-    prefill_j: float | None
-    decode_j: float | None
-    total_j: float | None
-    marginal_j: float | None
-    j_per_token: float | None
-    mean_w: float | None
-    peak_w: float | None
-    idle_w: float | None
-    n_samples: int
-    rail: str | None
-    source: str
-    shared: bool
-    reason: str | None
-
-
-class TopLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprobs(TopLogprob):
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    content: list[TokenLogprobs]
-
-
-class AssistantMessage(BaseModel):
-    role: Literal["assistant"]
-    content: str
-
-
-class ChatChoice(BaseModel):
-    index: int
-    message: AssistantMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    timings: TimingsBody
-    energy: EnergyBody
-    temperature_celsius: float | None
-
-
-class Delta(BaseModel):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(BaseModel):
-    index: int
-    delta: Delta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: Literal["stop", "length"] | None
-
-
-class ChatCompletionChunk(BaseModel):
-    """One server-sent event; the stream ends with `data: [DONE]`."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-    timings: TimingsBody | None = None
-    energy: EnergyBody | None = None
-    temperature_celsius: float | None = None
-
-
-class CompletionLogprobs(BaseModel):
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-
-
-class CompletionChoice(BaseModel):
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: Literal["stop", "length"] | None
-
-
-class Completion(BaseModel):
-    """A whole answer, or one event of a stream (then finish_reason is null until the end)."""
-
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage | None = None
-    timings: TimingsBody | None = None
-    energy: EnergyBody | None = None
-    temperature_celsius: float | None = None
-
-
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    meta: dict[str, int | str]
-
-
-class ModelList(BaseModel):
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class OpenAIError(BaseModel):
-    error: ErrorDetail

@@ -20,7 +20,7 @@ from edge_agent.server.auth import PUBLIC_PATHS
 from edge_agent.server.error_body import dialect_of
 from edge_agent.server.llama_server import LlamaServerError
 from edge_agent.server.ollama_schema import OllamaError
-from edge_agent.server.openai_schema import OpenAIError
+from edge_agent.server.openai_answers import OpenAIError
 from edge_agent.server.route import Route
 
 ERRORS: dict[str, type[BaseModel]] = {

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from edge_agent.records import Sampling
 from edge_agent.sampling_bounds import MAX_PENALTY_WINDOW, SAMPLING_BOUNDS
 
-MAX_STOPS = 8
+MAX_STOPS = 256
 MAX_STOP_CHARS = 256
 _SEEDS = 2**32 - 1
 """Number of usable seeds: llama.cpp's have 32 bits, and the largest value means "random"."""
 
 Number = TypeVar("Number", int, float)
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+StopString = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
 StopList = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 
 
 class Body(BaseModel):
-    """Base of request models: strict types, finite numbers, unknown members ignored."""
+    """Base of request models: strict types, finite numbers, unknown members ignored. 4.0 is the
+    whole number 4, because some languages have one type of number."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole_numbers(cls, given: Any) -> Any:
+        return int(given) if isinstance(given, float) and given.is_integer() else given
 
 
 def number(name: str) -> Any:
@@ -89,7 +95,6 @@ def _or(given: Number | None, default: Number) -> Number:
 
 
 def stop_list(stop: str | list[str] | None) -> list[str]:
-    """The stop strings; both APIs allow one string, a list or nothing."""
-    if stop is None:
-        return []
-    return [stop] if isinstance(stop, str) else stop
+    """The stop strings; both APIs allow one string, a list or nothing. "" stops nothing."""
+    given = [stop] if isinstance(stop, str) else stop or []
+    return [one for one in given if one]

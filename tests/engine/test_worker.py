@@ -107,6 +107,18 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tiny_model: Pa
     assert isinstance(answer, Failed) and answer.code == "model_refused"
 
 
+def test_a_limit_of_0_computes_the_prompt_and_minus_1_fills_the_context(
+    worker: WorkerProcess,
+) -> None:
+    prompt = "word " * 80
+    text, done = worker.answer(chat(1, prompt, max_tokens=0))
+    assert (text, done.finish_reason, done.timings.completion_tokens) == ("", "length", 0)
+    assert done.timings.prompt_tokens > 200 and done.timings.prefill_s > 0
+    _, done = worker.answer(chat(2, prompt, max_tokens=-1, ignore_eos=True))
+    assert done.timings.cached_tokens == done.timings.prompt_tokens - 1
+    assert done.timings.prompt_tokens + done.timings.completion_tokens == 512 + 1
+
+
 def test_greedy_answers_repeat_and_streaming_changes_nothing(worker: WorkerProcess) -> None:
     one, done = worker.answer(chat(1, "hello", cache_prompt=False))
     two, _ = worker.answer(chat(2, "hello", cache_prompt=False, stream=False))

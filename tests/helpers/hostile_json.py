@@ -167,8 +167,8 @@ CHAT_FIELDS = [
     ),
     *_chat(
         "max_tokens",
-        [{"max_tokens": value} for value in (-1, 0, -(10**18), 10**9, 131_073, 1.5, "1", True)]
-        + [{"max_completion_tokens": value} for value in (0, [1])],
+        [{"max_tokens": value} for value in (-2, -(10**18), 10**10, 2**31, 1.5, "1", True, {})]
+        + [{"max_completion_tokens": value} for value in (-2, [1])],
     ),
     *_text(
         "choices",
@@ -177,7 +177,10 @@ CHAT_FIELDS = [
     ),
     *_text(
         "stop",
-        [{"stop": value} for value in (["x"] * 9, "x" * 257, [""], "", [1], [None], {}, 1, [[]])]
+        [
+            {"stop": value}
+            for value in (["x"] * 257, "x" * 257, [""] * 257, [1], [None], {}, 1, [[]], [{}])
+        ]
         + [{"stop": ["x" * 257]}],
     ),
     *_text(
@@ -188,9 +191,9 @@ CHAT_FIELDS = [
     ),
     *_text(
         "sampling",
-        [{"temperature": value} for value in (-1, 2.1, "1", True)]
+        [{"temperature": value} for value in (-1, 1001, "1", True)]
         + [{"top_p": 1.1}, {"top_p": -0.1}, {"top_k": -2}, {"min_p": 2}, {"repeat_penalty": 0}]
-        + [{"frequency_penalty": 3}],
+        + [{"frequency_penalty": 101}],
     ),
     *_text(
         "stream_flags",

@@ -20,7 +20,7 @@ from edge_agent.server.adapters import Active, AdapterBody, AdapterList
 from edge_agent.server.llama_server import LlamaServerError
 from edge_agent.server.lora import LoraAdapter
 from edge_agent.server.ollama_schema import OllamaError, RunningModels, ShowAnswer, Tags
-from edge_agent.server.openai_schema import ModelList, OpenAIError
+from edge_agent.server.openai_answers import ModelList, OpenAIError
 from edge_agent.store.store import GenerationRow
 
 TURNS = [{"role": "user", "content": "hi"}]

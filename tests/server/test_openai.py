@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from waiting import until
 
 from edge_agent.errors import Overloaded, SchemaError, WorkerFailed
-from edge_agent.server.openai_schema import (
+from edge_agent.server.openai_answers import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
@@ -210,15 +210,15 @@ def test_schema_reaches_the_engine(front: Front) -> None:
             "messages.0.content.0.type",
         ),
         ({"temperature": "hot"}, "temperature"),
-        ({"temperature": 2.5}, "temperature"),
+        ({"temperature": 1001}, "temperature"),
         ({"stream": "yes"}, "stream"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"grammar": "root ::= foo"}, "grammar"),
-        ({"stop": ["x"] * 9}, "stop"),
+        ({"stop": ["x"] * 257}, "stop"),
         ({"stop": "x" * 257}, "stop"),
         ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1"),
