@@ -47,7 +47,7 @@ def admit(
     ModelRefused when no candidate fits.
     """
     slots = settings.slots or default_slots(memory)
-    wanted = _wanted_n_ctx(gguf, settings)
+    wanted = wanted_n_ctx(gguf.n_ctx_train, settings.n_ctx)
     budget = _budget(settings, memory)
     candidates = _shrinking(wanted) if settings.n_ctx is None else [wanted]
     for n_ctx in candidates:
@@ -64,13 +64,12 @@ def still_fits(plan: MemoryPlan, settings: EngineSettings, memory: MemoryInfo) -
     return plan.total_bytes + _PROCESS_BYTES <= _budget(settings, memory)
 
 
-def _wanted_n_ctx(gguf: GgufFile, settings: EngineSettings) -> int:
-    if settings.n_ctx is None:
-        n_ctx = min(DEFAULT_N_CTX, gguf.n_ctx_train)
-    elif settings.n_ctx == 0:
-        n_ctx = gguf.n_ctx_train
-    else:
-        n_ctx = min(settings.n_ctx, gguf.n_ctx_train)
+def wanted_n_ctx(n_ctx_train: int, n_ctx: int | None) -> int:
+    """Tokens a slot shall have where memory allows: for the setting `n_ctx` (None, 0: the model's
+    own maximum) and the context that the model was trained for."""
+    if n_ctx is None:
+        n_ctx = DEFAULT_N_CTX
+    n_ctx = min(n_ctx or n_ctx_train, n_ctx_train)
     return -(-n_ctx // _GRAIN) * _GRAIN
 
 

@@ -110,7 +110,7 @@ def _too_large(limit_bytes: int, why: str) -> Refusal:
         "request_too_large",
         f"the request body is larger than {limit_bytes} bytes",
         why,
-        "shorten the prompt; the limit grows with the loaded model's context",
+        "shorten the prompt; the limit grows with the largest context of a model",
     )
 
 
@@ -265,12 +265,12 @@ def _field_path(error: ErrorDetails, members: Any) -> list[str]:
 
 
 async def read_request(
-    request: BaseRequest, model: type[Model], limits: Limits, n_ctx: int | None
+    request: BaseRequest, model: type[Model], limits: Limits, n_ctx: int
 ) -> Model:
     """Read, parse and validate the body: the first step of every POST handler.
 
-    `n_ctx` is the loaded model's context, which bounds the size. Raises what read_body, parse_json
-    and validate raise.
+    `n_ctx` is the largest context that a request can have; it bounds the size. Raises what
+    read_body, parse_json and validate raise.
     """
     body = await read_body(request, limits.body_bytes(n_ctx), limits.body_s)
     return validate(model, parse_json(body, limits.json_depth))

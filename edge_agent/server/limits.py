@@ -35,8 +35,7 @@ class Limits:
     drain_s: float = 30.0
     """How long a reader may stop reading before its connection is dropped."""
 
-    def body_bytes(self, n_ctx: int | None) -> int:
-        """The largest request body in bytes, for the loaded model's context (None: no model is
-        loaded)."""
-        wanted = self.body_bytes_per_token * (n_ctx or 0)
+    def body_bytes(self, n_ctx: int) -> int:
+        """The largest request body in bytes, for the largest context that a request can have."""
+        wanted = self.body_bytes_per_token * n_ctx
         return min(max(self.body_floor_bytes, wanted), self.body_ceiling_bytes)

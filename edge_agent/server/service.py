@@ -16,6 +16,7 @@ from aiohttp import web
 
 from edge_agent.adapt.recent_answers import RecentAnswers
 from edge_agent.config import Settings
+from edge_agent.engine.memory_check import wanted_n_ctx
 from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.server.limits import Limits
@@ -54,10 +55,11 @@ class Service:
     def registry(self) -> AdapterRegistry:
         return self.supervisor.registry
 
-    def n_ctx(self) -> int | None:
-        """Context of the loaded model, None when there is none."""
-        info = self.supervisor.status().info
-        return info.n_ctx if info else None
+    def n_ctx(self) -> int:
+        """Tokens of the largest context that a registered model gets: which one a request means
+        stands in its body, and which one is loaded changes."""
+        rows = self.store.models()
+        return max((wanted_n_ctx(row.n_ctx_train, self.settings.ctx) for row in rows), default=0)
 
 
 SERVICE = web.AppKey("service", Service)

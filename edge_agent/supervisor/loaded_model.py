@@ -1,31 +1,33 @@
 """Which model is resident in the one worker, and every way that changes.
 
 Flows in: the model a request needs. Flows out: a live worker that holds it. A model is loaded on
-demand, changed when another is asked for, unloaded when unused, and restarted when its worker dies,
-within a crash budget. Loads, changes and unloads are one task at a time (`change`); whoever needs
-another state waits for that task and looks again, so all waiters of one failed load share its error
-and a client that leaves does not stop a load. Everything runs on one event loop, hence no locks.
-Not here: how many requests may wait (queue_limit.py), the process and its socket (worker_link.py).
+demand, changed when another's turn has come, unloaded when unused, and restarted when its worker
+dies, within a crash budget. Loads, changes and unloads are one task at a time (`change`); whoever
+needs another state waits for that task and looks again, so all waiters of one failed load share its
+error and a client that leaves does not stop a load. Everything runs on one event loop, hence no
+locks. Not here: whose turn it is (model_turns.py), how many requests may wait (queue_limit.py), the
+process and its socket (worker_link.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from edge_agent.clocks import Clocks
 from edge_agent.config import Settings
 from edge_agent.errors import EdgeAgentError, Overloaded, WorkerFailed
-from edge_agent.records import AdapterRef, Loaded, ModelInfo
+from edge_agent.machine import default_slots, read_memory
+from edge_agent.records import Loaded, ModelInfo
 from edge_agent.store.store import ModelRow, Store
 from edge_agent.supervisor.crash_budget import CrashBudget
 from edge_agent.supervisor.engine_status import State
 from edge_agent.supervisor.load_message import LoadMessages
+from edge_agent.supervisor.model_turns import LINGER_S, Change, ModelTurns, WaitingRequest
 from edge_agent.supervisor.queue_limit import shutting_down
-from edge_agent.supervisor.worker_link import Inbox, WorkerLink
+from edge_agent.supervisor.worker_link import Inbox, Worker, WorkerLink
 
 PING_PERIOD_S = 5.0
 SWITCH_WAIT_S = 120.0
@@ -35,35 +37,6 @@ FIRST_USE_S = 1.0
 reaches it also when keep_alive is 0."""
 EXPIRY_RETRY_S = 0.25
 """An unused model whose cancelled request is not confirmed yet is looked at again after this."""
-
-
-@dataclass
-class Worker:
-    """A worker that holds a model."""
-
-    link: WorkerLink
-    row: ModelRow
-    info: ModelInfo
-    keep_alive_s: float
-    is_retired: bool = False
-    watch: asyncio.Task[None] | None = None
-    adapters: Counter[str] = field(default_factory=Counter)
-    """Requests inside it by the SHA-256 of their adapter."""
-
-    def at_work(self, adapter: AdapterRef | None, step: int) -> None:
-        """One request more, or less, that is answered with `adapter`."""
-        if adapter is not None:
-            self.adapters[adapter.sha256] += step
-
-
-@dataclass
-class Change:
-    """A load, a change of model or an unload under way. `model` None: towards none."""
-
-    model: str | None
-    state: State
-    reason: str
-    task: asyncio.Task[None] | None = None
 
 
 class LoadedModel:
@@ -99,6 +72,7 @@ class LoadedModel:
         self._loading: WorkerLink | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._is_halted = False
+        self._turns = ModelTurns(clocks.monotonic)
 
     # ---- asked from outside -------------------------------------------------------------------
 
@@ -110,6 +84,13 @@ class LoadedModel:
         return link.pid if link else None
 
     @property
+    def slots(self) -> int:
+        """Requests that the worker decodes together; before a load, those it will."""
+        if self.worker is not None:
+            return self.worker.info.slots
+        return self._files.settings.slots or default_slots(read_memory())
+
+    @property
     def expires_in_s(self) -> float | None:
         """Seconds until an unused model is unloaded; None: never, or none is loaded."""
         if self._expiry is None or self._expiry.cancelled():
@@ -119,24 +100,50 @@ class LoadedModel:
     async def acquire(self, row: ModelRow) -> Worker:
         """A live worker with this model; the caller must use it before its next await.
 
-        Raises every load error, ModelQuarantined, ShuttingDown.
+        Waits for the model's turn. Raises every load error, ModelQuarantined, ShuttingDown.
         """
-        while True:
-            worker = self.worker
-            if self._is_halted:
-                raise shutting_down()
-            if self.change is not None:
-                await self._join(self.change, shares_error=self.change.model == row.name)
-            elif worker is not None and not worker.link.is_open:
-                await self._buried(worker)
-            elif worker is not None and (worker.row.name, worker.row.sha256) == (
-                row.name,
-                row.sha256,
-            ):
-                return worker
-            else:
-                self.quarantine.check(row.name, row.added_at)
-                self._begin(self._switch_to(row), row.name, "loading", f"loading {row.name}")
+        with self._turns.waiting(row) as mine:
+            while True:
+                worker = self.worker
+                if self._is_halted:
+                    raise shutting_down()
+                if (change := mine.change or self.change) is not None:
+                    mine.change = None
+                    await self._join(change, shares_error=change.model == row.name)
+                elif worker is None:
+                    self._change_to(row)
+                elif not worker.link.is_open:
+                    await self._buried(worker)
+                elif not mine.wants(worker.row):
+                    self.quarantine.check(row.name, row.added_at)
+                    await self._leave_turn(worker, mine)
+                elif self._turns.let_pass(mine):
+                    return worker
+                else:
+                    self._change_to(self._turns.next_after(row) or row)
+
+    async def _leave_turn(self, worker: Worker, mine: WaitingRequest) -> None:
+        """Wait until nobody needs the loaded model, or its turn is over; then change it for the
+        model that was asked for first."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._unneeded(worker, mine), max(0.0, self._turns.left_s(mine)))
+        if self._stays(worker, mine):
+            self._change_to(self._turns.next_after(worker.row) or mine.row)
+
+    async def _unneeded(self, worker: Worker, mine: WaitingRequest) -> None:
+        while self._stays(worker, mine):
+            await worker.link.idle.wait()
+            await asyncio.sleep(LINGER_S)
+            if not worker.link.busy and not self._turns.is_wanted(worker.row):
+                return
+
+    def _stays(self, worker: Worker, mine: WaitingRequest) -> bool:
+        """Whether nothing that ends this worker, or serves `mine`, has been begun."""
+        has_begun = self.change is not None or mine.change is not None or self._is_halted
+        return self.worker is worker and worker.link.is_open and not has_begun
+
+    def _change_to(self, row: ModelRow) -> None:
+        self._begin(self._switch_to(row), row.name, "loading", f"loading {row.name}")
 
     def keep(self, worker: Worker, keep_alive_s: float | None) -> None:
         """The model was just used: count its time to live anew (None: as before)."""
@@ -213,6 +220,7 @@ class LoadedModel:
     ) -> Change:
         assert self.change is None, "one change at a time"
         change = self.change = Change(model, state, reason)
+        self._turns.announce(change)
         change.task = asyncio.create_task(self._run(work))
         # A restart in the background has no waiter: its error is in `last_reason`, and not lost.
         change.task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -239,6 +247,7 @@ class LoadedModel:
                 raise
 
     async def _switch_to(self, row: ModelRow) -> None:
+        self.quarantine.check(row.name, row.added_at)
         await self._retire()
         await self._start(row)
 
@@ -304,6 +313,7 @@ class LoadedModel:
 
     def _install(self, worker: Worker) -> None:
         self.worker = worker
+        self._turns.begin(worker.info.load_s)
         self.last_loaded = worker.row.name
         self.last_reason = ""
         worker.watch = asyncio.create_task(self._watch(worker))

@@ -46,9 +46,9 @@ from edge_agent.records import (
 from edge_agent.store.rows import AdapterRow
 from edge_agent.store.store import ModelRow, Store
 from edge_agent.supervisor.engine_status import EngineStatus, State
-from edge_agent.supervisor.loaded_model import LoadedModel, Worker
+from edge_agent.supervisor.loaded_model import LoadedModel
 from edge_agent.supervisor.queue_limit import QueueLimit
-from edge_agent.supervisor.worker_link import Inbox, WorkerLink
+from edge_agent.supervisor.worker_link import Inbox, Worker, WorkerLink
 
 __all__ = ["EngineStatus", "Supervisor", "Target"]
 
@@ -97,7 +97,7 @@ class Supervisor:
     ) -> ModelInfo:
         """Load the model unless it is loaded. Raises every load error, ModelQuarantined."""
         self._queue_limit.check_guard()
-        slots, inside = self._slots(), self._inside()
+        slots, inside = self._loaded.slots, self._inside()
         with self._queue_limit.admit(inside=inside, slots=slots, extra=MAX_QUESTIONS):
             worker = await self._loaded.acquire(self.target(model).model)
             self._loaded.keep(worker, keep_alive_s)
@@ -117,7 +117,7 @@ class Supervisor:
         """
         started_s = self._clocks.monotonic()
         self._queue_limit.check_guard()
-        with self._queue_limit.admit(inside=self._inside(), slots=self._slots()) as ticket:
+        with self._queue_limit.admit(inside=self._inside(), slots=self._loaded.slots) as ticket:
             target = self.target(model)
             worker = await self._loaded.acquire(target.model)
             # Only now: a rollback may have happened while the worker was started again.
@@ -168,7 +168,7 @@ class Supervisor:
             return SlotStates(id=0, slots=[], queued=0)
         if worker is None:
             self._queue_limit.check_guard()
-        slots, inside = self._slots(), self._inside()
+        slots, inside = self._loaded.slots, self._inside()
         with self._queue_limit.admit(inside=inside, slots=slots, extra=MAX_QUESTIONS) as ticket:
             if worker is None or not is_query:
                 worker = await self._loaded.acquire(self.target(model).model)
@@ -309,10 +309,6 @@ class Supervisor:
             await asyncio.to_thread(self.registry.rollback, row.name, why, leaving=active.name)
         except EdgeAgentError as error:
             self._store.add_event("rollback_failed", f"{row.name}:{active.name}: {error}")
-
-    def _slots(self) -> int:
-        worker = self._loaded.worker
-        return worker.info.slots if worker else self._settings.slots or 1
 
     def _inside(self) -> int:
         worker: Worker | None = self._loaded.worker

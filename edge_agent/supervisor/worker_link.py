@@ -13,21 +13,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_agent.errors import EdgeAgentError, RequestError, WorkerFailed, error_from_code
 from edge_agent.records import (
+    AdapterRef,
     Cancel,
     Chunk,
     Failed,
     FromWorker,
     Load,
     Loaded,
+    ModelInfo,
     Ping,
     Pong,
     ToWorker,
 )
+from edge_agent.store.store import ModelRow
 from edge_agent.supervisor.child_process import ChildProcess, describe_exit
 from edge_agent.wire import WireError, encode, to_front
 
@@ -220,6 +225,25 @@ class WorkerLink:
         # The crash is counted by a task that waits for `closed`: before any client knows of it.
         await asyncio.sleep(0)
         self.fail_open(self.failure)
+
+
+@dataclass
+class Worker:
+    """A worker that holds a model."""
+
+    link: WorkerLink
+    row: ModelRow
+    info: ModelInfo
+    keep_alive_s: float
+    is_retired: bool = False
+    watch: asyncio.Task[None] | None = None
+    adapters: Counter[str] = field(default_factory=Counter)
+    """Requests inside it by the SHA-256 of their adapter."""
+
+    def at_work(self, adapter: AdapterRef | None, step: int) -> None:
+        """One request more, or less, that is answered with `adapter`."""
+        if adapter is not None:
+            self.adapters[adapter.sha256] += step
 
 
 def _make_expendable(pid: int) -> None:

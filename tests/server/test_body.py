@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import N_CTX
+from fake_engine import N_CTX, FakeSupervisor, model_info, model_row
+from http_front import serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -112,7 +115,7 @@ def test_any_members_are_a_request_or_a_named_field(members: dict[str, object]) 
 
 def test_body_limit_grows_with_the_context_up_to_4_mib() -> None:
     limits = Limits()
-    assert limits.body_bytes(None) == 256 * 1024
+    assert limits.body_bytes(0) == 256 * 1024
     assert limits.body_bytes(N_CTX) == 256 * 1024
     assert limits.body_bytes(32_768) == 1024 * 1024
     assert limits.body_bytes(10**9) == 4 * 1024 * 1024
@@ -143,3 +146,17 @@ def test_the_error_of_a_union_names_what_is_wrong(
 ) -> None:
     error = error_of(model, members)
     assert error.param == param and why in error.why
+
+
+def test_the_body_limit_is_that_of_the_models_and_not_of_what_is_loaded(tmp_path: Path) -> None:
+    supervisor = FakeSupervisor()
+    with serving(tmp_path, supervisor, ctx=0) as front:
+        large = {"model": "wide", "prompt": "a " * 138_500, "max_tokens": 1}
+        assert front.post("/v1/completions", large).status == 413, "contexts of 8,192 tokens only"
+        front.store.add_model(replace(model_row("wide"), n_ctx_train=32_768))
+        for is_loaded, name in ((True, "wide"), (False, "wide"), (True, "tiny")):
+            supervisor.loaded, supervisor.info = is_loaded, model_info(name)
+            assert front.post("/v1/completions", large).status == 200, (is_loaded, name)
+        huge = {**large, "prompt": "a " * 600_000}
+        answer = front.post("/v1/completions", huge)
+    assert answer.status == 413 and "largest context of a model" in answer.json()["error"]["hint"]

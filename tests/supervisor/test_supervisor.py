@@ -6,14 +6,13 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import fakes
 import pytest
-from waiting import DEADLINE_S, ManualClock, until_async
+from supervised import add, run, supervising, text_of
+from waiting import ManualClock, until_async
 
 from edge_agent.clocks import Clocks
 from edge_agent.config import Settings
@@ -42,7 +41,7 @@ from edge_agent.records import (
     Tokens,
 )
 from edge_agent.store.store import ModelRow, Store
-from edge_agent.supervisor import loaded_model
+from edge_agent.supervisor import loaded_model, model_turns
 from edge_agent.supervisor.supervisor import Supervisor
 from edge_agent.supervisor.worker_link import MAX_UNREAD, WorkerLink
 
@@ -53,32 +52,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-@asynccontextmanager
-async def supervising(
-    store: Store, clocks: Clocks | None = None, **settings: Any
-) -> AsyncIterator[Supervisor]:
-    chosen = Settings(state_dir=store.path.parent, **settings)
-    supervisor = Supervisor(chosen, store, fakes.WORKER_ARGV, clocks=clocks)
-    try:
-        yield supervisor
-    finally:
-        await supervisor.close(0)
-
-
-def add(store: Store, name: str = "tiny", **script: object) -> ModelRow:
-    row = fakes.register(store.path.parent, name, **script)
-    store.add_model(row)
-    return row
-
-
-async def text_of(supervisor: Supervisor, model: str | None = None, **plan: object) -> str:
-    return "".join(
-        [
-            record.text
-            async for record in supervisor.generate(model, fakes.generate(**plan))
-            if not isinstance(record, Began)
-        ]
-    )
+@pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request for another model waits hardly longer than the requests that run."""
+    monkeypatch.setattr(model_turns, "TURN_S", 0.1)
 
 
 def is_alive(pid: int) -> bool:
@@ -87,10 +64,6 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, DEADLINE_S))
 
 
 def sent(row: ModelRow, kind: str) -> list[dict[str, object]]:
@@ -550,6 +523,7 @@ def test_cancelled_requests_still_in_the_worker_count_against_the_queue(store: S
 # ---- changing and unloading ---------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("short_turns")
 def test_another_model_waits_for_the_running_requests(store: Store) -> None:
     row = add(store, "a")
     add(store, "b")
@@ -570,6 +544,7 @@ def test_another_model_waits_for_the_running_requests(store: Store) -> None:
     run(work())
 
 
+@pytest.mark.usefixtures("short_turns")
 def test_an_answer_names_its_model_although_another_is_loaded_meanwhile(store: Store) -> None:
     row = add(store, "a")
     add(store, "b")
@@ -610,6 +585,7 @@ def test_a_steady_stream_of_one_model_does_not_starve_another(store: Store) -> N
     run(work())
 
 
+@pytest.mark.usefixtures("short_turns")
 def test_a_model_too_busy_to_change_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded_model, "SWITCH_WAIT_S", 0.1)
     row = add(store, "a")
