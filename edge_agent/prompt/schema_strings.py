@@ -26,7 +26,6 @@ _DATE = (
 )
 _CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d"
 _ZONE = rf"(?:Z|[-+]{_CLOCK})"
-_UUID = "{h}{{8}}-{h}{{4}}-{version}{h}{{3}}-{variant}{h}{{3}}-{h}{{12}}"
 _HEX = "[0-9a-fA-F]"
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,22}[a-zA-Z0-9])?"
 _TOP_LABEL = "[a-zA-Z]{2,12}"
@@ -44,8 +43,8 @@ _DURATION_TIME = r"T(?:\d{1,3}H(?:\d{1,2}M(?:\d{1,2}S)?)?|\d{1,3}M(?:\d{1,2}S)?|
 
 
 def _uuid(version: str) -> str:
-    variant = _HEX if version == _HEX else "[89abAB]"
-    return _UUID.format(h=_HEX, version=version, variant=variant)
+    """RFC 9562. Clients check version and variant too, also when they send the format alone."""
+    return f"{_HEX}{{8}}-{_HEX}{{4}}-{version}{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}"
 
 
 _LOCAL_TIME = rf"{_CLOCK}:[0-5]\d(?:\.\d{{1,6}})?"
@@ -59,7 +58,7 @@ FORMATS: dict[str, str] = {
     "partial-time": _LOCAL_TIME,
     "partial-date-time": f"{_DATE}T{_LOCAL_TIME}",
     "duration": f"P(?:{_DURATION_DATE}(?:{_DURATION_TIME})?|{_DURATION_TIME}|\\d{{1,3}}W)",
-    "uuid": _uuid(_HEX),
+    "uuid": _uuid("[1-8]"),
     **{f"uuid{version}": _uuid(str(version)) for version in range(1, 9)},
     **dict.fromkeys(("email", "idn-email"), _EMAIL),
     **dict.fromkeys(("hostname", "idn-hostname"), _HOST),
