@@ -11,9 +11,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from converters.checkpoint import Checkpoint, refusal
 from converters.pre_tokenizer import KNOWN, name_of
-from converters.tokenizer_document import TokenizerDocument, read_document, read_merges
+from converters.tokenizer_document import (
+    TokenizerDocument,
+    read_document,
+    read_merges,
+    settings_tokens,
+    steps,
+)
 from converters.vocabulary import (
     CONTROL,
     NORMAL,
@@ -23,6 +31,9 @@ from converters.vocabulary import (
     Vocabulary,
     looks_special,
 )
+
+WHOLE_WORDS = ("llama-bpe",)
+"""Pre-tokenizers for which llama.cpp takes a word that is a token whole (ignore_merges)."""
 
 
 def read_bpe(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
@@ -36,9 +47,28 @@ def read_bpe(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
             "its pre-tokenizer cuts text in a way that llama.cpp is not known to share",
             f"supported are those of {', '.join(sorted(KNOWN))}",
         )
-    tokens, types = _tokens(path, document, n_vocab)
+    if any(step.get("type") != "ByteLevel" for step in steps(document.decoder)):
+        raise refusal(path, "its decoder is not byte-level, as the pre-tokenizer is")
+    if document.model.ignore_merges not in (None, pre in WHOLE_WORDS):
+        raise refusal(path, f"llama.cpp computes another ignore_merges for {pre}")
+    tokens, types = _tokens(path, _with_settings(checkpoint, document, n_vocab), n_vocab)
     merges = [f"{_visible(left)} {_visible(right)}" for left, right in read_merges(path)]
     return Vocabulary("gpt2", pre, tokens, types, merges=merges)
+
+
+def _with_settings(
+    checkpoint: Checkpoint, document: TokenizerDocument, n_vocab: int
+) -> TokenizerDocument:
+    """The document with the added tokens that only tokenizer_config.json has; transformers adds
+    them where an id is free."""
+    taken = {*document.model.vocab.values(), *(token.id for token in document.added_tokens)}
+    texts = {*document.model.vocab, *(token.content for token in document.added_tokens)}
+    found = [
+        token
+        for token in settings_tokens(checkpoint)
+        if token.id not in taken and token.content not in texts and 0 <= token.id < n_vocab
+    ]
+    return msgspec.structs.replace(document, added_tokens=[*document.added_tokens, *found])
 
 
 def _tokens(path: Path, document: TokenizerDocument, n_vocab: int) -> tuple[list[str], list[int]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from edge_agent.errors import EdgeAgentError
 
-_EXTRAS = dict.fromkeys(("gguf", "sentencepiece", "tokenizers"), "convert")
+_EXTRAS = dict.fromkeys(("gguf", "sentencepiece", "tokenizers", "yaml"), "convert")
 
 
 def load_extra(name: str, what: str) -> Any:

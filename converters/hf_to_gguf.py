@@ -26,6 +26,8 @@ from converters.spm_vocabulary import is_spm, read_spm
 from converters.tokenizer_document import read_document
 from converters.vocabulary import Vocabulary
 
+SPACE_KEY = "tokenizer.ggml.add_space_prefix"
+
 
 def load(directory: Path, ignored: Sequence[str] = ()) -> tuple[Metadata, list[SourceTensor]]:
     """The metadata and tensors of a checkpoint in GGUF's terms. Raises ConversionError.
@@ -91,14 +93,18 @@ def tokenizer_keys(checkpoint: Checkpoint, family: Family, size: int) -> Metadat
     """tokenizer.*: the vocabulary, special tokens and chat template. Raises ConversionError."""
     vocabulary = _vocabulary(checkpoint, family, size)
     keys = vocabulary.metadata()
+    keys |= special_keys(checkpoint, vocabulary)
     settings = checkpoint.json("tokenizer_config.json")
-    keys |= special_keys(checkpoint, size)
-    if family.tokenizer == "spm":
-        keys.put("bool", "tokenizer.ggml.add_space_prefix", False)
-    elif family.tokenizer == "either":
-        keys.put("bool", "tokenizer.ggml.add_space_prefix", settings.get("add_prefix_space"))
-        if size == 49152:  # llama.cpp's converter recognizes SmolLM and Granite by this number
-            keys.put("bool", "tokenizer.ggml.add_bos_token", False)
+    if vocabulary.model == "llama":
+        adds_space = False if family.tokenizer == "spm" else settings.get("add_prefix_space")
+        said = vocabulary.adds_space
+        keys.put("bool", SPACE_KEY, adds_space if said is None else said)
+    elif family.tokenizer == "either" and isinstance(settings.get("add_prefix_space"), bool):
+        keys.put("bool", SPACE_KEY, settings["add_prefix_space"])
+    add_bos = "tokenizer.ggml.add_bos_token"
+    if family.tokenizer == "either" and size == 49152 and keys.get_value(add_bos) is None:
+        # llama.cpp's converter recognizes SmolLM and Granite by this number.
+        keys.put("bool", add_bos, False)
     return keys
 
 

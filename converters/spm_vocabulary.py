@@ -8,13 +8,21 @@ here: byte-level BPE (bpe_vocabulary.py).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from converters.checkpoint import Checkpoint, refusal
 from converters.extras import load_extra
-from converters.tokenizer_document import AddedToken, TokenizerDocument, read_document
+from converters.tokenizer_document import (
+    AddedToken,
+    TokenizerDocument,
+    read_document,
+    settings_tokens,
+    steps,
+)
 from converters.vocabulary import (
     BYTE,
     CONTROL,
@@ -35,20 +43,54 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 def read_spm(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     """The vocabulary, from tokenizer.model if it exists. Raises ConversionError."""
-    model = checkpoint.directory / "tokenizer.model"
+    model, path = (checkpoint.directory / f"tokenizer.{kind}" for kind in ("model", "json"))
     pieces = _Pieces(n_vocab)
+    document = read_document(path) if path.is_file() else None
     if model.is_file():
         _take_model(model, pieces)
-        pieces.add(_added_tokens(checkpoint))
-    else:
-        path = checkpoint.directory / "tokenizer.json"
-        _take_document(path, read_document(path), pieces)
-    return Vocabulary("llama", "default", pieces.tokens, pieces.types, scores=pieces.scores)
+        pieces.add(settings_tokens(checkpoint))
+        pieces.add(document.added_tokens if document else ())
+    elif document is not None:
+        _take_document(path, document, pieces)
+    prefix = None if document is None else adds_space(path, document)
+    return Vocabulary(
+        "llama", "default", pieces.tokens, pieces.types, scores=pieces.scores, adds_space=prefix
+    )
 
 
 def is_spm(document: TokenizerDocument) -> bool:
     """Whether tokenizer.json describes SentencePiece: then bytes are pieces <0xNN>."""
     return bool(document.model.byte_fallback) and "<0x00>" in document.model.vocab
+
+
+def adds_space(path: Path, document: TokenizerDocument) -> bool:
+    """Whether a text begins with a space of its own. Raises ConversionError for what llama.cpp's
+    SentencePiece does not do: it makes spaces visible, and nothing else."""
+    found = False
+    for step in steps(document.normalizer):
+        if step.get("type") == "Prepend" and step.get("prepend") == SPACE:
+            found = True
+        elif step.get("type") != "Replace" or _replacement(step) != (" ", SPACE):
+            raise refusal(path, f"llama.cpp has no normalizer {_shown(step)}")
+    for step in steps(document.pre_tokenizer):
+        kind = step.get("type")
+        if kind == "Metaspace" and step.get("replacement") == SPACE and not step.get("split", True):
+            found = found or step.get("prepend_scheme", "always") != "never"
+        elif kind != "Split" or step.get("pattern") != {"String": " "}:
+            raise refusal(path, f"llama.cpp has no pre-tokenizer {_shown(step)}")
+    for step in steps(document.decoder):
+        if step.get("type") not in ("Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"):
+            raise refusal(path, f"llama.cpp has no decoder {_shown(step)}")
+    return found
+
+
+def _replacement(step: Mapping[str, Any]) -> tuple[Any, Any]:
+    pattern = step.get("pattern")
+    return pattern.get("String") if isinstance(pattern, dict) else None, step.get("content")
+
+
+def _shown(step: Mapping[str, Any]) -> str:
+    return json.dumps(step)[:100]
 
 
 class _Pieces:
@@ -88,22 +130,6 @@ def _take_model(path: Path, pieces: _Pieces) -> None:
         elif model.IsByte(number):
             kind = BYTE
         pieces.put(number, model.IdToPiece(number), model.GetScore(number), kind)
-
-
-def _added_tokens(checkpoint: Checkpoint) -> list[AddedToken]:
-    """Tokens of added_tokens.json, then of tokenizer_config.json, which come last and therefore
-    win."""
-    found = [
-        AddedToken(number, text)
-        for text, number in checkpoint.json("added_tokens.json").items()
-        if isinstance(number, int)
-    ]
-    decoder = checkpoint.json("tokenizer_config.json").get("added_tokens_decoder", {})
-    for number, token in decoder.items():
-        if str(number).isdecimal() and isinstance(token, dict):
-            text = str(token.get("content", ""))
-            found.append(AddedToken(int(number), text, special=bool(token.get("special"))))
-    return found
 
 
 def _take_document(path: Path, document: TokenizerDocument, pieces: _Pieces) -> None:

@@ -8,15 +8,15 @@ directory they are removed from the added tokens. Not here: comparing two models
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.checkpoint import Checkpoint, open_checkpoint, read_json
 from converters.extras import load_extra
 from converters.gguf_container import Metadata, read_metadata
-from converters.special_tokens import special_keys
 from edge_agent.errors import ConversionError
 from edge_agent.llama.binding import start_backend
 from edge_agent.llama.model import Model
@@ -102,19 +102,27 @@ class DirectoryCodec:
                 "it has no tokenizer.json",
                 "load it in transformers and save it again: that writes one",
             )
-        document = json.loads(path.read_bytes())
+        document = read_json(path)
         # A user's text must not yield control tokens, so only the other added tokens are matched.
         document["added_tokens"] = [t for t in document["added_tokens"] if not t.get("special")]
         library = load_extra("tokenizers", f"tokenizing as {directory.name} does")
         self._tokenizer: Any = library.Tokenizer.from_str(json.dumps(document))
         self._settings = self._checkpoint.json("tokenizer_config.json")
-        self._keys = special_keys(self._checkpoint, 1 << 30)
         self._pre = _pre(document)
 
     @property
     def template(self) -> str | None:
-        found: str | None = self._keys.get_value("tokenizer.chat_template")
-        return found
+        """The template that transformers takes, where it is installed; else by its documented rule:
+        a file goes before tokenizer_config.json. Not by chat_templates.py, which is what verify
+        checks."""
+        if importlib.util.find_spec("transformers"):
+            return _transformers_template(self._checkpoint.directory)
+        file = self._checkpoint.text("chat_template.jinja")
+        given = self._settings.get("chat_template") if file is None else file
+        if isinstance(given, list):
+            given = {entry["name"]: entry["template"] for entry in given}
+        chosen = given.get("default") if isinstance(given, dict) else given
+        return chosen if isinstance(chosen, str) and chosen else None
 
     @property
     def pre(self) -> str:
@@ -140,6 +148,16 @@ class DirectoryCodec:
 
     def close(self) -> None:
         self._tokenizer = None
+
+
+def _transformers_template(directory: Path) -> str | None:
+    transformers = load_extra("transformers", f"reading the chat template of {directory.name}")
+    transformers.utils.logging.set_verbosity_error()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False
+    )
+    given = tokenizer.chat_template
+    return given.get("default") if isinstance(given, dict) else given or None
 
 
 def _token_text(entry: Any) -> str:

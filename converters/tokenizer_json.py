@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from converters.bpe_vocabulary import WHOLE_WORDS
 from converters.gguf_container import Metadata
 from converters.pre_tokenizer import KNOWN
 from converters.vocabulary import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
@@ -155,7 +156,7 @@ def _bpe_parts(metadata: Metadata) -> dict[str, Any]:
         "normalizer": KNOWN[pre].normalizer,
         "pre_tokenizer": KNOWN[pre].pre_tokenizer,
         "decoder": _BYTE_LEVEL,
-        "model": {**_BPE_MODEL, "merges": merges},
+        "model": {**_BPE_MODEL, "ignore_merges": pre in WHOLE_WORDS, "merges": merges},
     }
 
 

@@ -28,6 +28,8 @@ class Vocabulary:
     types: list[int]
     scores: list[float] | None = None
     merges: list[str] | None = None
+    adds_space: bool | None = None
+    """SentencePiece: whether a text begins with a space of its own; None: no file says it."""
 
     def metadata(self) -> Metadata:
         """The keys that llama.cpp's converter writes for this vocabulary."""
