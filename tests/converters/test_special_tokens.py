@@ -1,4 +1,4 @@
-"""The end of a text is found wherever a checkpoint names it, and what is added to a text is read."""
+"""The end of a text is found wherever a checkpoint names it; what is added to a text is read."""
 
 from __future__ import annotations
 
