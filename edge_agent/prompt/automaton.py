@@ -38,9 +38,18 @@ class State:
     moves: tuple[tuple[Ranges, int], ...]
 
 
-def size(states: Iterable[State]) -> int:
-    """The number of ranges in all moves."""
-    return sum(len(ranges) for state in states for ranges, _ in state.moves)
+@dataclass(frozen=True)
+class Automaton:
+    """States from which a word can still be completed; the first one begins. Without any
+    state there is no word. `steps`: what it took, of MAX_STEPS."""
+
+    states: tuple[State, ...]
+    steps: int = field(default=0, compare=False)
+
+    @property
+    def size(self) -> int:
+        """The number of ranges in all moves."""
+        return sum(len(ranges) for state in self.states for ranges, _ in state.moves)
 
 
 def union(*sets: Ranges) -> Ranges:
@@ -222,11 +231,8 @@ class Languages:
 
     # ---- automaton -------------------------------------------------------------------------------
 
-    def automaton(self, term: Language) -> tuple[State, ...]:
-        """The states from which a word can still be completed; the first one begins.
-
-        Empty when no word belongs to `term`. Raises TooLarge.
-        """
+    def automaton(self, term: Language) -> Automaton:
+        """What accepts the words of `term`. Raises TooLarge."""
         classes = self._classes()
         found: dict[Language, int] = {term: 0}
         moves: list[dict[int, list[Ranges]]] = []
@@ -245,9 +251,10 @@ class Languages:
                 raise TooLarge(f"it needs more than {MAX_STATES} states")
         accepts = [state.has_empty for state in pending]
         states = _trimmed(accepts, [{to: union(*r) for to, r in m.items()} for m in moves])
-        if size(states) > MAX_SIZE:
+        made = Automaton(states, self.steps)
+        if made.size > MAX_SIZE:
             raise TooLarge(f"it needs more than {MAX_SIZE} ranges of characters")
-        return states
+        return made
 
     def _classes(self) -> list[Ranges]:
         """EVERY, split into sets of characters that no term tells apart."""

@@ -132,8 +132,8 @@ class _Writer:
         return self._array(node) if isinstance(node, Array) else self._object(node)
 
     def _string(self, node: String) -> str:
-        if node.states:
-            return self.new(rf'"\"" {self._automaton(node.states, chr(34))}')
+        if node.automaton is not None:
+            return self.new(rf'"\"" {self._automaton(node.automaton.states, chr(34))}')
         if node.max_chars is None:
             least = f"{repeat('char', node.min_chars, node.min_chars)} " if node.min_chars else ""
             return self.new(rf'"\"" {least}char* "\""') if least else "string"
@@ -149,8 +149,8 @@ class _Writer:
         return f"r{first}"
 
     def _number(self, node: Number) -> str:
-        if node.states:
-            return self._automaton(node.states, "")
+        if node.automaton is not None:
+            return self._automaton(node.automaton.states, "")
         if node.low is None and node.high is None:
             return "integer" if node.whole else "number"
         return self.new(" | ".join(_bounded(node)))

@@ -17,7 +17,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edge_agent.prompt.automaton import size
 from edge_agent.prompt.schema_merge import merged
 from edge_agent.prompt.schema_nodes import (
     AnyValue,
@@ -46,6 +45,8 @@ MAX_DEPTH = 16
 MAX_NODES = 200
 MAX_SIZE = 40_000
 """Ranges of characters in all automata of one schema: a bound on the length of the grammar."""
+MAX_STEPS = 300_000
+"""Of all automata of one schema (automaton.MAX_STEPS): a bound on the time."""
 MAX_ITEMS = 128
 MAX_ENUM_VALUES = 128
 MAX_NAME_CHARS = 128
@@ -74,7 +75,7 @@ class _Parser:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
         self._nodes = 0
-        self._size = 0
+        self._size = self._steps = 0
 
     def node(self, schema: Any, path: str, refs: tuple[str, ...], depth: int = 1) -> Node:
         """The node of `schema`. `refs` are the $refs that lead here, by which cycles are found."""
@@ -241,10 +242,12 @@ class _Parser:
         return self._counted(place, number_node(place, name))
 
     def _counted(self, place: Place, node: String | Number) -> Node:
-        self._size += size(node.states)
-        if self._size > MAX_SIZE:
+        if node.automaton is not None:
+            self._size += node.automaton.size
+            self._steps += node.automaton.steps
+        if self._size > MAX_SIZE or self._steps > MAX_STEPS:
             why = f"patterns, formats and bounds need more than {MAX_SIZE} ranges of characters"
-            refuse(place.path, why, _SPLIT)
+            refuse(place.path, f"{why} or {MAX_STEPS} steps", _SPLIT)
         return node
 
     def fixed(self, place: Place, name: str) -> Node:

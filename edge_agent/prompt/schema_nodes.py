@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_agent.prompt.automaton import State
+from edge_agent.prompt.automaton import Automaton
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,26 @@ class Literals:
 
 @dataclass(frozen=True)
 class String:
-    """A string of min_chars to max_chars (None: no limit) code points, or one that the automaton
-    `states` accepts."""
+    """A string of min_chars to max_chars (None: no limit) code points, or one that `automaton`
+    accepts."""
 
     min_chars: int = 0
     max_chars: int | None = None
-    states: tuple[State, ...] = ()
+    automaton: Automaton | None = None
 
 
 @dataclass(frozen=True)
 class Number:
     """A number with low <= value <= high; None: no bound. With `low_open` or `high_open` the bound
-    itself is excluded. `whole`: integers only. With `states`, the decimal texts that this automaton
-    accepts."""
+    itself is excluded. `whole`: integers only. With `automaton`, the decimal texts that
+    it accepts."""
 
     whole: bool
     low: int | None = None
     high: int | None = None
     low_open: bool = False
     high_open: bool = False
-    states: tuple[State, ...] = ()
+    automaton: Automaton | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from edge_agent.prompt.automaton import State, TooLarge
+from edge_agent.prompt.automaton import Automaton, TooLarge
 from edge_agent.prompt.schema_nodes import Number
 from edge_agent.prompt.schema_place import Place, refuse, shown
 from edge_agent.prompt.schema_strings import automaton
@@ -58,7 +58,7 @@ def number_node(place: Place, type_name: str) -> Number:
         why = f"no value lies between {bottom.value} and {top.value}"
         refuse(place.path, why, "widen the bounds")
     if any(one.value % 1 for one in (bottom, top)):
-        return Number(False, states=_between(place, bottom, top))
+        return Number(False, automaton=_between(place, bottom, top))
     return Number(
         whole,
         int(bottom.value) if low else None,
@@ -98,7 +98,7 @@ def _inward(bound: _Bound, up: bool) -> _Bound:
 # ---- fractional bounds ---------------------------------------------------------------------------
 
 
-def _between(place: Place, low: _Bound, high: _Bound) -> tuple[State, ...]:
+def _between(place: Place, low: _Bound, high: _Bound) -> Automaton:
     """An automaton of the decimal texts from `low` to `high`. Raises SchemaError."""
     zero, signs = _Bound(Decimal(0)), []
     if high.value >= 0:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from edge_agent.prompt.automaton import EVERY, Languages, State, TooLarge
+from edge_agent.prompt.automaton import EVERY, Automaton, Languages, TooLarge
 from edge_agent.prompt.ecma_pattern import SUPPORTED, PatternError, language
 from edge_agent.prompt.schema_nodes import String
 from edge_agent.prompt.schema_place import Place, check_text, refuse, shown
@@ -91,7 +91,7 @@ def string_node(place: Place) -> String:
         return String(low, high)
     keyword = "pattern" if "pattern" in place.keywords else "format"
     try:
-        states = automaton(patterns, low, high)
+        accepted = automaton(patterns, low, high)
     except PatternError as error:
         refuse(place.at(keyword), f"{shown(patterns[0])}: {error}", SUPPORTED)
     except TooLarge as error:
@@ -99,9 +99,9 @@ def string_node(place: Place) -> String:
         if layout is not None and keyword == "pattern":
             hint = f"leave the pattern out: format {layout!r} is supported without it"
         refuse(place.at(keyword), f"{shown(patterns[0])} is too large: {error}", hint)
-    if not states:
+    if not accepted.states:
         refuse(place.at(keyword), "no string satisfies it and its neighbours", "leave one out")
-    return String(states=states)
+    return String(automaton=accepted)
 
 
 def _patterns(place: Place) -> tuple[str, ...]:
@@ -136,8 +136,8 @@ def _most(place: Place, is_short: bool) -> int | None:
 
 
 @lru_cache(maxsize=64)
-def automaton(patterns: tuple[str, ...], low: int, high: int | None) -> tuple[State, ...]:
-    """The states of the strings of `low` to `high` characters that match all patterns."""
+def automaton(patterns: tuple[str, ...], low: int, high: int | None) -> Automaton:
+    """What accepts the strings of `low` to `high` characters that match all patterns."""
     languages = Languages()
     terms = [language(languages, pattern) for pattern in patterns]
     if low or high is not None:

@@ -20,7 +20,7 @@ def states_of(pattern: str, low: int = 0, high: int | None = None) -> tuple[Stat
     if low or high is not None:
         length = languages.repeat(languages.chars(EVERY), low, high)
         term = languages.both(term, length)
-    return languages.automaton(term)
+    return languages.automaton(term).states
 
 
 def accepts(states: Sequence[State], text: str) -> bool:
