@@ -24,6 +24,7 @@ class Sampling(Struct, frozen=True):
 
     temperature: float = 0.3
     top_k: int = 40
+    typical_p: float = 1.0
     top_p: float = 0.9
     min_p: float = 0.0
     repeat_penalty: float = 1.0

@@ -34,6 +34,12 @@ SAMPLING_BOUNDS = {
         _setting("temperature", "0 takes the likeliest token.", minimum=0, maximum=1000),
         _setting("top_k", "Likeliest tokens kept; 0 or -1 all.", minimum=-1, maximum=1_000_000),
         _setting("top_p", "Mass of likely tokens kept.", minimum=0, maximum=1),
+        _setting(
+            "typical_p",
+            "Mass of tokens of typical information kept; 1 is off.",
+            exclusiveMinimum=0,
+            maximum=1,
+        ),
         _setting("min_p", "Least share of the likeliest token's mass.", minimum=0, maximum=1),
         _setting(
             "repeat_penalty",

@@ -2,11 +2,12 @@
 
 Flows in: records.Sampling and one row of a context's logits. Flows out: a token id. The chain's
 steps, in order: logit bias; penalties, which see generated tokens only, because the sampler accepts
-no prompt tokens; top_k; top_p; min_p; temperature; draw. top_k comes before top_p because top_p
-over 262,144 candidates takes 5.5 ms per token. The chain runs over the few candidates that can win
-(`best`), which gives the same token in less than half the time. A grammar is first asked about the
-sampled token alone; only when it refuses this token is the whole vocabulary masked, which takes 31
-ms per token with Gemma's vocabulary. Not here: making the grammar (prompt/grammar.py).
+no prompt tokens; top_k; typical_p; top_p; min_p; temperature; draw. top_k comes before top_p
+because top_p over 262,144 candidates takes 5.5 ms per token. The chain runs over the few candidates
+that can win (`best`), which gives the same token in less than half the time. A grammar is first
+asked about the sampled token alone; only when it refuses this token is the whole vocabulary masked,
+which takes 31 ms per token with Gemma's vocabulary. Not here: making the grammar
+(prompt/grammar.py).
 """
 
 from __future__ import annotations
@@ -214,6 +215,8 @@ def _drawing(sampling: Sampling) -> list[Any]:
     links = []
     if sampling.top_k > 0:
         links.append(lib.llama_sampler_init_top_k(sampling.top_k))
+    if sampling.typical_p < 1.0:
+        links.append(lib.llama_sampler_init_typical(sampling.typical_p, 1))
     if sampling.top_p < 1.0:
         links.append(lib.llama_sampler_init_top_p(sampling.top_p, 1))
     if sampling.min_p > 0.0:

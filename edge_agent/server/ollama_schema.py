@@ -2,9 +2,9 @@
 
 Flows in: parsed JSON. Flows out: frozen pydantic models, and the records that the engine takes.
 Options of loading (num_gpu, num_thread, ...) are ignored, because this daemon's settings decide
-them. `num_ctx` is checked and ignored: a slot's context is fixed when the model loads, and a prompt
-that does not fit is refused, never cut. Source: Ollama's docs/api.md. Not here: sending
-(ollama.py).
+them. `num_ctx` is checked and ignored: a slot's context is fixed when the model loads. `num_keep`,
+`truncate` and `shift` are ignored, because a prompt that does not fit is refused, never cut.
+Source: Ollama's docs/api.md. Not here: sending (ollama.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from edge_agent.server.sampling_fields import (
     StopString,
     refused,
 )
+from edge_agent.server.unserved import OPTIONS, refuse_unserved
 
 _DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+)")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
@@ -89,6 +90,11 @@ class OllamaOptions(SamplingFields, OllamaBody):
     )
     num_ctx: int | None = Field(None, ge=1, description="Ignored: fixed when the model loads.")
     stop: StopString | StopList | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_by_name(cls, members: Any) -> Any:
+        return refuse_unserved(members, OPTIONS)
 
     def token_limit(self) -> int:
         """The most tokens to generate."""

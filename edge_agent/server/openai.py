@@ -102,7 +102,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         text=text,
         tokens=tokens,
         max_tokens=body.token_limit(),
-        logprobs=body.logprobs,
+        logprobs=body.logprob_count(),
     )
     return await _answer(request, record, body, CompletionEvents)
 
@@ -115,7 +115,6 @@ async def _record(service: Service, body: GenerationFields, api: str, **prompt: 
         await _check_ids(service, model, biases, "logit_bias")
     if tokens:
         await _check_ids(service, model, tokens, "prompt")
-    asked = body.response_format
     request = Generate(
         id=0,
         sampling=body.sampling(biases, body.repetition_penalty),
@@ -123,7 +122,7 @@ async def _record(service: Service, body: GenerationFields, api: str, **prompt: 
         stream=bool(body.stream),
         cache_prompt=body.cache_prompt is not False,
         ignore_eos=bool(body.ignore_eos),
-        json_schema=asked.checked_schema() if asked else None,
+        json_schema=body.answer_schema(),
         adapter=lora_reference(service, model, body.lora),
         **prompt,
     )

@@ -2,17 +2,18 @@
 
 Flows in: parsed JSON. Flows out: frozen pydantic models, and the records that the engine takes. A
 request for a feature that this daemon lacks (tools, several choices) is refused and the feature
-named, because ignoring it would mislead; members that neither OpenAI nor llama-server knows are
-ignored. Source: OpenAI's API reference, llama-server's
-README. Not here: answers (openai_answers.py), sending (openai.py).
+named, because ignoring it would mislead (also unserved.py); members that neither OpenAI nor
+llama-server knows are ignored. Source: OpenAI's API reference, llama-server's README. Not here:
+answers (openai_answers.py), sending (openai.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from edge_agent.errors import SchemaError
 from edge_agent.prompt.json_schema import check_schema
@@ -27,6 +28,13 @@ from edge_agent.server.sampling_fields import (
     number,
     refused,
 )
+from edge_agent.server.unserved import (
+    CHAT,
+    OPENAI,
+    Unserved,
+    refuse_samplers,
+    refuse_unserved,
+)
 
 MAX_TOP_LOGPROBS = 20
 """Alternatives reported at each position; OpenAI's limit."""
@@ -34,7 +42,7 @@ MAX_BIASES = 1024
 MAX_LORAS = 64
 MAX_LORA_SCALE = 100.0
 BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
-BiasValue = Annotated[float, Field(ge=-100, le=100)]
+BiasValue = Annotated[float, Field(ge=-100, le=100)] | Literal[False]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -106,8 +114,14 @@ class GenerationFields(SamplingFields):
     n: int | None = Field(None, description="Only 1 is served.")
     repetition_penalty: float | None = number("repeat_penalty")
     """Another name of repeat_penalty."""
-    logit_bias: dict[BiasKey, BiasValue] | None = Field(None, max_length=MAX_BIASES)
+    n_probs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description="Like logprobs.")
+    logit_bias: dict[BiasKey, BiasValue] | None = Field(
+        None, max_length=MAX_BIASES, description="id: bias, or a list of pairs; false bans the id."
+    )
+    samplers: str | list[str] | None = Field(None, description="Refused unless ours, in order.")
     response_format: ResponseFormat | None = None
+    json_schema: dict[str, Any] | None = None
+    """llama-server's shorter way to give a schema."""
     cache_prompt: bool | None = Field(
         None, description="false: prefill the whole prompt; exact repetition of a seed needs it."
     )
@@ -117,19 +131,43 @@ class GenerationFields(SamplingFields):
         max_length=MAX_LORAS,
         description="One adapter with a scale other than 0, or the base; before what model says.",
     )
-    grammar: Any = Field(None, description="Refused: use response_format.")
+    unserved: ClassVar[Mapping[str, Unserved]] = OPENAI
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_by_name(cls, members: Any) -> Any:
+        return refuse_unserved(members, cls.unserved)
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _pairs_are_a_mapping(cls, given: Any) -> Any:
+        """llama-server's list of [id, bias]."""
+        if not isinstance(given, list):
+            return given
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in given):
+            raise refused("logit_bias", "a list holds pairs [token id, bias]", "ask /tokenize")
+        return {str(token): bias for token, bias in given}
 
     @model_validator(mode="after")
     def _refuse_what_cannot_be(self) -> GenerationFields:
         if self.n not in (None, 1):
             raise refused("n", f"it is {self.n}", "only 1 is served; send the request again")
-        if self.grammar is not None:
-            raise refused("grammar", "raw grammars are not accepted", "use response_format")
         check_one_adapter(self.lora or [])
+        refuse_samplers(self.samplers, self.sampling({}, self.repetition_penalty))
         return self
 
     def biases(self) -> dict[int, float]:
-        return {int(key): value for key, value in (self.logit_bias or {}).items()}
+        biases = (self.logit_bias or {}).items()
+        return {int(key): -math.inf if value is False else value for key, value in biases}
+
+    def answer_schema(self) -> dict[str, Any] | None:
+        """None for free text, {} for any JSON object. Raises FieldError, SchemaError."""
+        schema = self.response_format.checked_schema() if self.response_format else None
+        if self.json_schema is None:
+            return schema
+        if schema:
+            raise FieldError("json_schema", "response_format has a schema too", "send one of them")
+        return checked(self.json_schema, "json_schema")
 
     def token_limit(self) -> int:
         """The first of the three names that is given, in llama-server's order."""
@@ -143,6 +181,7 @@ class GenerationFields(SamplingFields):
 class ChatRequest(GenerationFields):
     """POST /v1/chat/completions"""
 
+    unserved: ClassVar[Mapping[str, Unserved]] = CHAT
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -163,7 +202,7 @@ class ChatRequest(GenerationFields):
         return self
 
     def logprob_count(self) -> int | None:
-        return (self.top_logprobs or 0) if self.logprobs else None
+        return (self.top_logprobs or 0) if self.logprobs else self.n_probs or None
 
 
 class CompletionRequest(GenerationFields):
@@ -188,6 +227,9 @@ class CompletionRequest(GenerationFields):
         if self.suffix:
             raise refused("suffix", "filling in the middle is not served", "leave it out")
         return self
+
+    def logprob_count(self) -> int | None:
+        return self.n_probs or None if self.logprobs is None else self.logprobs
 
     def text_or_tokens(self) -> tuple[str | None, list[int] | None]:
         """The prompt as the engine takes it: (text, None) or (None, token ids)."""

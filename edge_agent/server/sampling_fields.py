@@ -55,6 +55,7 @@ class SamplingFields(Body):
     top_k: int | None = number("top_k")
     top_p: float | None = number("top_p")
     min_p: float | None = number("min_p")
+    typical_p: float | None = number("typical_p")
     repeat_penalty: float | None = number("repeat_penalty")
     repeat_last_n: int | None = number("repeat_last_n")
     presence_penalty: float | None = number("presence_penalty")
@@ -72,6 +73,7 @@ class SamplingFields(Body):
             top_k=max(0, _or(self.top_k, default.top_k)),
             top_p=_or(self.top_p, default.top_p),
             min_p=_or(self.min_p, default.min_p),
+            typical_p=_or(self.typical_p, default.typical_p),
             repeat_penalty=_or(penalty, default.repeat_penalty),
             repeat_last_n=_window(_or(self.repeat_last_n, default.repeat_last_n)),
             frequency_penalty=_or(self.frequency_penalty, default.frequency_penalty),

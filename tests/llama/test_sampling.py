@@ -55,6 +55,7 @@ def test_equal_logits_and_nan_leave_every_candidate_in() -> None:
         HOT,
         Sampling(temperature=0.0),
         Sampling(temperature=0.7, min_p=0.1, seed=1),
+        Sampling(temperature=0.9, typical_p=0.4, seed=6),
         Sampling(temperature=0.9, top_k=20, repeat_penalty=1.3, presence_penalty=0.5, seed=3),
         Sampling(temperature=0.9, top_k=20, logit_bias={17: -5.0, 30: -100.0}, seed=4),
     ],
@@ -85,6 +86,19 @@ def test_what_can_raise_a_token_is_sampled_from_all(
     decoded: tuple[Model, Context, int], sampling: Sampling
 ) -> None:
     assert Sampler(sampling, decoded[0].vocabulary)._n_best == 0
+
+
+@pytest.mark.model
+def test_typical_p_leaves_out_what_is_too_likely(decoded: tuple[Model, Context, int]) -> None:
+    model, context, row = decoded
+
+    def drawn(typical_p: float) -> set[int]:
+        sampling = Sampling(temperature=1.0, top_p=1.0, typical_p=typical_p, seed=2)
+        sampler = Sampler(sampling, model.vocabulary)
+        return {sampler.sample(context, row) for _ in range(200)}
+
+    likeliest = int(np.argmax(logits_of(context, row, model.vocabulary.n_tokens)))
+    assert likeliest in drawn(1.0) and drawn(0.2) < drawn(1.0)
 
 
 @pytest.mark.model
