@@ -19,9 +19,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 from build_llama_server import peer_program
 from servers import BenchmarkError, cli, register
+
+from edge_agent.machine import default_threads
 
 LOW, HIGH = 0.97, 1.03
 
@@ -47,7 +48,7 @@ def theirs(gguf: Path, args: argparse.Namespace, threads: int) -> dict[str, floa
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    threads = psutil.cpu_count(logical=False) or 1
+    threads = default_threads()
     ratios: dict[str, list[float]] = {"prefill": [], "decode": []}
     with tempfile.TemporaryDirectory() as scratch:
         state = Path(scratch)

@@ -32,10 +32,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 from build_llama_server import peer_program
 from servers import BenchmarkError, Server, edge_agent, llama_server, register
 from stream_client import Address, StreamResult, stream
+
+from edge_agent.machine import default_threads
 
 N_CTX = 2048
 SLOTS = 4
@@ -214,7 +215,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded:gemma3-270m", help="what `pull` takes")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--json", action="store_true", help="print only the JSON document")
     args = parser.parse_args()
     try:
