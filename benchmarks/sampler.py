@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 from edge_agent.monitor.board_sampler import BoardSampler
@@ -45,8 +46,8 @@ def jitter_s(times_s: list[float], period_s: float) -> dict[str, float] | None:
     found = sorted(abs(one - max(1, round(one / period_s)) * period_s) for one in intervals)
     if not found:
         return None
-    last = len(found) - 1
-    return {"p50": found[last // 2], "p99": found[int(last * 0.99)], "max": found[last]}
+    cuts = quantiles(found, n=100, method="inclusive") if len(found) > 1 else found * 99
+    return {"p50": cuts[49], "p99": cuts[98], "max": found[-1]}
 
 
 def measure(root: Path, *, is_busy: bool, seconds: float) -> dict[str, Any]:

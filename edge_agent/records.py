@@ -107,7 +107,8 @@ class ModelInfo(Struct, frozen=True):
 
 
 class TokenLogprob(Struct, frozen=True):
-    """Log-probability of one token, before sampling changes the logits. `raw`: its bytes."""
+    """Log-probability of one token, before sampling changes the logits. `raw`: the bytes it adds to
+    a text, which may end inside a character."""
 
     id: int
     text: str

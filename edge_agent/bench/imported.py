@@ -10,16 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from edge_agent.errors import EdgeAgentError
+from edge_agent.bench.figures import ImportFailed, checked
 from edge_agent.json_lines import numbered_lines
-
-
-class ImportFailed(EdgeAgentError):
-    """A file of documents that cannot be used."""
-
-    code = "import_failed"
 
 
 def read_documents(path: Path) -> list[dict[str, Any]]:
@@ -36,13 +31,14 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
     for position, (number_, line) in enumerate(numbered):
         try:
             document = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if position == len(numbered) - 1 and not text.endswith("\n"):
                 break
             raise _bad_line(path, number_, str(error)) from error
         if not isinstance(document, dict) or "avg_ts" not in document:
             raise _bad_line(path, number_, "it is no benchmark document: it has no avg_ts")
-        found.append(adopted(document, path.stem))
+        place = f"line {number_} of {path}"
+        found.append(adopted(checked(document, place), path.stem))
     return found
 
 
@@ -57,8 +53,8 @@ def adopted(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
         return dict(document)
     prompt, gen = document.get("n_prompt") or 0, document.get("n_gen") or 0
     scenario = "prefill+decode" if prompt and gen else "prefill" if prompt else "decode"
-    samples = document.get("samples_ts") or [document["avg_ts"]]
-    ordered = sorted(samples)
+    given = document.get("samples_ts") or [document["avg_ts"]]
+    samples = [rate for rate in given if rate is not None]
     return {
         **document,
         "scenario": scenario,
@@ -66,8 +62,8 @@ def adopted(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
         "model": Path(str(document.get("model_filename") or "unknown")).stem,
         "board_name": origin,
         "run_id": str(document.get("test_time") or origin),
-        "median_ts": ordered[len(ordered) // 2],
-        "min_ts": ordered[0],
-        "max_ts": ordered[-1],
+        "median_ts": median(samples) if samples else None,
+        "min_ts": min(samples, default=None),
+        "max_ts": max(samples, default=None),
         "energy": {"reason": "llama-bench measures no energy"},
     }

@@ -69,11 +69,13 @@ def figure(value: float | None, unit: str = "", digits: int | None = None) -> st
 
 def with_spread(document: Document) -> str:
     """Median (lowest-highest, n=runs) in tokens per second."""
-    n = len(document.get("samples_ts") or [])
-    low, high = document.get("min_ts"), document.get("max_ts")
-    if document.get("median_ts") is None:
-        return NOT_MEASURED
-    return f"{figure(document['median_ts'])} ({figure(low)}-{figure(high)}, n={n})"
+    n = sum(rate is not None for rate in document.get("samples_ts") or [])
+    middle, low, high = (document.get(f"{name}_ts") for name in ("median", "min", "max"))
+    return NOT_MEASURED if middle is None else f"{figure(middle)} ({_range(low, high)}, n={n})"
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "range not told" if low is None or high is None else f"{figure(low)}-{figure(high)}"
 
 
 def subject(document: Document) -> tuple[str, str, str, str]:
@@ -150,15 +152,15 @@ def _raw(documents: Sequence[Document]) -> Section:
     note += "the engine is the daemon. of limit: the share of what memory bandwidth allows."
     table = Table("Prefill and decode", HEADLINE, rows, (note, *_reasons(raw)))
     charts = [
-        bars(f"{name}: tokens per second", "tok/s", [_bar(one, raw) for one in raw if part(one)])
-        for name, part in (("Prefill", _is("prefill")), ("Decode", _is("decode")))
-        if any(part(one) for one in raw)
+        bars(f"{name}: tokens per second", "tok/s", [_bar(one, raw) for one in measured])
+        for name in ("Prefill", "Decode")
+        if (measured := [one for one in raw if _has_rate(one, name.lower())])
     ]
     return Section("Speed", (), (table,), (*charts, _joule_bars(raw)))
 
 
-def _is(scenario: str) -> Any:
-    return lambda document: document.get("scenario") == scenario
+def _has_rate(document: Document, scenario: str) -> bool:
+    return document.get("scenario") == scenario and document.get("median_ts") is not None
 
 
 def _headline(document: Document) -> tuple[str, ...]:
@@ -224,13 +226,8 @@ def _chat(documents: Sequence[Document]) -> Section:
         "tokens in different languages, so compare whole answers and not tok/s.",
     )
     rows = tuple(_chat_row(one) for one in chats)
-    charts = (
-        bars(
-            "Seconds until the answer is complete",
-            "s",
-            [_chat_bar(one) for one in chats if one.get("e2e_s")],
-        ),
-    )
+    answered = [_chat_bar(one) for one in chats if (one.get("e2e_s") or {}).get("median")]
+    charts = (bars("Seconds until the answer is complete", "s", answered),) if answered else ()
     table = Table("Chats, medians (lowest-highest)", CHAT, rows, _reasons(chats))
     return Section("Chats", text, (table,), charts)
 
@@ -242,25 +239,30 @@ def _chat_row(document: Document) -> tuple[str, ...]:
         f"{document.get('model')} ({document.get('engine')})",
         str(document.get("language")),
         str(document.get("concurrency")),
-        f"{document.get('n_prompt')} tokens",
+        _tokens(document.get("n_prompt")),
         _seconds(document.get("ttft_s")),
         _seconds(document.get("tpot_s")),
-        f"{_seconds(document.get('e2e_s'))} for {document.get('n_gen')} tokens",
+        f"{_seconds(document.get('e2e_s'))} for {_tokens(document.get('n_gen'))}",
         figure(energy.get("j_per_token")),
     )
 
 
+def _tokens(count: int | None) -> str:
+    return "unknown tokens" if count is None else f"{count} tokens"
+
+
 def _seconds(spread: Mapping[str, Any] | None) -> str:
-    if not spread:
+    if not spread or spread.get("median") is None:
         return NOT_MEASURED
-    low, high = figure(spread["min"]), figure(spread["max"])
-    return f"{figure(spread['median'])} s ({low}-{high})"
+    return f"{figure(spread['median'])} s ({_range(spread.get('min'), spread.get('max'))})"
 
 
 def _chat_bar(document: Document) -> Bar:
     e2e = document["e2e_s"]
     name = f"{document.get('model')} {document.get('language')} x{document.get('concurrency')}"
-    return Bar(f"{name}, {document.get('board_name')}", e2e["median"], e2e["min"], e2e["max"], 1)
+    return Bar(
+        f"{name}, {document.get('board_name')}", e2e["median"], e2e.get("min"), e2e.get("max"), 1
+    )
 
 
 LINES = 6
@@ -327,13 +329,17 @@ def _place(document: Document) -> str:
 
 
 def _difference(first: Document, other: Document) -> tuple[str, str, str]:
-    a, b = first["median_ts"], other["median_ts"]
-    overlap = first["min_ts"] <= other["max_ts"] and other["min_ts"] <= first["max_ts"]
-    return (
-        f"{figure(a)} and {figure(b)}",
-        f"{100 * (b / a - 1):+.1f} %" if a else NOT_MEASURED,
-        "within the spread" if overlap else "outside the spread",
-    )
+    a, b = first.get("median_ts"), other.get("median_ts")
+    difference = NOT_MEASURED if not a or b is None else f"{100 * (b / a - 1):+.1f} %"
+    return f"{figure(a)} and {figure(b)}", difference, _overlap(first, other)
+
+
+def _overlap(first: Document, other: Document) -> str:
+    ends = [one.get(f"{end}_ts") for one in (first, other) for end in ("min", "max")]
+    if any(end is None for end in ends):
+        return "spread not told"
+    is_within = first["min_ts"] <= other["max_ts"] and other["min_ts"] <= first["max_ts"]
+    return "within the spread" if is_within else "outside the spread"
 
 
 def _published() -> Section:

@@ -222,7 +222,8 @@ class Scheduler:
             return
         text, stop_text, logprobs = tail, None, []
         if isinstance(work, Request):
-            stop_text, logprobs = work.text.stopped, work.logprobs
+            stop_text = work.text.stopped
+            logprobs = work.take_logprobs(all_left=stop_text is None)
             if not work.generate.stream:
                 work.whole_text.append(tail)
                 text = "".join(work.whole_text)
@@ -361,9 +362,8 @@ class Scheduler:
         generate = request.generate
         text = request.text.push(self._vocabulary.piece(token))
         if generate.logprobs is not None:
-            request.logprobs.append(
-                chosen_logprob(self._context, row, token, generate.logprobs, self._vocabulary)
-            )
+            chosen = chosen_logprob(self._context, row, token, generate.logprobs, self._vocabulary)
+            request.logprobs.append((request.text.began, chosen))
         if request.text.stopped is not None:
             self._finish(slot, "stop", text)
             return
@@ -374,9 +374,7 @@ class Scheduler:
         if not generate.stream:
             request.whole_text.append(text)
         elif text:
-            self._send(Chunk(request.id, text, request.n_generated, request.logprobs))
-            if request.logprobs:
-                request.logprobs = []
+            self._send(Chunk(request.id, text, request.n_generated, request.take_logprobs()))
 
     def _is_last(self, slot: Slot, request: Request) -> bool:
         full = len(slot.ids) >= self._context.n_ctx

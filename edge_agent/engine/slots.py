@@ -63,7 +63,14 @@ class Request(Work):
     sampler: Sampler
     text: TextStream
     whole_text: list[str] = field(default_factory=list)
-    logprobs: list[ChosenLogprob] = field(default_factory=list)
+    logprobs: list[tuple[int, ChosenLogprob]] = field(default_factory=list)
+    """Not sent yet: each with the number of characters of the answer before its token."""
+
+    def take_logprobs(self, *, all_left: bool = False) -> list[ChosenLogprob]:
+        """Those whose tokens begin in the text that was given out; the others wait for theirs."""
+        ready = [one for began, one in self.logprobs if all_left or began < self.text.shown]
+        self.logprobs = self.logprobs[len(ready) :]
+        return ready
 
     def close(self) -> None:
         self.sampler.close()

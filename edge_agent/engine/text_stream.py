@@ -17,10 +17,12 @@ from collections.abc import Sequence
 
 
 class TextStream:
-    """One answer's text. `stopped` is the stop string that ended it, else None."""
+    """One answer's text. `stopped` is the stop string that ended it, else None; `began` counts the
+    characters before the last piece, `shown` those given out."""
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self.stopped: str | None = None
+        self.began = self.shown = 0
         self._stops = [stop for stop in stops if stop]
         self._held = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -29,7 +31,13 @@ class TextStream:
         """The text that can be shown after `piece`; '' once stopped. Invalid bytes give U+FFFD."""
         if self.stopped is not None:
             return ""
-        text = self._held + self._decoder.decode(piece)
+        self.began = self.shown + len(self._held)
+        text = self._unstopped(self._held + self._decoder.decode(piece))
+        self.shown += len(text)
+        return text
+
+    def _unstopped(self, text: str) -> str:
+        """What of `text` no stop string can take back; the rest is held."""
         if not self._stops:
             return text
         found = [(text.find(stop), stop) for stop in self._stops if stop in text]
@@ -45,7 +53,8 @@ class TextStream:
         """The text that is still held back, when no stop string ended the answer. An incomplete
         character is dropped."""
         held, self._held = self._held, ""
-        return held if self.stopped is None else ""
+        self.shown += len(held)
+        return held
 
 
 def _overlap(text: str, stop: str) -> int:

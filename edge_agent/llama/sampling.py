@@ -247,6 +247,7 @@ def chosen_logprob(
     """Natural-log probability of `token` and of the `n_top` most probable tokens of a row.
 
     Computed by log-softmax in float64 over the raw logits, before bias, penalties and temperature.
+    `raw` is what a token adds to the text: a control token is spelled in `text` and adds nothing.
     """
     logits = logits_of(context, row, vocabulary.n_tokens).astype(np.float64)
     shift = float(logits.max())
@@ -257,9 +258,7 @@ def chosen_logprob(
         best = [int(index) for index in some[np.argsort(-logprobs[some])]]
 
     def entry(index: int) -> TokenLogprob:
-        spelled = vocabulary.spelled(index)
-        return TokenLogprob(
-            index, spelled.decode("utf-8", "replace"), spelled, float(logprobs[index])
-        )
+        text = vocabulary.spelled(index).decode("utf-8", "replace")
+        return TokenLogprob(index, text, vocabulary.piece(index), float(logprobs[index]))
 
     return ChosenLogprob(entry(token), [entry(index) for index in best])

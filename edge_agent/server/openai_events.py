@@ -7,6 +7,7 @@ when they are sent (openai.py).
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -136,7 +137,8 @@ class CompletionEvents(ChatEvents):
 
     def __init__(self, head: dict[str, Any], include_usage: bool) -> None:
         super().__init__(head, include_usage)
-        self._offset_chars = 0
+        self._n_characters = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def opening(self) -> bytes:
         return b""
@@ -148,17 +150,25 @@ class CompletionEvents(ChatEvents):
         return {"text": done.text, "finish_reason": done.finish_reason}
 
     def logprobs(self, chosen: Sequence[ChosenLogprob]) -> dict[str, Any]:
-        """`text_offset` counts characters of the generated text."""
+        """`text_offset` counts the whole characters of the generated text before a token."""
         offsets = []
         for one in chosen:
-            offsets.append(self._offset_chars)
-            self._offset_chars += len(one.token.text)
+            offsets.append(self._n_characters)
+            self._n_characters += len(self._decoder.decode(one.token.raw))
         return {
-            "tokens": [one.token.text for one in chosen],
+            "tokens": [_name(one.token, "bytes:") for one in chosen],
             "token_logprobs": [one.token.logprob for one in chosen],
-            "top_logprobs": [{top.text: top.logprob for top in one.top} for one in chosen],
+            "top_logprobs": [_by_name([*one.top, one.token]) for one in chosen],
             "text_offset": offsets,
         }
+
+
+def _by_name(tokens: Sequence[TokenLogprob]) -> dict[str, float]:
+    """The likeliest token of each name; OpenAI too adds the chosen token to the best ones."""
+    found: dict[str, float] = {}
+    for token in tokens:
+        found.setdefault(_name(token, "bytes:"), token.logprob)
+    return found
 
 
 def chosen_json(chosen: ChosenLogprob) -> dict[str, Any]:
@@ -167,4 +177,13 @@ def chosen_json(chosen: ChosenLogprob) -> dict[str, Any]:
 
 
 def _token_json(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.raw)}
+    return {"token": _name(token), "logprob": token.logprob, "bytes": list(token.raw)}
+
+
+def _name(token: TokenLogprob, prefix: str = "") -> str:
+    """The text of a token. Half a character has none: its bytes as \\xe0\\xa4, OpenAI's spelling,
+    with `prefix` in its older API, keep such tokens apart."""
+    try:
+        return token.raw.decode() or token.text
+    except UnicodeDecodeError:
+        return prefix + "".join(f"\\x{byte:02x}" for byte in token.raw)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from cli_runner import cli
 
-from edge_agent.bench.imported import ImportFailed, read_documents
+from edge_agent.bench.figures import ImportFailed
+from edge_agent.bench.imported import read_documents
 from edge_agent.bench.published import ROWS
 from edge_agent.bench.report import NOT_MEASURED, build
 from edge_agent.bench.report_pages import STYLE, html, markdown
@@ -21,6 +22,7 @@ from edge_agent.bench.svg_chart import Bar, Line, bars, lines, number, ticks
 from edge_agent.cli.commands.bench import print_documents
 from edge_agent.cli.commands.bench_options import BenchOptions
 from edge_agent.cli.terminal import Terminal
+from edge_agent.client.models import open_models
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -148,6 +150,67 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str) -> None:
     path.write_text(json.dumps(invented()) + f"\n{line}\n" + json.dumps(invented()) + "\n")
     with pytest.raises(ImportFailed, match="line 2 of"):
         read_documents(path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "middle"),
+    [([1, 2], 1.5), ([4, 1, 2, 3], 2.5), ([3, 1, 2], 2), ([7, None], 7), ([None], None)],
+)
+def test_the_median_of_an_even_number_lies_between_the_middle_two(
+    tmp_path: Path, samples: list[Any], middle: float | None
+) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"n_gen": 8, "avg_ts": None, "samples_ts": samples}) + "\n")
+    (found,) = read_documents(path)
+    assert found["median_ts"] == middle
+    assert ("not measured" if middle is None else f"{middle:g} (") in both(found)[1]
+
+
+SUBJECT = {"language": "hi", "concurrency": 1}
+FIGURES: dict[str, Any] = {
+    "n_prompt": 8, "n_gen": 8, "n_depth": 0, "avg_ts": 9.0, "median_ts": 9.0, "min_ts": 8.0,
+    "max_ts": 10.0, "samples_ts": [8.0, 10.0], "temperature_max_celsius": 50.0,
+    "temperature_start_celsius": 40.0, "memory_peak_bytes": 9, "roofline_fraction": 0.5,
+    "energy": {"j_per_token": 1.0, "mean_w": 2.0, "idle_w": 1.0}, "clocks": {"cpu_hz": 1e9},
+    "ttft_s": {"median": 1.0, "min": 1.0, "max": 1.0}, "board": {"model": "x"},
+    "tpot_s": {"median": 1.0, "min": 1.0, "max": 1.0}, "trace": [[0.0, 5.0, 40.0, 1, 1.0]] * 2,
+    "e2e_s": {"median": 1.0, "min": 1.0, "max": 1.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scenario", ["decode", "chat"])
+def test_a_figure_may_be_null_or_absent(tmp_path: Path, scenario: str) -> None:
+    path, whole = tmp_path / "x.jsonl", invented(scenario=scenario, **SUBJECT, **FIGURES)
+    for member, value in FIGURES.items():
+        empty = dict.fromkeys(value) if isinstance(value, dict) else None
+        rows = [whole, {**whole, member: None}, {**whole, member: empty}]
+        rows += [{name: one for name, one in whole.items() if name != member or name == "avg_ts"}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for text in both(*read_documents(path)):
+            assert "None tokens" not in text and ">None<" not in text and "| None |" not in text
+
+
+WRONG = ["12", True, float("nan"), 1e999, 10**400, ["x"], {"median": "x"}]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda value: str(value)[:12])
+def test_what_is_no_figure_is_refused_by_its_line_and_member(tmp_path: Path, wrong: Any) -> None:
+    path = tmp_path / "x.jsonl"
+    for member in FIGURES:
+        if member not in ("board", "energy", "clocks") or not isinstance(wrong, dict):
+            row = json.dumps(invented(**{**FIGURES, member: wrong}))
+            path.write_text(json.dumps(invented()) + "\n" + row + "\n")
+            with pytest.raises(ImportFailed, match=rf"line 2 of .*\$\.{member}"):
+                read_documents(path)
+
+
+def test_a_stored_document_with_text_for_a_figure_is_named(tmp_path: Path) -> None:
+    with open_models(tmp_path, {}) as library:
+        library.add_benchmarks([invented(median_ts="fast")])
+    done = cli("report", "-o", str(tmp_path / "r.html"), state_dir=tmp_path)
+    assert done.code == 1
+    assert done.err.startswith("error: the stored run run-1 cannot be reported: Expected")
+    assert "$.median_ts" in done.err and "null for what was not measured" in done.err
 
 
 def test_a_document_survives_the_round_through_jsonl(tmp_path: Path) -> None:

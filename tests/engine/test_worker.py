@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import math
 import signal
@@ -19,6 +20,7 @@ from edge_agent.gguf.model_file import read_gguf
 from edge_agent.records import (
     ApplyTemplate,
     Cancel,
+    Chunk,
     Detokenize,
     Done,
     EngineSettings,
@@ -329,6 +331,49 @@ def test_an_answer_keeps_to_its_schema(talker: WorkerProcess) -> None:
     text, done = talker.answer(chat(1, "Invent a person.", max_tokens=80, json_schema=schema))
     person = json.loads(text)
     assert set(person) == {"name", "age"} and done.finish_reason == "stop"
+
+
+def spelled(worker: WorkerProcess, request: Generate) -> tuple[str, list[bytes]]:
+    """The text and the bytes of each token with a logprob, which begins in the text sent so far."""
+    worker.send(request)
+    text, pieces = "", list[bytes]()
+    while True:
+        record = worker.receive()
+        assert isinstance(record, Chunk | Done), record
+        text += record.text
+        before = decoded(b"".join(pieces))
+        pieces += [one.token.raw for one in record.logprobs]
+        if isinstance(record, Done):
+            return text, pieces
+        assert text.startswith(before)
+
+
+def decoded(raw: bytes) -> str:
+    """As the answer's text: invalid bytes replaced, an incomplete character at the end left out."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(raw)
+
+
+def test_logprobs_spell_the_text_also_in_half_characters_and_before_a_stop(
+    worker: WorkerProcess,
+) -> None:
+    bias = dict.fromkeys(worker_tokens(worker, "é🙂"), 100.0)
+    random = Sampling(temperature=2.0, top_k=0, seed=5, logit_bias=bias)
+    for stream in (True, False):
+        options = {"max_tokens": 80, "logprobs": 2, "stream": stream, "sampling": random}
+        text, pieces = spelled(worker, Generate(id=1, text="a", **options))  # type: ignore[arg-type]
+        assert len(pieces) == 80 and decoded(b"".join(pieces)) == text
+        middle = next(text[i : i + 2] for i in range(9, 60) if text.find(text[i : i + 2]) == i)
+        begun = Generate(id=2, text="a", stop=[middle, "none of it"], **options)  # type: ignore[arg-type]
+        text, pieces = spelled(worker, begun)
+        assert middle not in text and decoded(b"".join(pieces)).startswith(text)
+        assert len(decoded(b"".join(pieces[:-1]))) < len(text), "the last one begins in the text"
+
+
+def worker_tokens(worker: WorkerProcess, text: str) -> list[int]:
+    worker.send(Tokenize(9, text, add_special=False))
+    answer = worker.receive()
+    assert isinstance(answer, Tokens)
+    return answer.tokens
 
 
 @pytest.mark.model

@@ -83,6 +83,7 @@ def _documents(options: ReportOptions, terminal: Terminal) -> list[dict[str, Any
 
     Raises ImportFailed, UsageError.
     """
+    from edge_agent.bench.figures import checked
     from edge_agent.bench.imported import read_documents
     from edge_agent.client.models import open_models
 
@@ -96,7 +97,11 @@ def _documents(options: ReportOptions, terminal: Terminal) -> list[dict[str, Any
         hint = f"stored: {', '.join(runs[:10]) or 'none'}"
         raise UsageError(f"there is no stored run {unknown[0]!r}", "", hint)
     wanted = options.run or runs[: options.last]
-    found = [one for one in stored if str(one.get("run_id")) in wanted]
+    found = [
+        dict(checked(one, f"the stored run {run}"))
+        for one in stored
+        if (run := str(one.get("run_id"))) in wanted
+    ]
     for path in options.imports or []:
         found += read_documents(path)
     return found
