@@ -2,14 +2,13 @@
 
 Why it exists: PEFT can give every module its own rank and scaling (rank_pattern, alpha_pattern,
 rsLoRA: alpha / sqrt(r)), but a GGUF adapter has one alpha, and llama.cpp computes alpha / rank per
-tensor. Here the scaling of every module is known, whichever way it was written. An adapter that
-GGUF cannot express is refused with the reason. Flows in: a path, and the tensors of the base. Flows
-out: an Adapter. Not here: writing one (lora_to_gguf.py), adding it to weights (merge.py).
+tensor. Here the scaling of every module is known, whichever way it was written. Flows in: a path,
+and the tensors of the base. Flows out: an Adapter. Not here: the settings of a PEFT adapter
+(adapter_settings.py), writing one (lora_to_gguf.py), adding it to weights (merge.py).
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from converters.checkpoint import read_json, refuse_code
+from converters.adapter_settings import CONFIG, read_settings, refusal
+from converters.checkpoint import refuse_code, text_name
 from converters.families.family import TensorPlacement
 from converters.gguf_arrays import read_arrays
 from converters.rows import F32, check_finite, rotary_order, stored_rows
 from converters.safetensors_file import StoredTensor, map_file, read_header
-from edge_agent.errors import ConversionError
 
 WEIGHTS = "adapter_model.safetensors"
-_MODULE = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that torch.compile, DDP, FSDP and activation checkpointing add."""
+_MATRIX = re.compile(r"(?:base_model\.model\.)*(.+?)\.lora_([AB])(?:\.\w+)?\.weight")
 
 
 @dataclass(frozen=True)
@@ -76,70 +77,55 @@ def read_adapter(path: Path, placements: Mapping[str, TensorPlacement]) -> Adapt
     return adapter
 
 
-def refusal(path: Path, why: str, hint: str = "") -> ConversionError:
-    """The error for an adapter that cannot be used."""
-    return ConversionError(
-        f"cannot use the adapter {path}", why, hint or "train a plain LoRA adapter with PEFT"
-    )
-
-
 def _read_peft(directory: Path, placements: Mapping[str, TensorPlacement]) -> Adapter:
     refuse_code(directory)
-    settings = read_json(directory / "adapter_config.json")
-    _refuse_unsupported(directory, settings)
-    tensors = read_header(directory / WEIGHTS)
-    mapped = map_file(directory / WEIGHTS)
+    settings = read_settings(directory)
     sources = {place.source.removesuffix(".weight"): place for place in placements.values()}
-    matrices: dict[str, dict[str, F32]] = {}
-    for name, tensor in tensors.items():
-        module, side = _module(directory, name)
-        matrices.setdefault(module, {})[side] = _array(tensor, mapped)
-    found = {}
-    for module, pair in matrices.items():
-        place = sources.get(module)
+    found: dict[str, Pair] = {}
+    for module, pair in _matrices(directory).items():
+        place = sources.get(text_name(module))
         if place is None:
             raise refusal(directory, _no_place(module, sources), "train without that module")
         if set(pair) != {"A", "B"}:
             raise refusal(directory, f"{module} has only one of lora_A and lora_B")
-        scale = _scaling(directory, settings, module, pair["A"].shape[0])
+        rank = len(pair["A"])
+        if settings.rank(module) not in (None, rank):
+            why = f"r and rank_pattern of {CONFIG} give it {settings.rank(module):g}"
+            raise refusal(
+                directory,
+                f"lora_A of {module} has {rank} rows, {why}",
+                "give the file it was saved with",
+            )
+        if place.target in found:
+            raise refusal(directory, f"two of its modules are {place.target}", "keep one of them")
+        scale = settings.scale(module, rank)
         found[place.target] = Pair(pair["A"], _ordered(pair["B"], place), scale)
     return found
 
 
-def _refuse_unsupported(directory: Path, settings: Mapping[str, Any]) -> None:
-    """Raise ConversionError for settings whose change of the weights is not W + scale * B A."""
-    kind = settings.get("peft_type")
-    problems = {
-        f"it is {kind}, not LORA": kind != "LORA",
-        "it is DoRA (use_dora): its magnitudes have no place in a GGUF adapter": settings.get(
-            "use_dora"
-        ),
-        "it saves whole modules (modules_to_save), which a GGUF adapter cannot hold": settings.get(
-            "modules_to_save"
-        ),
-        "it trains biases (bias)": settings.get("bias", "none") != "none",
-        "it trains biases of its own (lora_bias)": settings.get("lora_bias"),
-        "its matrices are transposed (fan_in_fan_out)": settings.get("fan_in_fan_out"),
-        "it trains single tokens (trainable_token_indices)": settings.get(
-            "trainable_token_indices"
-        ),
-    }
-    for why, is_so in problems.items():
-        if is_so:
-            raise refusal(directory, why, "merge it in PEFT (merge_and_unload) and convert that")
+def _matrices(directory: Path) -> dict[str, dict[str, F32]]:
+    """lora_A and lora_B, as "A" and "B", by the name of their module in the trained model."""
+    tensors, mapped = read_header(directory / WEIGHTS), map_file(directory / WEIGHTS)
+    found: dict[str, dict[str, F32]] = {}
+    for name, tensor in tensors.items():
+        module, side = _module(directory, name)
+        if side in found.setdefault(module, {}):
+            raise refusal(directory, f"it has two lora_{side} of {module}", "keep one of them")
+        found[module][side] = _array(tensor, mapped)
+    return found
 
 
 def _module(directory: Path, name: str) -> tuple[str, str]:
-    """(module name, "A" or "B") of a matrix. Raises ConversionError."""
-    match = _MODULE.fullmatch(name)
+    """(name of the module in the trained model, "A" or "B") of a matrix. Raises
+    ConversionError."""
+    match = _MATRIX.fullmatch(".".join(p for p in name.split(".") if p not in WRAPPERS))
     if match is None:
         raise refusal(
             directory,
             f"{name} is neither lora_A nor lora_B of a linear layer",
             "adapters of embeddings and whole modules have no place in a GGUF adapter",
         )
-    module = match.group(1).replace("language_model.model.", "model.")
-    return module.replace("model.language_model.", "model."), match.group(2)
+    return match.group(1), match.group(2)
 
 
 def _no_place(module: str, sources: Mapping[str, TensorPlacement]) -> str:
@@ -149,19 +135,6 @@ def _no_place(module: str, sources: Mapping[str, TensorPlacement]) -> str:
             " change both, which a GGUF adapter cannot"
         )
     return f"it trains {module}, which this base does not have"
-
-
-def _scaling(directory: Path, settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732), with the module's own alpha."""
-    alpha = settings.get("lora_alpha")
-    for pattern, own in (settings.get("alpha_pattern") or {}).items():
-        # PEFT's rule: a pattern must match the end of the module's name, from a dot on.
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = own
-            break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
-        raise refusal(directory, f"lora_alpha of {module} is {alpha!r}", "it must be positive")
-    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
 
 def _array(tensor: StoredTensor, mapped: Any) -> F32:

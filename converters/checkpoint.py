@@ -85,8 +85,7 @@ def text_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]
     """
     found: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        plain = unwrapped(name).replace("language_model.model.", "model.")
-        plain = plain.replace("language_model.", "").replace("model.model.", "model.")
+        plain = text_name(unwrapped(name))
         if plain.removeprefix("model.").startswith(NOT_TEXT) or name.endswith(COMPUTED):
             continue
         if plain in found:
@@ -97,6 +96,16 @@ def text_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]
             )
         found[plain] = tensor
     return found
+
+
+def text_name(name: str) -> str:
+    """The name in a text model of what a multimodal model keeps below `language_model`.
+
+    >>> text_name("language_model.model.norm.weight"), text_name("model.language_model.norm.weight")
+    ('model.norm.weight', 'model.norm.weight')
+    """
+    plain = name.replace("language_model.model.", "model.").replace("language_model.", "")
+    return plain.replace("model.model.", "model.")
 
 
 def unwrapped(name: str) -> str:

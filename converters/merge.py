@@ -17,11 +17,13 @@ import numpy as np
 from converters import gguf_to_hf
 from converters.adapter import Adapter, Pair, read_adapter
 from converters.base_model import BaseModel, open_base
-from converters.checkpoint import read_json
+from converters.checkpoint import Checkpoint, open_checkpoint, read_json
+from converters.families import family_of_config
 from converters.families.family import TensorPlacement
 from converters.gguf_container import Metadata
 from converters.gguf_output import SourceTensor
 from converters.gguf_to_hf import Weights, write_directory
+from converters.hf_to_gguf import n_vocab
 from converters.quantizer import How
 from converters.rows import F32, PackedRows, Rows, SumRows, reordered, rotary_order
 
@@ -30,6 +32,9 @@ COPIED = (
     *("added_tokens.json", "generation_config.json", "chat_template.jinja", "vocab.json"),
     "merges.txt",
 )
+"""The files of a tokenizer, and the sampling that a model recommends."""
+STALE = {"torch_dtype", "quantization_config", "vision_config", "mm_tokens_per_image"}
+"""Members of config.json that are wrong beside plain weights of the text model alone."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +112,37 @@ def as_trained(pair: Pair, place: TensorPlacement) -> Pair:
 
 def _documents(merged: Merged, dtype: str) -> dict[str, Any]:
     """config, tokenizer and card: copied from a directory, or made from a GGUF file's metadata."""
-    base, torch_dtype = merged.base, gguf_to_hf.TORCH_DTYPES[dtype]
-    if not base.path.is_dir():
-        documents = gguf_to_hf.documents(gguf_to_hf.open_model(base.path), dtype)
+    base = merged.base
+    if base.path.is_dir():
+        documents = copied_documents(open_checkpoint(base.path), gguf_to_hf.TORCH_DTYPES[dtype])
     else:
-        config = {**read_json(base.path / "config.json"), "dtype": torch_dtype}
-        config.pop("torch_dtype", None)
-        found = [base.path / name for name in COPIED if (base.path / name).is_file()]
-        documents = {"config.json": config, **{path.name: path.read_bytes() for path in found}}
+        documents = gguf_to_hf.documents(gguf_to_hf.open_model(base.path), dtype)
     documents["README.md"] = _card(merged, dtype, str(documents.get("README.md", "")))
     return documents
+
+
+def copied_documents(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+    """The files beside plain weights of torch's `dtype` with the names of a text model.
+
+    config.json is that of the text part when the checkpoint is multimodal; the others are copied.
+    """
+    config = {
+        name: value
+        for name, value in checkpoint.config.items()
+        if name not in STALE and not name.endswith("_token_index")
+    }
+    if is_multimodal(checkpoint.directory):
+        family = family_of_config(checkpoint.directory, checkpoint.config)
+        config |= {"architectures": [family.hf_architectures[0]], "model_type": family.model_type}
+    config.setdefault("vocab_size", n_vocab(checkpoint))
+    files = [checkpoint.directory / name for name in COPIED]
+    found = {path.name: path.read_bytes() for path in files if path.is_file()}
+    return {"config.json": {**config, "dtype": dtype}, **found}
+
+
+def is_multimodal(base: Path) -> bool:
+    """Whether a directory holds more than the text model that is read of it."""
+    return base.is_dir() and isinstance(read_json(base / "config.json").get("text_config"), dict)
 
 
 def _card(merged: Merged, dtype: str, inherited: str) -> str:
@@ -126,8 +152,9 @@ def _card(merged: Merged, dtype: str, inherited: str) -> str:
         if base.is_quantized
         else f"`{base.path.name}`"
     )
+    part = ", without its vision part" if is_multimodal(base.path) else ""
     return (
         f"{inherited or '# Merged model'}\n\nThe LoRA adapter `{merged.adapter_path.name}`"
-        f" ({len(merged.adapter)} weights) was added to {origin}, in float32, and written as"
+        f" ({len(merged.adapter)} weights) was added to {origin}{part}, in float32, and written as"
         f" {dtype}. Made by `edge-convert merge`.\n"
     )

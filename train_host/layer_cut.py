@@ -13,11 +13,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from converters.checkpoint import open_checkpoint, read_json, text_tensors
+from converters.checkpoint import open_checkpoint, text_tensors
 from converters.families import family_of_config
 from converters.gguf_to_hf import Weights, write_directory
 from converters.hf_to_gguf import n_vocab
-from converters.merge import COPIED
+from converters.merge import copied_documents
 from converters.quantizer import How
 from converters.rows import Rows, stored_rows
 from converters.safetensors_file import map_file
@@ -51,8 +51,8 @@ def write_cut(source: Path, keep: Sequence[int], directory: Path) -> int:
     Raises UsageError when the pattern of blocks would break, ConversionError.
     """
     checkpoint = open_checkpoint(source)
-    config = {**read_json(source / "config.json"), "dtype": "float32"}
-    config.pop("torch_dtype", None)
+    documents = copied_documents(checkpoint, "float32")
+    config = documents["config.json"]
     family = family_of_config(source, checkpoint.config)
     if family.architecture == "gemma3":
         _check_pattern(keep)
@@ -68,9 +68,8 @@ def write_cut(source: Path, keep: Sequence[int], directory: Path) -> int:
         if tensor is not None:
             rows[place.source] = stored_rows(tensor, map_file(tensor.path))
             places.append(place)
-    documents = {n: (source / n).read_bytes() for n in COPIED if (source / n).is_file()}
     weights = Weights(rows, tuple(places), "f32")
-    return write_directory(directory, weights, {"config.json": config, **documents}, How())
+    return write_directory(directory, weights, documents, How())
 
 
 def _check_pattern(keep: Sequence[int]) -> None:

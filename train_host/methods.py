@@ -12,10 +12,14 @@ the training loop (trainer.py), how a directory is made of --model (model_source
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from train_host.settings import SftSettings
+
+NOT_TEXT = r"(.*\.)?(vision_tower|multi_modal_projector)\..*"
+"""Names in a multimodal model of what is no part of its language model, as a regular expression."""
 
 
 def load_model(directory: Path, settings: SftSettings, local_rank: int = 0) -> Any:
@@ -78,8 +82,8 @@ def keep_trainable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def adapter_config(settings: SftSettings) -> Any:
-    """PEFT's LoraConfig; None for a method without an adapter."""
+def adapter_config(settings: SftSettings, is_multimodal: bool = False) -> Any:
+    """PEFT's LoraConfig, for the language model only; None for a method without an adapter."""
     if not settings.trains_adapter:
         return None
     from peft import LoraConfig
@@ -89,6 +93,7 @@ def adapter_config(settings: SftSettings) -> Any:
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=settings.target_modules,
+        exclude_modules=NOT_TEXT if is_multimodal else None,
         layers_to_transform=settings.layers,
         bias="none",
         task_type="CAUSAL_LM",
@@ -109,9 +114,8 @@ def widen_adapter(model: Any) -> None:
 
 
 def _train_layers(model: Any, layers: list[int] | None) -> None:
-    """Let only these blocks learn; None: everything learns."""
-    if layers is None:
-        return
-    parts = tuple(f".layers.{layer}." for layer in layers)
+    """Let only these blocks of the language model learn; None: all of it learns."""
+    parts = ("",) if layers is None else tuple(f".layers.{layer}." for layer in layers)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(part in f".{name}" for part in parts))
+        is_chosen = any(part in f".{name}" for part in parts)
+        parameter.requires_grad_(is_chosen and not re.fullmatch(NOT_TEXT, name))

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters.checkpoint import Checkpoint, open_checkpoint, read_json
+from converters.checkpoint import Checkpoint, open_checkpoint, text_name, unwrapped
 from converters.families import family_of_config
 from converters.families.family import TensorPlacement
 from converters.gguf_container import Metadata
 from converters.gguf_output import planned_types
 from converters.gguf_to_hf import Weights, open_model, write_directory
 from converters.hf_to_gguf import n_vocab, source_tensors
-from converters.merge import COPIED
+from converters.merge import copied_documents
 from converters.model_metadata import general_keys
 from converters.quantizer import How
 from converters.rows import F32, ArrayRows
@@ -110,8 +110,8 @@ def quantized_weights(model: Any) -> dict[str, F32]:
 def write_latent(model: Any, source: Path, directory: Path) -> int:
     """Write the latent weights as a float32 directory, which `export` quantizes.
 
-    config.json, tokenizer and template are copied from `source`, the directory that the model was
-    loaded from. Returns the bytes of the weights. `directory` must not exist. Raises
+    config.json, tokenizer and template are those of the text model in `source`, the directory that
+    the model was loaded from. Returns the bytes of the weights. `directory` must not exist. Raises
     ConversionError.
     """
     checkpoint = open_checkpoint(source)
@@ -125,11 +125,8 @@ def write_latent(model: Any, source: Path, directory: Path) -> int:
         array = latent[place.source].detach().float().cpu().contiguous().numpy()
         rows[place.source] = ArrayRows(place.source, array.reshape(-1, array.shape[-1]))
         places.append(place)
-    config = {**read_json(source / "config.json"), "dtype": "float32"}
-    for stale in ("torch_dtype", "quantized_from"):
-        config.pop(stale, None)
-    documents: dict[str, Any] = {"config.json": config}
-    documents |= {n: (source / n).read_bytes() for n in COPIED if (source / n).is_file()}
+    documents = copied_documents(checkpoint, "float32")
+    documents["config.json"].pop("quantized_from", None)
     return write_directory(directory, Weights(rows, places, "f32"), documents, How())
 
 
@@ -156,8 +153,7 @@ def differences(model: Any, gguf: Path) -> dict[str, int]:
 def plain_name(name: str) -> str:
     """The checkpoint's name of a parameter of a loaded model, also of a multimodal model's text
     part."""
-    plain = name.removeprefix("module.").replace("language_model.model.", "model.")
-    return plain.replace("language_model.", "").replace("model.model.", "model.")
+    return text_name(unwrapped(name))
 
 
 def _placements(checkpoint: Checkpoint) -> dict[str, TensorPlacement]:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converters.adapter import WEIGHTS, Adapter, Pair, read_adapter, refusal
+from converters.adapter import WEIGHTS, Adapter, Pair, read_adapter
+from converters.adapter_settings import refusal
 from converters.checkpoint import open_checkpoint
 from converters.families import family_of_config
 from converters.families.family import TensorPlacement

@@ -126,7 +126,7 @@ def new_trainer(
         train_dataset=with_empty_row(rows),
         eval_dataset=Dataset.from_dict(validation.columns()) if has_validation else None,
         processing_class=padding_only(),
-        peft_config=adapter_config(settings),
+        peft_config=adapter_config(settings, hasattr(model.config, "vision_config")),
     )
     trainer.warmup_ratio = settings.warmup_ratio
     trainer.epoch = _epoch(rows, settings)

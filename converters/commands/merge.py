@@ -46,7 +46,7 @@ def merge(options: MergeOptions, terminal: Terminal) -> int:
       edge-convert merge --base gemma-q8_0.gguf --adapter my-adapter.gguf -o ./merged --dtype f16
     """
     from converters.gguf_to_hf import DTYPES
-    from converters.merge import open_merged, write_hf
+    from converters.merge import is_multimodal, open_merged, write_hf
     from converters.quantizer import How
 
     if options.dtype not in DTYPES:
@@ -58,6 +58,8 @@ def merge(options: MergeOptions, terminal: Terminal) -> int:
         more = f"; {options.type} may round the adapter away, q8_0 keeps it" if is_coarse else ""
         lost = f"the base is {merged.base.quantization}: what quantizing it lost is not restored"
         terminal.note(f"{lost}{more}")
+    if is_multimodal(merged.base.path):
+        terminal.note("the base is multimodal: only its text model is written")
     if is_file:
         return write(options.output, merged.metadata(), merged.tensors(), options, terminal)
     with terminal.progress() as progress:
