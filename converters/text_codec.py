@@ -20,7 +20,8 @@ from converters.gguf_container import Metadata, read_metadata
 from edge_agent.errors import ConversionError
 from edge_agent.llama.binding import start_backend
 from edge_agent.llama.model import Model
-from edge_agent.prompt.chat_template import as_text, identify, render
+from edge_agent.prompt.chat_template import identify, render
+from edge_agent.prompt.template_families import as_text
 from edge_agent.prompt.template_sandbox import TemplateSandbox
 from edge_agent.records import EngineSettings, Message
 

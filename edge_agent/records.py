@@ -218,7 +218,12 @@ class Generate(Struct, frozen=True, tag="generate"):
     """-1: until the slot's context is full; 0: only the prompt is computed."""
     messages: list[Message] | None = None
     text: str | None = None
-    """Raw completion: BOS is added if the vocabulary says so; control tokens stay text."""
+    """Raw completion: BOS is added if the vocabulary says so and it is not written already."""
+    parse_special: bool = False
+    """Whether the spelling of a control token in `text` is that token: then whoever writes the text
+    can begin and end turns."""
+    continues: bool = False
+    """Whether the last of `messages`, the assistant's, is the beginning of the answer."""
     tokens: list[int] | None = None
     stop: list[str] = field(default_factory=list)
     stream: bool = True
@@ -270,6 +275,8 @@ class Detokenize(Struct, frozen=True, tag="detokenize"):
 class ApplyTemplate(Struct, frozen=True, tag="apply_template"):
     id: int
     messages: list[Message]
+    continues: bool = False
+    """As in Generate."""
 
 
 class QuerySlots(Struct, frozen=True, tag="query_slots"):

@@ -42,4 +42,6 @@ def answer(question: Question, vocabulary: ModelVocabulary, prompts: PromptBuild
         case Detokenize():
             return Text(question.id, vocabulary.detokenize(question.tokens))
         case ApplyTemplate():
-            return Text(question.id, prompts.as_text(question.messages))
+            return Text(
+                question.id, prompts.as_text(question.messages, continues=question.continues)
+            )

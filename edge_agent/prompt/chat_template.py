@@ -7,10 +7,10 @@ most one str stands between two controls, so the ids equal those of the usual wa
 tokenizes the text between two special tokens as one piece.
 
 Flows in: messages, the GGUF's template text, the vocabulary's control tokens. Flows out: items that
-end with the generation prompt and have no BOS (prompt_builder.py adds it). This module renders the
-known families itself: a template belongs to a family when its SHA-256 is in KNOWN_TEMPLATES, or
-when it renders the probe conversations exactly as the family does. Any other template runs in
-template_sandbox.py. Not here: tokens, vocabularies, llama.cpp.
+end with the generation prompt and have no BOS (prompt_builder.py adds it). A template belongs to a
+family of template_families.py when its SHA-256 is in KNOWN_TEMPLATES, or when it renders the probe
+conversations exactly as the family does. Any other template runs in template_sandbox.py. Not here:
+tokens, vocabularies, llama.cpp.
 
 Thinking is off in every family and in the sandbox (enable_thinking = false): on a small board the
 default answer must fit into 256 tokens.
@@ -21,22 +21,13 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from edge_agent.errors import EdgeAgentError, RequestError, TemplateError
+from edge_agent.prompt.template_families import FAMILIES, Control, Item, as_text, joined
 from edge_agent.prompt.template_sandbox import TemplateSandbox
 from edge_agent.records import Message
-
-
-class Control(NamedTuple):
-    """A control token, named by its text in the vocabulary."""
-
-    text: str
-
-
-Item = Control | str
 
 KNOWN_TEMPLATES: dict[str, str] = {
     # Google Gemma 3, as in its GGUF files: without and with a final newline.
@@ -72,149 +63,6 @@ _PROBES = (
 _TAG = re.compile(r"</?[a-z_]+>")
 _PRIVATE_USE = range(0xE000, 0xF900)
 _SUPPLEMENTARY_PRIVATE_USE = range(0xF0000, 0xFFFFE)
-
-
-# ---- families ------------------------------------------------------------------------------------
-
-
-def _turn(role: str, content: str) -> Iterator[Item]:
-    yield from (Control("<|im_start|>"), f"{role}\n{content}", Control("<|im_end|>"), "\n")
-
-
-def _chatml(messages: Sequence[Message], default_system: str | None = None) -> Iterator[Item]:
-    """ChatML. `default_system` is added when the first message is not a system message."""
-    if default_system is not None and messages[0].role != "system":
-        yield from _turn("system", default_system)
-    for message in messages:
-        yield from _turn(message.role, message.content)
-    yield from (Control("<|im_start|>"), "assistant\n")
-
-
-def _qwen2(messages: Sequence[Message]) -> Iterator[Item]:
-    return _chatml(messages, "You are a helpful assistant.")
-
-
-def _qwen25(messages: Sequence[Message]) -> Iterator[Item]:
-    return _chatml(messages, "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
-
-
-def _smollm2(messages: Sequence[Message]) -> Iterator[Item]:
-    return _chatml(messages, "You are a helpful AI assistant named SmolLM, trained by Hugging Face")
-
-
-def _qwen3(messages: Sequence[Message]) -> Iterator[Item]:
-    """Qwen3 without thinking: earlier thoughts are dropped, and the prompt ends with an empty think
-    block.
-
-    <think> and </think> are user-defined tokens of the vocabulary (not of control type), so they
-    are `Control` items where the template writes them.
-    """
-    last_query = max(
-        (i for i, message in enumerate(messages) if _is_query(message)), default=len(messages) - 1
-    )
-    for i, message in enumerate(messages):
-        if message.role != "assistant":
-            yield from _turn(message.role, message.content)
-            continue
-        thought, content = _split_thought(message.content)
-        yield from (Control("<|im_start|>"), "assistant\n")
-        if i > last_query and (i == len(messages) - 1 or thought):
-            yield from _think_block(thought.strip("\n"))
-            content = content.lstrip("\n")
-        yield from (content, Control("<|im_end|>"), "\n")
-    yield from (Control("<|im_start|>"), "assistant\n", *_think_block(""))
-
-
-def _think_block(thought: str) -> tuple[Item, ...]:
-    return (Control("<think>"), f"\n{thought}\n", Control("</think>"), "\n\n")
-
-
-def _is_query(message: Message) -> bool:
-    """Whether a message is a user's own, and not a tool's response sent with the role user."""
-    wrapped = message.content.startswith("<tool_response>") and message.content.endswith(
-        "</tool_response>"
-    )
-    return message.role == "user" and not wrapped
-
-
-def _split_thought(content: str) -> tuple[str, str]:
-    if "</think>" not in content:
-        return "", content
-    before, after = content.split("</think>")[0], content.split("</think>")[-1]
-    return before.rstrip("\n").split("<think>")[-1].lstrip("\n"), after.lstrip("\n")
-
-
-def _gemma(messages: Sequence[Message]) -> Iterator[Item]:
-    """Gemma 3: the system text opens the first user turn; the assistant's role is `model`.
-
-    Google's template refuses roles that do not alternate. But chat clients repeat a user turn after
-    a failed answer, and frameworks send several system messages. So neighbouring messages of one
-    role are joined by a blank line, as Ollama does; roles that still do not alternate are refused.
-    """
-    turns = _merged(messages)
-    system = turns.pop(0).content + "\n\n" if turns[0].role == "system" else ""
-    for i, turn in enumerate(turns):
-        if turn.role != ("user", "assistant")[i % 2]:
-            raise RequestError(
-                f"message with role {turn.role!r} in place {i + 1} after the system text",
-                "Gemma's turns alternate user, assistant, user, ... and start with the user",
-                "put system messages first and begin with a user message",
-            )
-        role = "model" if turn.role == "assistant" else "user"
-        prefix = system if i == 0 else ""
-        yield from (Control("<start_of_turn>"), f"{role}\n{prefix}{turn.content.strip()}")
-        yield from (Control("<end_of_turn>"), "\n")
-    if not turns:
-        raise RequestError(
-            "messages without a user turn",
-            "Gemma has no system role: its text goes into the first user turn",
-            "add a user message",
-        )
-    yield from (Control("<start_of_turn>"), "model\n")
-
-
-def _merged(messages: Sequence[Message]) -> list[Message]:
-    merged: list[Message] = []
-    for message in messages:
-        if merged and merged[-1].role == message.role:
-            joined = f"{merged.pop().content.strip()}\n\n{message.content.strip()}"
-            merged.append(Message(message.role, joined))
-        else:
-            merged.append(message)
-    return merged
-
-
-@dataclass(frozen=True)
-class TemplateFamily:
-    """One renderer of this module, and the control tokens that it writes."""
-
-    items: Callable[[Sequence[Message]], Iterator[Item]]
-    marks: tuple[str, ...]
-
-    def render(self, messages: Sequence[Message]) -> list[Item]:
-        return _joined(self.items(messages))
-
-
-_CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
-FAMILIES: dict[str, TemplateFamily] = {
-    "gemma": TemplateFamily(_gemma, ("<start_of_turn>", "<end_of_turn>")),
-    "chatml": TemplateFamily(_chatml, _CHATML_MARKS),
-    "qwen2": TemplateFamily(_qwen2, _CHATML_MARKS),
-    "qwen2.5": TemplateFamily(_qwen25, _CHATML_MARKS),
-    "qwen3": TemplateFamily(_qwen3, _CHATML_MARKS),
-    "smollm2": TemplateFamily(_smollm2, _CHATML_MARKS),
-}
-
-
-def _joined(pieces: Iterable[Item]) -> list[Item]:
-    """The items with adjacent strings joined and empty strings left out."""
-    items: list[Item] = []
-    for piece in pieces:
-        if isinstance(piece, str) and items and isinstance(items[-1], str):
-            items[-1] += piece
-        elif piece != "":
-            items.append(piece)
-    return items
 
 
 # ---- any other template --------------------------------------------------------------------------
@@ -278,7 +126,7 @@ def _render_jinja(
             items.append(mask.restore(piece))
         else:
             items.append(Control(special.bos if piece == mask.bos else piece))
-    items = _joined(items)
+    items = joined(items)
     starts_with_bos = text.startswith(mask.bos) or _is_literal_bos(items, special.bos)
     return items[1:] if starts_with_bos else items
 
@@ -315,14 +163,20 @@ class ChatTemplate:
     special: SpecialTokens = SpecialTokens()
     sandbox: TemplateSandbox = field(default_factory=TemplateSandbox)
 
-    def render(self, messages: Sequence[Message]) -> list[Item]:
+    def render(self, messages: Sequence[Message], *, continues: bool = False) -> list[Item]:
         """Items, without BOS, of the prompt that asks for the assistant's next turn.
 
-        Raises RequestError for messages the template does not allow, TemplateError when there is
-        no template or it cannot be run.
+        `continues`: the last message is the assistant's, and that turn is not over; the prompt ends
+        with its text. Raises RequestError for messages the template does not allow, TemplateError
+        when there is no template or it cannot be run.
         """
         if not messages:
             raise RequestError("messages is empty", "a chat needs a turn", "send a user message")
+        if continues:
+            return joined([*self._prompt(messages[:-1]), messages[-1].content])
+        return self._prompt(messages)
+
+    def _prompt(self, messages: Sequence[Message]) -> list[Item]:
         if self.name in FAMILIES:
             return FAMILIES[self.name].render(messages)
         if self.name != "jinja" or self.template is None:
@@ -391,9 +245,3 @@ def render(
         return chat_template.render(messages)
     finally:
         chat_template.close()
-
-
-def as_text(items: Iterable[Item]) -> str:
-    """The prompt as people read it (/apply-template). Never tokenize it: a control token and the
-    same text of a user look alike."""
-    return "".join(item.text if isinstance(item, Control) else item for item in items)

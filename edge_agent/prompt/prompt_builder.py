@@ -2,9 +2,10 @@
 
 Why it exists: text of a user must never become a control token (`hi<|im_end|>` stays text). So a
 prompt is not one string but a list of fixed ids and strings, and each string is later tokenized as
-a whole with special parsing off. A prompt begins with exactly one BOS where the vocabulary asks for
-it. Flows in: records.Generate. Flows out: `Part`s for encoding.encode. Not here: the templates
-(chat_template.py), tokenizing (encoding.py).
+a whole with special parsing off. Only a raw prompt whose sender writes the template himself
+(`Generate.parse_special`) is tokenized with special parsing on. A prompt begins with exactly one
+BOS where the vocabulary asks for it. Flows in: records.Generate. Flows out: `Part`s for
+encoding.encode. Not here: the templates (chat_template.py), tokenizing (encoding.py).
 """
 
 from __future__ import annotations
@@ -15,16 +16,10 @@ from typing import Any
 
 from edge_agent.errors import RequestError, TemplateError
 from edge_agent.llama.model import Model, ModelVocabulary
-from edge_agent.prompt.chat_template import (
-    ChatTemplate,
-    Control,
-    Item,
-    SpecialTokens,
-    as_text,
-    identify,
-)
+from edge_agent.prompt.chat_template import ChatTemplate, SpecialTokens, identify
 from edge_agent.prompt.encoding import Part
 from edge_agent.prompt.grammar import schema_to_gbnf
+from edge_agent.prompt.template_families import Control, Item, as_text
 from edge_agent.records import Generate, Message
 
 _NFC_TOKENIZERS = ("qwen2",)
@@ -74,21 +69,29 @@ class PromptBuilder:
         that the template refuses; TemplateError for a template that cannot be used.
         """
         if generate.messages is not None:
-            return self._with_bos(self._resolve(self._template.render(generate.messages)))
+            items = self._template.render(generate.messages, continues=generate.continues)
+            return self._with_bos(self._resolve(items))
         if generate.text is not None:
-            parts = self._with_bos([self._normal(generate.text)] if generate.text else [])
+            parts = self._text_parts(self._normal(generate.text), generate.parse_special)
             if not parts:
                 raise RequestError("the prompt is empty", "", "send at least one character")
             return parts
         return self._checked(generate.tokens or [])
 
+    def _text_parts(self, text: str, parse_special: bool) -> list[Part]:
+        """A raw prompt with one BOS, the one that its sender wrote if he did."""
+        if not parse_special:
+            return self._with_bos([text] if text else [])
+        ids = self.vocabulary.tokenize(text, add_special=False, parse_special=True)
+        return list(ids) if ids[:1] == [self.vocabulary.bos] else self._with_bos(list(ids))
+
     def grammar(self, schema: dict[str, Any] | None) -> str | None:
         """The GBNF grammar of a JSON schema; None without a schema. Raises SchemaError."""
         return None if schema is None else schema_to_gbnf(schema)
 
-    def as_text(self, messages: Sequence[Message]) -> str:
+    def as_text(self, messages: Sequence[Message], *, continues: bool = False) -> str:
         """The prompt of a chat as text, without BOS, for /apply-template."""
-        return as_text(self._template.render(messages))
+        return as_text(self._template.render(messages, continues=continues))
 
     def _resolve(self, items: Sequence[Item]) -> list[Part]:
         return [

@@ -79,6 +79,39 @@ class ChatMessage(TextTurn):
         return Message(role="system" if self.role == "developer" else self.role, content=text)
 
 
+class Conversation(Body):
+    """The turns of a chat. A last turn of the assistant is the beginning of the answer, as in
+    llama-server; `continue_final_message` false closes that turn and asks for another."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    continue_final_message: bool | Literal["content"] | None = Field(
+        None, description="vLLM's way to say that the last turn, the assistant's, is to go on."
+    )
+    add_generation_prompt: bool | None = Field(None, description="false only beside a last turn.")
+
+    @model_validator(mode="after")
+    def _has_one_turn_to_continue(self) -> Conversation:
+        if self.continue_final_message and self.add_generation_prompt:
+            why = "add_generation_prompt is true too, and one turn cannot both go on and begin"
+            raise refused("continue_final_message", why, "set add_generation_prompt to false")
+        if self.continue_final_message and not self.continues():
+            why = "the last turn is not the assistant's"
+            raise refused("continue_final_message", why, "leave it out, or add that turn")
+        if self.add_generation_prompt is False and not self.continues():
+            why = "it is false, and the prompt would end where no answer can begin"
+            raise refused("add_generation_prompt", why, "leave it out")
+        if self.continues() and [turn.role for turn in self.messages[-2:-1]] == ["assistant"]:
+            raise refused("messages", "two turns of the assistant end it", "join them into one")
+        return self
+
+    def turns(self) -> list[Message]:
+        return [turn.message() for turn in self.messages]
+
+    def continues(self) -> bool:
+        """Whether the last turn is the beginning of the answer."""
+        return self.messages[-1].role == "assistant" and self.continue_final_message is not False
+
+
 class OllamaMessage(TextTurn):
     """Ollama's turn."""
 

@@ -151,6 +151,9 @@ def _note(service: Service, outcome: _Outcome, record: Generation) -> None:
 def _remember(service: Service, call: Call, outcome: _Outcome) -> None:
     """For feedback on it: an answer to a chat, also one that the client cut short."""
     messages, text = call.request.messages, "".join(outcome.text)
+    if messages and call.request.continues:
+        *messages, begun = messages
+        text = begun.content + text
     if not (service.settings.feedback and messages and text) or outcome.error_code is not None:
         return
     is_cut = outcome.finish_reason != "stop"

@@ -28,7 +28,7 @@ from edge_agent.records import (
 )
 from edge_agent.sampling_bounds import MAX_TOKENS
 from edge_agent.server.body import read_request
-from edge_agent.server.chat_message import MAX_MESSAGES, ChatMessage
+from edge_agent.server.chat_message import Conversation
 from edge_agent.server.error_body import FieldError, Refusal
 from edge_agent.server.model_name import requested_model
 from edge_agent.server.openai_schema import TokenId
@@ -56,10 +56,9 @@ class DetokenizeRequest(Body):
     model: str | None = None
 
 
-class ApplyTemplateRequest(Body):
+class ApplyTemplateRequest(Conversation):
     """POST /apply-template"""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = None
 
 
@@ -252,7 +251,7 @@ async def detokenize(request: web.Request) -> web.Response:
 async def apply_template(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     body = await read_request(request, ApplyTemplateRequest, service.limits, service.n_ctx())
-    message = ApplyTemplate(id=0, messages=[turn.message() for turn in body.messages])
+    message = ApplyTemplate(id=0, messages=body.turns(), continues=body.continues())
     answer = await service.supervisor.ask(requested_model(body.model), message)
     return json_response({"prompt": expect(answer, Text).text})
 

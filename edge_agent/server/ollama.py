@@ -177,10 +177,11 @@ async def chat(request: web.Request) -> web.StreamResponse:
     """POST /api/chat."""
     service = request.app[SERVICE]
     body = await read_request(request, OllamaChatRequest, service.limits, service.n_ctx())
-    turns = [turn.message() for turn in body.messages or []]
+    turns = body.turns()
+    continues = [turn.role for turn in turns[-1:]] == ["assistant"]
 
     def prompt(info: ModelInfo) -> dict[str, Any]:
-        return {"messages": turns}
+        return {"messages": turns, "continues": continues}
 
     return await _answer(request, body, prompt if turns else None, as_message)
 
@@ -197,10 +198,11 @@ async def generate_text(request: web.Request) -> web.StreamResponse:
 
 
 def _prompt(body: OllamaGenerateRequest, info: ModelInfo) -> dict[str, Any]:
-    """One user turn; plain text when raw was requested or the model has no chat template."""
+    """One user turn; plain text when raw was requested or the model has no chat template. Only who
+    asks for raw writes control tokens."""
     text = body.prompt or ""
     if body.raw or info.chat_template == "none":
-        return {"text": text}
+        return {"text": text, "parse_special": bool(body.raw)}
     turns = [Message(role="user", content=text)]
     if body.system:
         turns.insert(0, Message(role="system", content=body.system))

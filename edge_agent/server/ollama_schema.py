@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from edge_agent.model_names import MODEL_NAME
+from edge_agent.records import Message
 from edge_agent.server.chat_message import MAX_MESSAGES, OllamaMessage
 from edge_agent.server.openai_answers import EnergyBody, TokenLogprobs
 from edge_agent.server.openai_schema import MAX_TOP_LOGPROBS, checked
@@ -202,6 +203,14 @@ class OllamaChatRequest(OllamaGeneration):
 
     messages: list[OllamaMessage] | None = Field(None, max_length=MAX_MESSAGES)
     tools: list[Any] | None = None
+
+    def turns(self) -> list[Message]:
+        """The engine's records. Turns of the assistant at the end are one, which is continued."""
+        turns = [turn.message() for turn in self.messages or []]
+        while [turn.role for turn in turns[-2:]] == ["assistant", "assistant"]:
+            last = turns.pop().content
+            turns.append(Message("assistant", f"{turns.pop().content}\n\n{last}"))
+        return turns
 
     @model_validator(mode="after")
     def _no_tools(self) -> OllamaChatRequest:

@@ -84,7 +84,8 @@ async def chat(request: web.Request) -> web.StreamResponse:
         service,
         body,
         "openai_chat",
-        messages=[turn.message() for turn in body.messages],
+        messages=body.turns(),
+        continues=body.continues(),
         max_tokens=body.token_limit(),
         logprobs=body.logprob_count(),
     )
@@ -100,6 +101,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         body,
         "openai_completion",
         text=text,
+        parse_special=True,
         tokens=tokens,
         max_tokens=body.token_limit(),
         logprobs=body.logprob_count(),

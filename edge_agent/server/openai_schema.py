@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from edge_agent.errors import SchemaError
 from edge_agent.prompt.json_schema import check_schema
 from edge_agent.sampling_bounds import DEFAULT_MAX_TOKENS, MAX_TOKENS
-from edge_agent.server.chat_message import MAX_MESSAGES, ChatMessage
+from edge_agent.server.chat_message import Conversation
 from edge_agent.server.error_body import FieldError
 from edge_agent.server.sampling_fields import (
     Body,
@@ -178,11 +178,10 @@ class GenerationFields(SamplingFields):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(GenerationFields):
+class ChatRequest(GenerationFields, Conversation):
     """POST /v1/chat/completions"""
 
     unserved: ClassVar[Mapping[str, Unserved]] = CHAT
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: Any = Field(None, description="Refused unless empty.")

@@ -14,16 +14,13 @@ from hypothesis import strategies as st
 from edge_agent.errors import RequestError, TemplateError
 from edge_agent.prompt import chat_template
 from edge_agent.prompt.chat_template import (
-    FAMILIES,
     KNOWN_TEMPLATES,
     ChatTemplate,
-    Control,
-    Item,
     SpecialTokens,
-    as_text,
     identify,
     render,
 )
+from edge_agent.prompt.template_families import FAMILIES, Control, Item, as_text
 from edge_agent.records import Message
 
 START, END = Control("<|im_start|>"), Control("<|im_end|>")

@@ -102,3 +102,48 @@ def test_ollamas_images_are_refused_by_name() -> None:
     with pytest.raises(FieldError, match="images is not supported") as caught:
         ollama(ASK, {"role": "user", "content": "See?", "images": ["aGk="]})
     assert caught.value.param == "messages.1.images"
+
+
+BEGUN = [ASK, {"role": "assistant", "content": "It is"}]
+
+
+@pytest.mark.parametrize(
+    ("members", "continues"),
+    [({}, True), ({"continue_final_message": True}, True), ({"add_generation_prompt": True}, True)]
+    + [({"continue_final_message": True, "add_generation_prompt": False}, True)]
+    + [({"continue_final_message": "content"}, True), ({"continue_final_message": False}, False)]
+    + [({"add_generation_prompt": False}, True), ({"continue_final_message": None}, True)],
+)
+def test_a_last_turn_of_the_assistant_is_continued_unless_it_is_said_to_be_over(
+    members: dict[str, Any], continues: bool
+) -> None:
+    assert validate(ChatRequest, {"messages": BEGUN, **members}).continues() is continues
+    assert not validate(ChatRequest, {"messages": [*BEGUN, ASK]}).continues()
+
+
+@pytest.mark.parametrize(
+    ("messages", "members", "param"),
+    [
+        (
+            BEGUN,
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+        ),
+        ([ASK], {"continue_final_message": True}, "continue_final_message"),
+        (BEGUN, {"continue_final_message": "reasoning_content"}, "continue_final_message"),
+        ([ASK], {"add_generation_prompt": False}, "add_generation_prompt"),
+        ([*BEGUN, BEGUN[1]], {}, "messages"),
+    ],
+)
+def test_a_turn_that_can_neither_go_on_nor_begin_is_refused_by_name(
+    messages: list[dict[str, Any]], members: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(FieldError) as caught:
+        validate(ChatRequest, {"messages": messages, **members})
+    assert caught.value.param == param
+
+
+def test_ollama_joins_the_turns_that_it_continues() -> None:
+    two = [ASK, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]
+    request = validate(OllamaChatRequest, {"model": "m", "messages": two})
+    assert [turn.content for turn in request.turns()] == [ASK["content"], "a\n\nb"]

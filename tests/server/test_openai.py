@@ -182,6 +182,34 @@ def test_unknown_model_is_404(front: Front, name: str) -> None:
     assert answer.json()["error"]["code"] == "model_not_found"
 
 
+BEGUN = [*TURNS, {"role": "assistant", "content": "The"}]
+
+
+def test_a_begun_answer_reaches_the_engine_on_every_chat_route(front: Front) -> None:
+    front.post("/v1/chat/completions", {"messages": BEGUN})
+    front.post("/v1/chat/completions", {"messages": TURNS})
+    front.post("/api/chat", {"model": "tiny", "messages": BEGUN, "stream": False})
+    front.post("/api/generate", {"model": "tiny", "prompt": "x", "stream": False})
+    assert [request.continues for request in front.supervisor.requests] == [True, False] * 2
+    front.post("/apply-template", {"messages": BEGUN})
+    assert front.supervisor.asked[-1].continues  # type: ignore[attr-defined]
+
+
+def test_only_raw_prompts_have_their_control_tokens_read(front: Front, tmp_path: Path) -> None:
+    ollama = {"model": "tiny", "prompt": "x", "stream": False}
+    for path, body in (
+        ("/v1/completions", {"prompt": "x"}),
+        ("/api/generate", {**ollama, "raw": True}),
+        ("/api/generate", ollama),
+        ("/v1/chat/completions", {"messages": TURNS}),
+    ):
+        assert front.post(path, body).status == 200
+    front.supervisor.info = model_info("tiny", "none")
+    front.post("/api/generate", ollama)
+    requests = front.supervisor.requests
+    assert [one.parse_special for one in requests] == [True, True, False, False, False]
+
+
 def test_schema_is_checked_before_the_engine_sees_it(front: Front) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^+"}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}

@@ -32,7 +32,8 @@ from converters.tokenizer_json import tokenizer_config, tokenizer_json  # noqa: 
 from converters.vocabulary import USER_DEFINED  # noqa: E402
 from edge_agent.adapt.trainer.dataset import parse_rows  # noqa: E402
 from edge_agent.errors import DataRefused, RequestError  # noqa: E402
-from edge_agent.prompt.chat_template import as_text, render  # noqa: E402
+from edge_agent.prompt.chat_template import render  # noqa: E402
+from edge_agent.prompt.template_families import as_text  # noqa: E402
 from edge_agent.prompt.training_sequence import Encoded, VocabularyPrompts, encode_turns  # noqa: E402
 from edge_agent.records import Generate, Message, Sampling  # noqa: E402
 

@@ -52,7 +52,10 @@ class RunOptions(Options):
     ] = None
     second: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to ask.")] = None
     raw: Annotated[
-        bool, typer.Option("--raw", help="Continue PROMPT as plain text, no chat template.")
+        bool,
+        typer.Option(
+            "--raw", help="Continue PROMPT as it is, control tokens included: no template."
+        ),
     ] = False
     system: Annotated[
         str | None, typer.Option(help="Persona: text, or a file.", metavar="TEXT|FILE")
