@@ -42,7 +42,7 @@ from edge_agent.errors import (
 from edge_agent.gguf.model_file import GgufFile, read_gguf
 from edge_agent.model_names import DEFAULT_NAME, MODEL_NAME
 from edge_agent.models import hub
-from edge_agent.models.embedded import embedded_model, embedded_parts
+from edge_agent.models.embedded import EMBEDDED, embedded_model, embedded_parts
 from edge_agent.models.export_directory import model_in
 from edge_agent.regular_file import sha256_of
 from edge_agent.store.store import ModelRow
@@ -50,6 +50,8 @@ from edge_agent.store.store import ModelRow
 RESERVE_BYTES = 64 << 20
 """Bytes that a pull leaves free on the disk, so that the database can still be written."""
 REPORT_EVERY_S = 0.2
+_LIBRARY_NAME = re.compile(r"(?:\w[\w.-]*/){0,2}\w[\w.-]*(?::[\w.-]+)?")
+"""Names as Ollama pulls them: llama3.2, qwen2.5:0.5b, user/model, hf.co/OWNER/REPO:QUANT."""
 
 Report = Callable[[dict[str, object]], None]
 
@@ -136,10 +138,26 @@ def find_source(source: str, environ: Mapping[str, str]) -> PullPlan:
         file = hub.find_file(repo, quant, environ)
         return PullPlan(source, name_from_file(file.name), file.size_bytes, file.sha256, (), file)
     path, sha256 = Path(source).expanduser(), None
+    if not path.exists() and _LIBRARY_NAME.fullmatch(source) and path.suffix != ".gguf":
+        raise _no_library(source)
     if path.is_dir():
         path, sha256 = model_in(path)
     gguf = read_gguf(path)  # refuse a bad file before copying it; the copy is checked again
     return PullPlan(source, name_from_file(path.name), gguf.file_bytes, sha256, (path,))
+
+
+def _no_library(source: str) -> UsageError:
+    """The error for a name of Ollama's library: what to type instead."""
+    hub_name = re.sub(r"^(hf\.co|huggingface\.co)/", "", source)
+    base = source.partition(":")[0].rsplit("/", 1)[-1]
+    known = next((name for name in EMBEDDED if name.startswith(base)), next(iter(EMBEDDED)))
+    typed = f"hf:{hub_name}" if hub_name != source else f"embedded:{known}"
+    return UsageError(
+        f"no file or directory {source!r}",
+        "there is no Ollama library here; a source is embedded:NAME, hf:OWNER/REPO[:QUANT], a path",
+        f"type {typed}, or the GGUF repository of the model, as"
+        " hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M",
+    )
 
 
 def name_from_file(file_name: str) -> str:

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from edge_agent import __version__
 from edge_agent.errors import EdgeAgentError, RequestError
+from edge_agent.gguf.header import Scalar
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.model_names import BASE_TAG, split_name
 from edge_agent.records import Began, Done, Generate, Message, ModelInfo
 from edge_agent.server.auth import CALLER
@@ -131,11 +135,13 @@ async def show(request: web.Request) -> web.Response:
     body = await read_request(request, ShowRequest, service.limits, service.n_ctx())
     target = service.supervisor.target(registered_name(body.called()))
     row, adapter = target.model, target.adapter
-    facts: dict[str, int | str] = {
+    facts: dict[str, Scalar] = {
+        **await _shape(service, row),
         "general.architecture": row.architecture,
         "general.parameter_count": row.n_params,
         "general.description": row.description,
-        f"{row.architecture}.context_length": row.n_ctx_train,
+        f"{row.architecture}.context_length": service.slot_n_ctx(row),
+        "edge_agent.context_length_train": row.n_ctx_train,
         "edge_agent.source": row.source,
         "edge_agent.sha256": row.sha256,
         **({"edge_agent.adapter": adapter.name} if adapter else {}),
@@ -150,6 +156,25 @@ async def show(request: web.Request) -> web.Response:
         "modified_at": rfc3339(row.added_at),
     }
     return json_response(answer)
+
+
+async def _shape(service: Service, row: ModelRow) -> Mapping[str, Scalar]:
+    """What the header of the file says about its shape; nothing when the file is gone or broken."""
+    try:
+        path = service.settings.state_dir / row.path
+        return await asyncio.to_thread(_header_facts, path, row.sha256)
+    except EdgeAgentError:
+        return {}
+
+
+@lru_cache(maxsize=16)
+def _header_facts(path: Path, sha256: str) -> Mapping[str, Scalar]:
+    """block_count, embedding_length, attention.head_count and the like, of the file with this
+    SHA-256. Raises ModelFormatError."""
+    del sha256  # the key of the cache: another file under the same path has other facts
+    gguf = read_gguf(path)
+    wanted = (f"{gguf.architecture}.", "general.file_type", "general.quantization_version")
+    return {name: value for name, value in gguf.summary().items() if name.startswith(wanted)}
 
 
 async def delete(request: web.Request) -> web.Response:

@@ -301,7 +301,9 @@ class ShowAnswer(BaseModel):
     parameters: str
     template: str
     details: Details
-    model_info: dict[str, int | str]
+    model_info: dict[str, int | float | bool | str]
+    """`ARCHITECTURE.context_length` is what a slot has; what the model was trained for is
+    `edge_agent.context_length_train`."""
     capabilities: list[str]
     modified_at: str
 

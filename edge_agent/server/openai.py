@@ -53,16 +53,18 @@ async def list_models(request: web.Request) -> web.Response:
     """MODEL comes first, then MODEL:base and its adapters if it has any."""
     service = request.app[SERVICE]
     rows = service.store.models()
-    cards = [_card(row, name) for row in rows for name in listed_names(row, service.registry)]
+    registry = service.registry
+    cards = [_card(service, row, name) for row in rows for name in listed_names(row, registry)]
     return json_response({"object": "list", "data": cards})
 
 
 async def get_model(request: web.Request) -> web.Response:
-    name = registered_name(request.match_info["id"])
-    return json_response(_card(request.app[SERVICE].supervisor.target(name).model, name))
+    service, name = request.app[SERVICE], registered_name(request.match_info["id"])
+    return json_response(_card(service, service.supervisor.target(name).model, name))
 
 
-def _card(row: ModelRow, name: str) -> dict[str, Any]:
+def _card(service: Service, row: ModelRow, name: str) -> dict[str, Any]:
+    """`n_ctx` is what a request of this model can have, `n_ctx_train` what it was trained for."""
     return {
         "id": name,
         "object": "model",
@@ -71,6 +73,7 @@ def _card(row: ModelRow, name: str) -> dict[str, Any]:
         "meta": {
             "architecture": row.architecture,
             "n_params": row.n_params,
+            "n_ctx": service.slot_n_ctx(row),
             "n_ctx_train": row.n_ctx_train,
             "size": row.size_bytes,
         },

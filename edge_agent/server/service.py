@@ -21,7 +21,7 @@ from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.server.limits import Limits
 from edge_agent.server.metrics import Metrics
-from edge_agent.store.store import Store
+from edge_agent.store.store import ModelRow, Store
 from edge_agent.supervisor.supervisor import Supervisor
 
 _LOG = logging.getLogger(__name__)
@@ -60,6 +60,15 @@ class Service:
         stands in its body, and which one is loaded changes."""
         rows = self.store.models()
         return max((wanted_n_ctx(row.n_ctx_train, self.settings.ctx) for row in rows), default=0)
+
+    def slot_n_ctx(self, row: ModelRow) -> int:
+        """Tokens of a slot of this model: what it has when it is loaded, else what the settings
+        give where memory allows."""
+        info = self.supervisor.status().info
+        is_loaded = info is not None and (info.name, info.sha256) == (row.name, row.sha256)
+        return (
+            info.n_ctx if info and is_loaded else wanted_n_ctx(row.n_ctx_train, self.settings.ctx)
+        )
 
 
 SERVICE = web.AppKey("service", Service)

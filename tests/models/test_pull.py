@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_gguf import CHATML_TEMPLATE, write_tiny_model
 
+from edge_agent.cli.commands.models import absolute_source
 from edge_agent.errors import (
     DownloadError,
     ModelCorrupt,
@@ -64,6 +65,33 @@ def test_local_file_is_copied_under_its_hash_and_described(tiny, job):
     assert (row.architecture, row.quantization, row.n_ctx_train) == ("llama", "F32", 512)
     assert (row.source, row.added_at, row.chat_template) == (str(tiny), 1234.5, CHATML_TEMPLATE)
     assert leftovers(job.models_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "instead"),
+    [
+        ("llama3.2", "hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M"),
+        ("llama3.2:1b", "hf:Qwen/"),
+        ("smollm2:135m", "type embedded:smollm2-135m,"),
+        ("gemma3", "type embedded:gemma3-270m,"),
+        ("someone/llama3.2:latest", "hf:Qwen/"),
+        ("hf.co/bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M", "type hf:bartowski/Llama-3.2-1B"),
+    ],
+)
+def test_a_name_of_ollamas_library_is_told_what_to_type(job, source, instead):
+    with pytest.raises(UsageError, match="no Ollama library") as caught:
+        pull(source, None, job)
+    assert instead in caught.value.hint and source in caught.value.what
+    assert absolute_source(source) == source
+
+
+def test_a_path_is_still_a_path(tiny, job, monkeypatch):
+    monkeypatch.chdir(tiny.parent)
+    assert absolute_source(tiny.name) == str(tiny)
+    for missing in ("gone.gguf", "./gone", "/gone"):
+        assert absolute_source(missing).startswith("/")
+        with pytest.raises(ModelFormatError):
+            pull(missing, None, job)
 
 
 def test_pulling_twice_keeps_one_file(tiny, job):

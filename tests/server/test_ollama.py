@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from http_front import TOKEN, Front, serving
 from waiting import until
 
 from edge_agent.errors import WorkerFailed
+from edge_agent.gguf.model_file import read_gguf
 from edge_agent.server.ollama_lines import rfc3339
 from edge_agent.server.ollama_schema import keep_alive_s
 
@@ -203,7 +205,23 @@ def test_lists_describe_the_models(front: Front) -> None:
     assert front.get("/api/ps").json() == {"models": []}
     shown = front.post("/api/show", {"model": "tiny"}).json()
     assert shown["template"] == "{{ messages }}"
-    assert shown["model_info"]["llama.context_length"] == 8192
+    assert shown["model_info"]["llama.context_length"] == 4096
+    assert shown["model_info"]["edge_agent.context_length_train"] == 8192
+    assert "llama.block_count" not in shown["model_info"]  # the file is gone
+
+
+@pytest.mark.parametrize("named", [{"model": "tiny"}, {"model": "tiny:latest"}, {"name": "tiny"}])
+def test_show_gives_the_shape_that_the_files_header_has(
+    front: Front, tmp_path: Path, tiny_model: Path, named: dict[str, str]
+) -> None:
+    (tmp_path / "models").mkdir()
+    shutil.copyfile(tiny_model, tmp_path / "models" / "tiny.gguf")
+    facts = front.post("/api/show", named).json()["model_info"]
+    header = read_gguf(tiny_model)
+    assert facts["llama.block_count"] == header.n_layer
+    assert facts["llama.embedding_length"] == header.n_embd
+    assert facts["llama.attention.head_count"] == header.n_head
+    assert (facts["general.architecture"], facts["llama.context_length"]) == ("llama", 4096)
 
 
 def test_delete_removes_row_and_own_file(front: Front, tmp_path: Path) -> None:

@@ -338,6 +338,18 @@ def test_models_are_listed_and_shown(front: Front) -> None:
     assert front.get("/v1/models/..%2f..%2fetc%2fpasswd").status == 404
 
 
+def test_a_models_context_is_what_a_slot_has(tmp_path: Path) -> None:
+    def contexts(front: Front) -> dict[str, int]:
+        data = front.get("/v1/models").json()["data"]
+        return {card["id"]: card["meta"]["n_ctx"] for card in data}
+
+    with serving(tmp_path, ctx=512) as front:
+        assert contexts(front) == {"other": 512, "tiny": 4096}  # as set, and as it was loaded
+        assert front.get("/v1/models/tiny:latest").json()["meta"]["n_ctx_train"] == 8192
+        front.supervisor.loaded = False
+        assert contexts(front) == {"other": 512, "tiny": 512}
+
+
 def test_embeddings_are_refused_in_words(front: Front) -> None:
     answer = front.post("/v1/embeddings", {"model": "tiny", "input": "x"})
     assert (answer.status, answer.json()["error"]["code"]) == (400, "not_served")

@@ -150,11 +150,14 @@ def rm(options: NamedOptions, terminal: Terminal) -> int:
     return 0
 
 
+_SCHEMES = ("embedded:", "hf:")
+
+
 def absolute_source(source: str) -> str:
     """A path is resolved here, because the daemon has another working directory."""
-    if source.startswith(("embedded:", "hf:")):
-        return source
-    return str(Path(source).expanduser().absolute())
+    path = Path(source).expanduser()
+    is_path = source.startswith(("/", ".", "~")) or path.suffix == ".gguf" or path.exists()
+    return str(path.absolute()) if is_path and not source.startswith(_SCHEMES) else source
 
 
 def _follow(events: Iterable[dict[str, Any]], show: Progress) -> dict[str, Any]:
