@@ -254,8 +254,9 @@ def load(target: str, state_dir: Path) -> ChatState:
 
 def _cut_note(state: ChatState, ending: Ending) -> str:
     """Why an answer ended before the model ended it: its own limit, or the slot's context."""
-    limit = state.settings.max_tokens or DEFAULT_MAX_TOKENS
-    if (ending.usage.get("completion_tokens") or limit) < limit:
+    given = state.settings.max_tokens
+    limit = DEFAULT_MAX_TOKENS if given is None else given
+    if limit < 0 or ending.usage.get("completion_tokens", limit) < limit:
         return "(cut: the context is full; /clear forgets the conversation and makes room)"
     return "(cut at the token limit; /set max_tokens N raises it)"
 

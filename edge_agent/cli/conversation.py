@@ -176,7 +176,7 @@ def handle(state: ChatState, line: str) -> Result:
     if function := _COMMANDS.get(name):
         return function(state, argument)
     if meant := _meant(name, argument):
-        hint = f"/{meant}? /help lists the commands; a question may stand between {QUOTES}"
+        hint = f"did you mean /{meant}? /help lists all; a question may stand between {QUOTES}"
         return state, (Complain(f"unknown command /{name}", hint),)
     return _question(state, text)
 

@@ -82,7 +82,7 @@ def test_a_failed_save_keeps_the_older_file(tmp_path: Path) -> None:
         '{"v": 1, "turns": 3}',
         '{"v": 1, "turns": [{"role": "system", "content": "x"}]}',
         '{"v": 1, "turns": [{"role": "user"}]}',
-        '{"v": 1, "settings": {"temperature": 9}}',
+        '{"v": 1, "settings": {"temperature": -1}}',
         '{"v": 1, "settings": {"colour": 1}}',
         '{"v": 1, "system": 1}',
         '{"v": 1, "model": 1}',
@@ -261,6 +261,8 @@ def test_a_full_context_says_how_to_make_room(tmp_path: Path) -> None:
         front.supervisor.error, front.supervisor.finish_reason = None, "length"
         _, _, err = chat_with(Client(front.socket_path), "one\n")
         assert "the context is full; /clear" in err, "3 of 256 tokens came"
+        _, _, err = chat_with(Client(front.socket_path), "/set max_tokens -1\none\n")
+        assert "the context is full; /clear" in err
     huge = answered(ChatState(turns=(Turn("user", "x" * 2_000_000),)), "1")
     with serving(tmp_path) as front:
         _, _, err = chat_with(Client(front.socket_path), "two\n", huge)

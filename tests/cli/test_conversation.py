@@ -68,7 +68,7 @@ def test_a_slip_of_a_command_changes_nothing_and_is_put_right(line: str, meant: 
     assert state == ASKED
     assert isinstance(complaint, Complain)
     assert complaint.what == f"unknown command {line.split()[0]}"
-    assert complaint.hint.startswith(f"/{meant}? /help lists the commands")
+    assert complaint.hint.startswith(f"did you mean /{meant}? /help lists all")
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def test_every_setting_can_be_set(key: str, text: str, value: object) -> None:
     [
         "/set temperature hot",
         "/set temperature nan",
-        "/set temperature 3",
+        "/set temperature 1001",
         "/set temperature default",
         "/set temperature",
         "/set top_k 1.5",
         "/set seed -2",
-        "/set max_tokens 0",
+        "/set max_tokens -2",
         "/set verbose maybe",
         "/set colour red",
     ],
