@@ -78,6 +78,12 @@ def write_model(
     types = planned_types(metadata, tensors, request)
     specs = [by_name[name].spec(type_name) for name, type_name in types.items()]
     head, starts = pack_head(metadata, specs)
+    if request.imatrix and not set(request.imatrix) & set(by_name):
+        raise ConversionError(
+            "the importance matrix has no entry for any tensor of this model",
+            f"it has {len(request.imatrix)} for others, such as {min(request.imatrix)}",
+            "compute it with this very model: edge-convert imatrix",
+        )
     jobs = [_job(by_name[spec.name], spec, starts, request) for spec in specs]
     if not how.allow_requantize:
         _refuse_requantizing(jobs)

@@ -124,7 +124,7 @@ def read_tokens(data: Path, model: Model, architecture: str) -> list[int]:
     Raises ConversionError that names the first line of neither form.
     """
     try:
-        text = data.read_text("utf-8")
+        text = data.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _bad_data(data, str(error)) from None
     if data.suffix not in (".jsonl", ".ndjson"):
@@ -141,7 +141,7 @@ def _line_tokens(
     try:
         document = json.loads(line)
         prompt = _prompt(document)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _bad_data(
             data, f'line {number} is neither {{"messages": [...]}} nor {{"text": "..."}}'
         ) from None

@@ -52,7 +52,8 @@ class Imatrix:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read a file. Raises ConversionError when it is no importance matrix, or contains NaN."""
+    """Read a file. Raises ConversionError when it is no importance matrix, or holds anything but
+    finite numbers from 0 on."""
     metadata, arrays = read_arrays(path, _refusal)
     if metadata.get_value("general.type") != "imatrix":
         raise _refusal(path, f"general.type is {metadata.get_value('general.type')!r}")
@@ -60,6 +61,11 @@ def read_imatrix(path: Path) -> Imatrix:
     for name in names:
         if name + COUNTS not in arrays:
             raise _refusal(path, f"the entry {name} has no counts")
+        for kind in (SUMS, COUNTS):
+            values = arrays[name + kind]
+            if not (np.isfinite(values).all() and (values >= 0).all() and values.size):
+                why = f"{name}{kind} holds NaN, infinity or a negative number"
+                raise _refusal(path, f"{why}; squares have none, and ggml would end this process")
     return Imatrix(
         {name: arrays[name + SUMS].reshape(-1) for name in names},
         {name: float(arrays[name + COUNTS].flat[0]) for name in names},

@@ -15,6 +15,27 @@ from edge_agent.atomic_file import TEMP_SUFFIX, sync_directory
 from edge_agent.errors import ConversionError
 
 
+def check_output(path: Path, *sources: Path) -> None:
+    """Raise ConversionError when no file can be put at `path`; for before the work.
+
+    A device, pipe or socket would be replaced by a file, one of `sources` by what is made of it.
+    """
+    parent = path.parent
+    why = ""
+    if path.is_dir():
+        why = "it is a directory"
+    elif path.exists() and not path.is_file():
+        why = "it is a device, a pipe or a socket"
+    elif not parent.is_dir():
+        why = f"there is no directory {parent}"
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        why = f"{parent} may not be written to"
+    elif path.exists() and any(s.exists() and path.samefile(s) for s in sources):
+        why = "it is what the new file is made of"
+    if why:
+        raise ConversionError(f"cannot write {path}", why, "give another place with -o")
+
+
 class OutputFile:
     """`with OutputFile(path) as output: output.write_at(0, data)`.
 
@@ -28,6 +49,7 @@ class OutputFile:
         self._descriptor = -1
 
     def __enter__(self) -> OutputFile:
+        check_output(self.path)
         self._remove_leftovers()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:

@@ -9,6 +9,7 @@ out: bytes in an OutputFile, and progress. Not here: which type a tensor gets
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from converters.output_file import OutputFile
 from converters.rows import F32, FLOAT_TYPES, PackedRows, Rows
+from edge_agent.errors import ConversionError
 from edge_agent.llama import ggml
 from edge_agent.machine import usable_processors
 
@@ -92,14 +94,17 @@ class Quantizer:
     def _write(self, job: TensorJob, first: int, count: int) -> int:
         n_columns = job.rows.n_columns
         row = ggml.row_bytes(job.type, n_columns)
-        as_it_is = _verbatim(job, first, count)
-        if as_it_is is not None:
-            self._output.write_at(job.offset + first * row, as_it_is.data)
-            return count * row
         values, packed = self._buffers(count * n_columns, count * row)
         rows = values.reshape(count, n_columns)
-        job.rows.read(first, rows)
-        ggml.quantize(job.type, rows, packed, job.importance)
+        as_it_is = _verbatim(job, first, count)
+        if as_it_is is not None:
+            packed = as_it_is
+        else:
+            job.rows.read(first, rows)
+            ggml.quantize(job.type, rows, packed, job.importance)
+        if job.type != "F32":
+            ggml.dequantize(job.type, packed, rows)
+            _check_packed(job, first, rows)
         self._output.write_at(job.offset + first * row, packed.data)
         return count * row
 
@@ -110,6 +115,20 @@ class Quantizer:
             self._local.values = values = np.empty(max(n_values, SLAB_ELEMENTS), np.float32)
             self._local.packed = np.empty(values.nbytes, np.uint8)
         return values[:n_values], self._local.packed[:n_bytes]
+
+
+def _check_packed(job: TensorJob, first: int, unpacked: F32) -> None:
+    """Raise ConversionError when what was packed is no longer finite: F16 ends at 65,504, and so do
+    the scales of quantized blocks."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(unpacked.sum()) or np.isfinite(unpacked).all():
+            return
+    job.rows.read(first, unpacked)
+    raise ConversionError(
+        f"the tensor {job.rows.name} does not fit into {job.type}",
+        f"it has a weight of {float(np.abs(unpacked).max()):.3g}, which becomes infinity or NaN",
+        f"keep it in more bits: --tensor-type {re.escape(job.rows.name)}=bf16, or --type bf16",
+    )
 
 
 def _verbatim(job: TensorJob, first: int, count: int) -> NDArray[np.uint8] | None:

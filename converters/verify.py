@@ -4,35 +4,31 @@ Flows in: two models, each a Hugging Face directory or a GGUF file; A is the ref
 Verdict with figures, thresholds and reasons. Logits are compared twice. (a) The weights alone: both
 models in float32, against gates that depend on B's type. (b) B as it is served, beside a floor: B
 as served against B's own dequantized weights, because ggml also quantizes activations and no
-converter can avoid that. Not here: what a difference means for answers.
+converter can avoid that. Not here: evaluating the models (verify_logits.py), what a difference
+means for answers.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from converters.divergence import BitsPerByte, Divergence, log_softmax
-from converters.gguf_output import write_model
-from converters.logits import WINDOW, LlamaLogits, LogitSource, TorchLogits
-from converters.quantize import load as load_gguf
+from converters.divergence import Divergence
+from converters.logits import WINDOW
 from converters.quantizer import How
 from converters.sample_texts import PASSAGES
 from converters.text_codec import TextCodec, open_codec
 from converters.verify_bytes import compare_bytes
+from converters.verify_logits import LogitFigures, VerifyRoom, Window, compare_logits
 from converters.verify_tokenizer import TokenizerVerdict, compare_templates, compare_tokenizers
 from edge_agent.errors import ConversionError
 from edge_agent.gguf.model_file import read_gguf
-from edge_agent.llama.type_plan import TypeRequest
 
 GATES = {"F32": 1e-5, "F16": 1e-4, "BF16": 1e-3, "Q8_0": 5e-3}
 """B's type -> largest mean KL of (a) in nats. Types with fewer bits are reported and not judged."""
 F32_TOP1 = 0.999
-BLOCK = 32
-"""Positions compared at once: in float64 one position of Gemma takes 2 MB in each of six arrays."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +56,9 @@ class Verdict:
     tokenizer_by_design: tuple[str, ...] = ()
 
 
-@dataclass
-class _Figures:
-    """Everything that is collected window by window."""
-
-    weights: Divergence = field(default_factory=Divergence)
-    served: Divergence = field(default_factory=Divergence)
-    floor: Divergence = field(default_factory=Divergence)
-    bits_a: BitsPerByte = field(default_factory=BitsPerByte)
-    bits_b: BitsPerByte = field(default_factory=BitsPerByte)
-    n_tokens: int = 0
-
-
-def verify(a: Path, b: Path, texts: Sequence[str] | None, how: How) -> Verdict:
+def verify(
+    a: Path, b: Path, texts: Sequence[str] | None, how: How, limits: VerifyRoom | None = None
+) -> Verdict:
     """Compare B with the reference A. Raises ConversionError, ModelFormatError.
 
     Example: `verify(Path("gemma-3-270m"), Path("gemma-q8_0.gguf"), None, How()).passed`
@@ -87,12 +73,17 @@ def verify(a: Path, b: Path, texts: Sequence[str] | None, how: How) -> Verdict:
         template_equal, reason = compare_templates(codecs[0], codecs[1])
         if reason:
             reasons["template_equal"] = reason
-        how.progress("comparing bytes", None, None)
-        bytes_equal, reason = compare_bytes(a, b)
-        if reason:
-            reasons["bytes_equal"] = reason
-        windows = list(_windows(codecs[0], texts or PASSAGES.values(), is_sample=not texts))
-        figures = _figures(a, b, codecs[0], windows, how)
+        found = _windows(codecs[0], texts or PASSAGES.values(), is_sample=not texts)
+        windows = [Window(tokens, codecs[0].n_bytes(tokens[1:])) for tokens in found]
+    if not windows:
+        raise ConversionError(
+            "there is nothing to compare on", "no text has two tokens", "give more text with --data"
+        )
+    how.progress("comparing bytes", None, None)
+    bytes_equal, reason = compare_bytes(a, b)
+    if reason:
+        reasons["bytes_equal"] = reason
+    figures = compare_logits(a, b, windows, how, limits or VerifyRoom())
     return _verdict(type_of(b), figures, tokenizers, (template_equal, bytes_equal), reasons)
 
 
@@ -106,51 +97,6 @@ def type_of(path: Path) -> str:
     return next((name for name in ("BF16", "F16", "F32") if name in dtypes), "F32")
 
 
-def _figures(a: Path, b: Path, codec: TextCodec, windows: list[list[int]], how: How) -> _Figures:
-    if not windows:
-        raise ConversionError(
-            "there is nothing to compare on", "no text has two tokens", "give more text with --data"
-        )
-    figures = _Figures()
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-convert-")))
-        exact_a = stack.enter_context(_Closing(_exact(a, scratch / "a.gguf", how)))
-        exact_b = stack.enter_context(_Closing(_exact(b, scratch / "b.gguf", how)))
-        served = None
-        if not b.is_dir():
-            source = LlamaLogits(b, exact=False, threads=how.threads)
-            served = stack.enter_context(_Closing(source))
-        for number, tokens in enumerate(windows):
-            how.progress("comparing logits", number, len(windows))
-            _compare_window(figures, tokens, codec, (exact_a, exact_b, served))
-    return figures
-
-
-class _Closing:
-    """`with _Closing(source) as source`."""
-
-    def __init__(self, source: LogitSource) -> None:
-        self._source = source
-
-    def __enter__(self) -> LogitSource:
-        return self._source
-
-    def __exit__(self, *_: object) -> None:
-        self._source.close()
-
-
-def _exact(path: Path, scratch: Path, how: How) -> LogitSource:
-    """A model in float32: a directory in torch, a file with its weights dequantized."""
-    if path.is_dir():
-        return TorchLogits(path, how.threads)
-    if read_gguf(path).quantization != "F32":
-        how.progress(f"dequantizing {path.name}", None, None)
-        metadata, tensors = load_gguf(path)
-        write_model(scratch, metadata, tensors, TypeRequest("F32"), How(how.threads))
-        path = scratch
-    return LlamaLogits(path, exact=True, threads=how.threads)
-
-
 def _windows(codec: TextCodec, texts: Iterable[str], *, is_sample: bool) -> Iterator[list[int]]:
     """Pieces of at most WINDOW tokens; of our own samples only the first piece, to save time."""
     for text in texts:
@@ -161,34 +107,9 @@ def _windows(codec: TextCodec, texts: Iterable[str], *, is_sample: bool) -> Iter
                 yield window
 
 
-def _compare_window(
-    figures: _Figures,
-    tokens: list[int],
-    codec: TextCodec,
-    sources: tuple[LogitSource, LogitSource, LogitSource | None],
-) -> None:
-    logits = [None if source is None else source.logits(tokens) for source in sources]
-    width = min(rows.shape[1] for rows in logits if rows is not None)
-    last = len(tokens) - 1
-    for start in range(0, last, BLOCK):
-        rows = slice(start, min(start + BLOCK, last))
-        a, b, served = (None if x is None else log_softmax(x[rows, :width]) for x in logits)
-        assert a is not None and b is not None
-        figures.weights.add(a, b)
-        figures.bits_a.add(a, tokens[rows.start + 1 : rows.stop + 1])
-        figures.bits_b.add(b, tokens[rows.start + 1 : rows.stop + 1])
-        if served is not None:
-            figures.served.add(a, served)
-            figures.floor.add(b, served)
-    n_bytes = codec.n_bytes(tokens[1:])
-    figures.bits_a.n_bytes += n_bytes
-    figures.bits_b.n_bytes += n_bytes
-    figures.n_tokens += last
-
-
 def _verdict(
     type_name: str,
-    figures: _Figures,
+    figures: LogitFigures,
     tokenizers: TokenizerVerdict,
     equalities: tuple[bool | None, bool | None],
     reasons: dict[str, str],

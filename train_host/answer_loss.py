@@ -24,7 +24,7 @@ import numpy as np
 from converters.divergence import log_softmax
 from converters.logits import WINDOW, LlamaLogits, LogitSource, TorchLogits
 from converters.quantizer import How
-from converters.verify import BLOCK
+from converters.verify_logits import BLOCK
 from edge_agent.prompt.training_sequence import encode_turns, vocabulary_only
 from train_host.export_checks import Stage
 from train_host.run_directory import FinishedRun

@@ -57,9 +57,11 @@ def hf(options: HfOptions, terminal: Terminal) -> int:
       edge-convert hf ./qwen --type q4_0 --token-embedding-type q4_0 --tensor-type ffn_down=q6_k
     """
     from converters.hf_to_gguf import load
+    from converters.output_file import check_output
 
     name = options.directory.resolve().name
     path = options.output or Path(f"{name}-{options.type.lower()}.gguf")
+    check_output(path)
     metadata, tensors = load(options.directory, options.ignore_field or ())
     comparison = _compare(metadata, tensors, options, terminal) if options.compare else ""
     code = write(path, metadata, tensors, options, terminal)
@@ -78,7 +80,7 @@ def _compare(
     from converters.quantizer import How
     from converters.source_check import N_TOKENS, check_source
 
-    memory = None if options.memory is None else memory_bytes(options)
+    memory = None if options.memory is None else memory_bytes(options.memory)
     try:
         with terminal.progress() as progress:
             how = How(options.threads, progress)

@@ -42,8 +42,10 @@ def imatrix(options: ImatrixOptions, terminal: Terminal) -> int:
     """
     from converters.imatrix import compute
     from converters.imatrix_file import write_imatrix
+    from converters.output_file import check_output
     from converters.quantizer import How
 
+    check_output(options.output, options.model, options.data)
     with terminal.progress(counts_bytes=False) as progress:
         how = How(options.threads, progress)
         found = compute(options.model, options.data, how, options.chunks)

@@ -32,7 +32,9 @@ def lora(options: LoraOptions, terminal: Terminal) -> int:
       edge-convert lora ./my-adapter --base gemma-q8_0.gguf -o my-adapter.gguf
     """
     from converters.lora_to_gguf import convert
+    from converters.output_file import check_output
 
+    check_output(options.output, options.base)
     n_weights = convert(options.directory, options.base, options.output)
     size = options.output.stat().st_size
     if options.json:

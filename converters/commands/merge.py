@@ -47,12 +47,15 @@ def merge(options: MergeOptions, terminal: Terminal) -> int:
     """
     from converters.gguf_to_hf import DTYPES
     from converters.merge import is_multimodal, open_merged, write_hf
+    from converters.output_file import check_output
     from converters.quantizer import How
 
     if options.dtype not in DTYPES:
         raise UsageError(f"--dtype is {options.dtype!r}", "", f"give one of {', '.join(DTYPES)}")
-    merged = open_merged(options.base, options.adapter)
     is_file = options.output.suffix == ".gguf"
+    if is_file:
+        check_output(options.output, options.base, options.adapter)
+    merged = open_merged(options.base, options.adapter)
     if merged.base.is_quantized:
         is_coarse = is_file and options.type.upper() not in ("Q8_0", "F16", "BF16", "F32")
         more = f"; {options.type} may round the adapter away, q8_0 keeps it" if is_coarse else ""

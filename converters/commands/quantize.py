@@ -35,8 +35,10 @@ def quantize(options: QuantizeOptions, terminal: Terminal) -> int:
       edge-convert quantize model-f16.gguf -o model-q4_k_m.gguf --type q4_k_m --imatrix imatrix.gguf
       edge-convert quantize model-q8_0.gguf -o small.gguf --type q4_0 --allow-requantize
     """
+    from converters.output_file import check_output
     from converters.quantize import load
 
+    check_output(options.output, options.model)
     metadata, tensors = load(options.model)
     return write(
         options.output,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from converters.commands.options import ThreadOptions
+from converters.commands.writing import memory_bytes
 from edge_agent.cli.terminal import Terminal
 from edge_agent.errors import UsageError
 
@@ -28,6 +29,10 @@ class VerifyOptions(ThreadOptions):
             metavar="FILE",
         ),
     ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory that it may take [what is available].", metavar="SIZE"),
+    ] = None
 
 
 def verify(options: VerifyOptions, terminal: Terminal) -> int:
@@ -43,13 +48,16 @@ def verify(options: VerifyOptions, terminal: Terminal) -> int:
     from converters.quantizer import How
     from converters.verify import type_of
     from converters.verify import verify as compare
+    from converters.verify_logits import VerifyRoom
 
     for path in (options.a, options.b):
         if not path.exists():
             raise UsageError(f"{path} does not exist", "", "give two models")
     texts = _texts(options.data) if options.data else None
+    memory = None if options.memory is None else memory_bytes(options.memory)
     with terminal.progress(counts_bytes=False) as progress:
-        verdict = compare(options.a, options.b, texts, How(options.threads, progress))
+        how = How(options.threads, progress)
+        verdict = compare(options.a, options.b, texts, how, VerifyRoom(memory, terminal.note))
     if options.json:
         terminal.document(asdict(verdict))
     else:
@@ -59,7 +67,7 @@ def verify(options: VerifyOptions, terminal: Terminal) -> int:
 
 def _texts(path: Path) -> list[str]:
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--data is {path}", str(error), "give a UTF-8 text file") from None
     return [part for part in text.split("\n\n") if part.strip()]

@@ -35,10 +35,17 @@ def write(
     request, imatrix = type_request(options)
     if imatrix is not None and options.imatrix is not None:
         metadata |= imatrix.keys(options.imatrix)
+        matrices = {t.name for t in tensors if t.name.startswith("blk.") and len(t.shape) == 2}
+        missing = matrices - set(imatrix.sums)
+        if missing and len(missing) < len(matrices):
+            terminal.note(
+                f"the importance matrix lacks {len(missing)} of {len(matrices)} matrices,"
+                f" such as {min(missing)}"
+            )
     if request.file_type == "AUTO":
         from converters.memory_plan import choose_type
 
-        memory = memory_bytes(options)
+        memory = memory_bytes(options.memory)
         request, plan = choose_type(metadata, tensors, request, memory, options.ctx)
         terminal.note(
             f"auto: {request.file_type}, which takes {size_text(plan.total_bytes)}"
@@ -51,17 +58,17 @@ def write(
     return 0
 
 
-def memory_bytes(options: TypeOptions) -> int:
+def memory_bytes(text: str | None) -> int:
     """The bytes of --memory. Raises UsageError."""
     from edge_agent.units import parse_size
 
-    if options.memory is None:
-        raise UsageError("--type auto needs --memory", "", "say how much the board has: 4G")
+    hint = "say how much there is: 4G"
+    if text is None:
+        raise UsageError("--type auto needs --memory", "", hint)
     try:
-        return parse_size(options.memory)
+        return parse_size(text)
     except ValueError as error:
-        hint = "say how much the board has: 4G"
-        raise UsageError(f"--memory is {options.memory!r}", str(error), hint) from error
+        raise UsageError(f"--memory is {text!r}", str(error), hint) from error
 
 
 def _report(written: Written, options: TypeOptions, terminal: Terminal) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_runner import Outcome
 from convert_runner import convert
 from converted import write
-from tiny_checkpoint import write_checkpoint
+from tiny_checkpoint import D, F, write_checkpoint
 from tiny_gguf import CHATML_TEMPLATE, IM_END_ID, IM_START_ID, write_tiny_model
 
 from converters.imatrix import N_CTX, read_tokens
-from converters.imatrix_file import read_imatrix
+from converters.imatrix_file import Imatrix, read_imatrix, write_imatrix
 from edge_agent.errors import ConversionError
 from edge_agent.llama.binding import start_backend
 from edge_agent.llama.capture import check_layout
@@ -100,3 +101,61 @@ def test_too_little_data_says_how_much_is_usual(tmp_path: Path) -> None:
                    str(tmp_path / "i.gguf"))  # fmt: skip
     assert (done.code, "one chunk needs 512" in done.err) == (1, True)
     assert not (tmp_path / "i.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sums": -1.0}, "a negative number"),
+        ({"sums": float("nan")}, "NaN"),
+        ({"sums": float("inf")}, "infinity"),
+        ({"counts": -1.0}, "a negative number"),
+        ({"counts": float("nan")}, "NaN"),
+    ],
+)
+def test_sums_that_no_squares_have_are_refused_before_ggml_sees_them(
+    tmp_path: Path, change: dict[str, float], message: str
+) -> None:
+    """ggml ends the whole process over such an importance (iq2_s)."""
+    sums = np.ones(64, np.float32)
+    sums[3] = change.get("sums", 1.0)
+    counts = change.get("counts", 4.0)
+    matrix = Imatrix({"blk.0.attn_q.weight": sums}, {"blk.0.attn_q.weight": counts}, (), 1, 4)
+    write_imatrix(tmp_path / "i.gguf", matrix)
+    with pytest.raises(ConversionError, match=message):
+        read_imatrix(tmp_path / "i.gguf")
+
+
+def _quantized(tmp_path: Path, names: tuple[str, ...]) -> Outcome:
+    write_checkpoint(tmp_path / "hf", "qwen2")
+    sizes = {name: F if "ffn_down" in name else D for name in names}
+    sums = {name: np.ones(size, np.float32) for name, size in sizes.items()}
+    write_imatrix(tmp_path / "i.gguf", Imatrix(sums, dict.fromkeys(names, 4.0), (), 1, 4))
+    argv = ("hf", str(tmp_path / "hf"), "-o", str(tmp_path / "m.gguf"), "--type", "q4_0")
+    return convert(*argv, "--imatrix", str(tmp_path / "i.gguf"))
+
+
+def test_a_matrix_of_another_model_is_refused(tmp_path: Path) -> None:
+    done = _quantized(tmp_path, ("blk.7.attn_q.weight", "model.layers.0.mlp"))
+    assert (done.code, "has no entry for any tensor of this model" in done.err) == (1, True)
+
+
+def test_a_matrix_of_a_part_of_the_model_is_named(tmp_path: Path) -> None:
+    done = _quantized(tmp_path, ("blk.0.attn_q.weight", "blk.0.ffn_down.weight"))
+    assert (done.code, "lacks 12 of 14 matrices" in done.err) == (0, True)
+
+
+def test_other_line_ends_and_a_byte_order_mark_do_not_break_rows(tmp_path: Path) -> None:
+    path, data = tmp_path / "m.gguf", tmp_path / "d.jsonl"
+    write_tiny_model(path)
+    model = Model(path, EngineSettings(), start_backend())
+    found = []
+    for text in ("a b", "a\u2028b\x85c"):
+        rows = [json.dumps({"text": text}, ensure_ascii=False) for _ in range(2)]
+        data.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+        found.append(read_tokens(data, model, "llama"))
+    data.write_text('{"text": ' + "[" * 100000 + "]" * 100000 + "}")
+    with pytest.raises(ConversionError, match="line 1 is neither"):
+        read_tokens(data, model, "llama")
+    model.close()
+    assert len(found[1]) > len(found[0]) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -190,3 +191,28 @@ def test_a_directory_without_torch_says_what_to_install(tmp_path: Path, checkpoi
 )
 def test_differences_by_design_are_few_and_named(text: str, pre: str, is_known: bool) -> None:
     assert explained(text, {pre}) is is_known
+
+
+def test_the_plan_is_announced_and_refused_where_it_does_not_fit(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf", "qwen2")
+    a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    write(tmp_path / "hf", a)
+    write(tmp_path / "hf", b, "Q8_0")
+    done = convert("verify", str(a), str(b))
+    (line,) = [line for line in done.err.split("\n") if line.startswith("verify takes up to ")]
+    assert "of memory" in line and "keeps" in line
+    done = convert("verify", str(a), str(b), "--memory", "50M")
+    assert (done.code, "does not fit" in done.err, "50 MB of memory" in done.err) == (1, True, True)
+    assert convert("verify", str(a), str(b), "--memory", "much").code == 2
+
+
+def test_logits_are_kept_in_a_file_that_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "hf", "qwen2")
+    write(tmp_path / "hf", tmp_path / "a.gguf")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert convert("verify", str(tmp_path / "a.gguf"), str(tmp_path / "a.gguf")).code == 0
+    assert list(scratch.iterdir()) == []
