@@ -229,6 +229,8 @@ class Generate(Struct, frozen=True, tag="generate"):
     stream: bool = True
     """False: no Chunk is sent, Done carries the whole text."""
     cache_prompt: bool = True
+    return_tokens: bool = False
+    """Whether Chunk and Done carry the ids of the generated tokens."""
     logprobs: int | None = None
     """None: no logprobs; 0: the chosen token's; n: also those of the n most likely tokens."""
     json_schema: dict[str, Any] | None = None
@@ -326,6 +328,8 @@ class Chunk(Struct, frozen=True, tag="chunk"):
     text: str
     completion_tokens: int
     logprobs: list[ChosenLogprob] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    """Ids of the tokens since the last Chunk, if they are wanted."""
 
 
 class Began(Struct, frozen=True):
@@ -348,6 +352,8 @@ class Done(Struct, frozen=True, tag="done"):
     """When the engine worked on the request; at most engine/work_spans.py's MAX_SPANS."""
     measured: Measured | None = None
     """The front fills it in (server/generation.py); None from a worker."""
+    tokens: list[int] = field(default_factory=list)
+    """Like `text`, of the last piece or of all; without the token that ends an answer."""
 
 
 Generation = Began | Chunk | Done  # one Began, any number of Chunks, one Done

@@ -220,9 +220,9 @@ class Scheduler:
         work = slot.work
         if work is None:
             return
-        text, stop_text, logprobs = tail, None, []
+        text, stop_text, logprobs, tokens = tail, None, [], []
         if isinstance(work, Request):
-            stop_text = work.text.stopped
+            stop_text, tokens = work.text.stopped, work.tokens
             logprobs = work.take_logprobs(all_left=stop_text is None)
             if not work.generate.stream:
                 work.whole_text.append(tail)
@@ -231,7 +231,8 @@ class Scheduler:
         timings = work.timings(now)
         spans = self._steps.leave(work.spans, now)
         slot.release(now)
-        self._send(Done(work.id, text, reason, timings, stop_text, logprobs, spans))
+        done = Done(work.id, text, reason, timings, stop_text, logprobs, spans, tokens=tokens)
+        self._send(done)
 
     def _drop(self, slot: Slot, error: EdgeAgentError) -> None:
         """End a slot's work with an error, and tell the front."""
@@ -364,6 +365,8 @@ class Scheduler:
         if generate.logprobs is not None:
             chosen = chosen_logprob(self._context, row, token, generate.logprobs, self._vocabulary)
             request.logprobs.append((request.text.began, chosen))
+        if generate.return_tokens:
+            request.tokens.append(token)
         if request.text.stopped is not None:
             self._finish(slot, "stop", text)
             return
@@ -374,7 +377,9 @@ class Scheduler:
         if not generate.stream:
             request.whole_text.append(text)
         elif text:
-            self._send(Chunk(request.id, text, request.n_generated, request.take_logprobs()))
+            told = request.take_logprobs(), request.tokens
+            self._send(Chunk(request.id, text, request.n_generated, *told))
+            request.tokens = []
 
     def _is_last(self, slot: Slot, request: Request) -> bool:
         full = len(slot.ids) >= self._context.n_ctx

@@ -66,6 +66,9 @@ class Request(Work):
     logprobs: list[tuple[int, ChosenLogprob]] = field(default_factory=list)
     """Not sent yet: each with the number of characters of the answer before its token."""
 
+    tokens: list[int] = field(default_factory=list)
+    """Ids, if they are wanted, that were not sent yet."""
+
     def take_logprobs(self, *, all_left: bool = False) -> list[ChosenLogprob]:
         """Those whose tokens begin in the text that was given out; the others wait for theirs."""
         ready = [one for began, one in self.logprobs if all_left or began < self.text.shown]

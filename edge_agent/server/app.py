@@ -23,6 +23,7 @@ from edge_agent.monitor.monitor import Monitor
 from edge_agent.server import (
     adapt,
     adapters,
+    completion,
     dashboard,
     feedback,
     history,
@@ -52,6 +53,7 @@ API = (
     *models.ROUTES,
     *pull.ROUTES,
     *llama_server.ROUTES,
+    *completion.ROUTES,
     *lora.ROUTES,
     *adapt.ROUTES,
     *adapters.ROUTES,

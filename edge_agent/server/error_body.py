@@ -23,7 +23,7 @@ Dialect = Literal["openai", "ollama", "llama_server"]
 LLAMA_SERVER_PATHS = frozenset(
     {
         *("/health", "/v1/health", "/props", "/slots", "/lora-adapters"),
-        *("/tokenize", "/detokenize", "/apply-template"),
+        *("/tokenize", "/detokenize", "/apply-template", "/completion", "/completions"),
     }
 )
 RETRY_AFTER_RESTART_S = 1

@@ -36,6 +36,7 @@ from edge_agent.server.reply import json_response
 from edge_agent.server.route import Route
 from edge_agent.server.sampling_fields import Body
 from edge_agent.server.service import SERVICE, Service
+from edge_agent.server.unserved import SAMPLER_ORDER
 from edge_agent.supervisor.supervisor import EngineStatus
 
 
@@ -151,7 +152,10 @@ async def props(request: web.Request) -> web.Response:
     rows = [row for row in service.store.models() if row.name == model]
     return json_response(
         {
-            "default_generation_settings": _default_settings(info.n_ctx if info else 0),
+            "default_generation_settings": {
+                "n_ctx": info.n_ctx if info else 0,
+                "params": sampling_json(Sampling()),
+            },
             "total_slots": info.slots if info else 0,
             "model_alias": model or "",
             "model_path": info.path if info else "".join(row.path for row in rows),
@@ -164,20 +168,27 @@ async def props(request: web.Request) -> web.Response:
     )
 
 
-def _default_settings(n_ctx: int) -> dict[str, Any]:
-    default = Sampling()
+_NO_SEED = 2**32 - 1
+"""llama.cpp's LLAMA_DEFAULT_SEED: another one for every request."""
+
+
+def sampling_json(sampling: Sampling) -> dict[str, Any]:
+    """llama-server's names of the sampling parameters; samplers that are not served are off."""
     return {
-        "n_ctx": n_ctx,
-        "params": {
-            "temperature": default.temperature,
-            "top_k": default.top_k,
-            "top_p": default.top_p,
-            "min_p": default.min_p,
-            "repeat_penalty": default.repeat_penalty,
-            "repeat_last_n": default.repeat_last_n,
-            "presence_penalty": default.presence_penalty,
-            "frequency_penalty": default.frequency_penalty,
-        },
+        "seed": _NO_SEED if sampling.seed is None else sampling.seed,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "typical_p": sampling.typical_p,
+        "repeat_penalty": sampling.repeat_penalty,
+        "repeat_last_n": sampling.repeat_last_n,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "min_keep"), 0),
+        **{"dynatemp_range": 0.0, "top_n_sigma": -1.0, "adaptive_target": -1.0},
+        "adaptive_decay": 0.9,
+        "samplers": list(SAMPLER_ORDER),
     }
 
 

@@ -7,18 +7,19 @@ and the end of the stream. Not here: fields (openai_schema.py), bytes (openai_ev
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
+from edge_agent import __version__
 from edge_agent.errors import EdgeAgentError
 from edge_agent.records import Began, Done, Generate
 from edge_agent.server.auth import CALLER
 from edge_agent.server.body import read_request
-from edge_agent.server.error_body import FieldError, Refusal, error_json, typed
+from edge_agent.server.error_body import FieldError, Refusal, dialect_of, error_json, typed
 from edge_agent.server.generation import Call, generate, whole
 from edge_agent.server.lora import lora_reference
 from edge_agent.server.model_name import (
@@ -35,7 +36,7 @@ from edge_agent.server.openai_answers import (
     ModelList,
     OpenAIError,
 )
-from edge_agent.server.openai_events import ChatEvents, CompletionEvents, event
+from edge_agent.server.openai_events import ChatEvents, CompletionEvents, Events, event
 from edge_agent.server.openai_schema import (
     ChatRequest,
     CompletionRequest,
@@ -83,7 +84,7 @@ def _card(service: Service, row: ModelRow, name: str) -> dict[str, Any]:
 async def chat(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     body = await read_request(request, ChatRequest, service.limits, service.n_ctx())
-    record = await _record(
+    call = await called(
         service,
         body,
         "openai_chat",
@@ -92,14 +93,14 @@ async def chat(request: web.Request) -> web.StreamResponse:
         max_tokens=body.token_limit(),
         logprobs=body.logprob_count(),
     )
-    return await _answer(request, record, body, ChatEvents)
+    return await answered(request, call, body, ChatEvents)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     body = await read_request(request, CompletionRequest, service.limits, service.n_ctx())
     text, tokens = body.text_or_tokens()
-    record = await _record(
+    call = await called(
         service,
         body,
         "openai_completion",
@@ -109,11 +110,11 @@ async def completions(request: web.Request) -> web.StreamResponse:
         max_tokens=body.token_limit(),
         logprobs=body.logprob_count(),
     )
-    return await _answer(request, record, body, CompletionEvents)
+    return await answered(request, call, body, CompletionEvents)
 
 
-async def _record(service: Service, body: GenerationFields, api: str, **prompt: Any) -> Call:
-    """The engine's record of a request. Raises FieldError for ids outside the vocabulary."""
+async def called(service: Service, body: GenerationFields, api: str, **prompt: Any) -> Call:
+    """The call of a request. Raises FieldError for ids outside the vocabulary."""
     model = requested_model(body.model)
     biases, tokens = body.biases(), prompt.get("tokens") or []
     if biases:
@@ -144,15 +145,25 @@ async def _check_ids(service: Service, model: str | None, ids: Collection[int], 
         )
 
 
-async def _answer(
-    request: web.Request, call: Call, body: GenerationFields, shape: type[ChatEvents]
+Shape = Callable[[dict[str, Any], bool], Events]
+"""Makes the events of an answer from its head and whether the usage is wanted."""
+
+
+async def answered(
+    request: web.Request, call: Call, body: GenerationFields, shape: Shape
 ) -> web.StreamResponse:
+    """The answer, streamed or whole."""
     service = request.app[SERVICE]
     call = replace(call, user=request[CALLER])
     if call.request.stream:
         return await _stream(request, call, shape, body.wants_usage())
+    return json_response(await document(service, call, shape))
+
+
+async def document(service: Service, call: Call, shape: Shape) -> dict[str, Any]:
+    """The body of an answer that is not streamed."""
     began, done = await whole(service, call)
-    return json_response(shape(_head(service, call, began), False).whole(done))
+    return shape(_head(service, call, began), False).whole(done)
 
 
 def _head(service: Service, call: Call, began: Began) -> dict[str, Any]:
@@ -162,16 +173,24 @@ def _head(service: Service, call: Call, began: Began) -> dict[str, Any]:
         "id": prefix + call.answer_id,
         "created": int(service.clock()),
         "model": shown_name(call.model, began.model),
+        "system_fingerprint": _fingerprint(service),
     }
 
 
+def _fingerprint(service: Service) -> str:
+    """What may change an answer although the seed is the same: our version and llama.cpp's. It
+    begins with a b, as llama-server's does."""
+    info = service.supervisor.status().info
+    return f"b{__version__}" + (f"-{info.build.rsplit(' ', 1)[-1]}" if info else "")
+
+
 async def _stream(
-    request: web.Request, call: Call, shape: type[ChatEvents], include_usage: bool
+    request: web.Request, call: Call, shape: Shape, include_usage: bool
 ) -> web.StreamResponse:
     """One write per chunk. The role event is sent with the first chunk."""
     service = request.app[SERVICE]
     stream = Stream(request, EVENT_STREAM, service.limits)
-    events: ChatEvents | None = None
+    events: Events | None = None
     lead = b""
     try:
         async with aclosing(generate(service, call)) as records:
@@ -195,7 +214,8 @@ async def _stream(
     except Exception as error:
         if not stream.is_open:
             raise
-        return await stream.close(lead + event(error_json(typed(error), "openai")))
+        told = error_json(typed(error), dialect_of(request.path))
+        return await stream.close(lead + event(told))
 
 
 async def embeddings(request: web.Request) -> web.Response:
@@ -210,7 +230,7 @@ async def embeddings(request: web.Request) -> web.Response:
     )
 
 
-ROUTES = (
+_PREFIXED = (
     Route("GET", "/v1/models", list_models, "Registered models", ModelList),
     Route("GET", "/v1/models/{id}", get_model, "One registered model", ModelCard),
     Route(
@@ -238,5 +258,14 @@ ROUTES = (
         "Not served: always a typed error",
         OpenAIError,
         body=EmbeddingRequest,
+    ),
+)
+ROUTES = (
+    *_PREFIXED,
+    *(
+        replace(route, path=route.path.removeprefix("/v1"), summary=f"As {route.path}")
+        for route in _PREFIXED
+        if route.path
+        != "/v1/completions"  # without the prefix it is llama-server's (completion.py)
     ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from edge_agent.records import (
     ChosenLogprob,
@@ -70,6 +70,15 @@ def _phase(name: str, tokens: int, seconds: float) -> dict[str, Any]:
     }
 
 
+class Events(Protocol):
+    """The documents and events of one answer in one API; ChatEvents says what each method gives."""
+
+    def opening(self) -> bytes: ...
+    def piece(self, chunk: Chunk | Done) -> bytes: ...
+    def ending(self, done: Done) -> bytes: ...
+    def whole(self, done: Done) -> dict[str, Any]: ...
+
+
 class ChatEvents:
     """/v1/chat/completions. `head` is id, created and model; object is added here."""
 
@@ -83,7 +92,7 @@ class ChatEvents:
 
     def opening(self) -> bytes:
         """The event that announces the role."""
-        delta = {"role": "assistant", "content": ""}
+        delta = {"role": "assistant", "content": None}
         return event(self._chunk({"index": 0, "delta": delta, "finish_reason": None}))
 
     def piece(self, chunk: Chunk | Done) -> bytes:

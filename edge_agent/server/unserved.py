@@ -105,10 +105,10 @@ def refuse_unserved(members: Any, unserved: Mapping[str, Unserved]) -> Any:
     return members
 
 
-_CHAIN = ("penalties", "top_k", "typ_p", "top_p", "min_p", "temperature")
+SAMPLER_ORDER = ("penalties", "top_k", "typ_p", "top_p", "min_p", "temperature")
 """The samplers that are served, in their order (llama/sampling.py), by llama-server's names."""
 _OFF = ("dry", "top_n_sigma", "xtc", "adaptive_p")
-_LETTERS = dict(zip("ekypmtdsxa", (*_CHAIN, *_OFF), strict=True))
+_LETTERS = dict(zip("ekypmtdsxa", (*SAMPLER_ORDER, *_OFF), strict=True))
 _OTHER_NAMES = {"typical_p": "typ_p", "typical": "typ_p", "typ": "typ_p", "temp": "temperature"}
 
 
@@ -117,14 +117,14 @@ def refuse_samplers(samplers: Sequence[str] | str | None, sampling: Sampling) ->
     its samplers in its order. Samplers that change nothing in this request may stand anywhere."""
     if not samplers:
         return
-    known = {**_LETTERS, **_OTHER_NAMES, **{name: name for name in (*_CHAIN, *_OFF)}}
+    known = {**_LETTERS, **_OTHER_NAMES, **{name: name for name in (*SAMPLER_ORDER, *_OFF)}}
     asked = [known.get(one.lower().replace("-", "_"), one) for one in samplers]
-    at_work = [name for name in _CHAIN if _changes(name, sampling)]
+    at_work = [name for name in SAMPLER_ORDER if _changes(name, sampling)]
     if [name for name in asked if name in at_work or name not in known.values()] != at_work:
         raise refused(
             "samplers",
             "another order or choice of samplers than this daemon's",
-            f"leave it out, or send {list(_CHAIN)}",
+            f"leave it out, or send {list(SAMPLER_ORDER)}",
         )
 
 

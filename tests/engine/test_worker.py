@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from tiny_gguf import write_tiny_model
 from waiting import DEADLINE_S, until
@@ -119,6 +120,19 @@ def test_a_limit_of_0_computes_the_prompt_and_minus_1_fills_the_context(
     _, done = worker.answer(chat(2, prompt, max_tokens=-1, ignore_eos=True))
     assert done.timings.cached_tokens == done.timings.prompt_tokens - 1
     assert done.timings.prompt_tokens + done.timings.completion_tokens == 512 + 1
+
+
+def test_ids_of_the_tokens_come_with_the_text_when_they_are_wanted(worker: WorkerProcess) -> None:
+    whole = chat(1, "Hi", max_tokens=8, ignore_eos=True, stream=False, return_tokens=True)
+    _, done = worker.answer(whole)
+    assert len(done.tokens) == 8
+    worker.send(msgspec.structs.replace(whole, id=2, stream=True))
+    streamed: list[int] = []
+    while not isinstance(record := worker.receive(), Done):
+        assert isinstance(record, Chunk)
+        streamed += record.tokens
+    assert streamed + record.tokens == done.tokens
+    assert worker.answer(chat(3, "Hi", max_tokens=8))[1].tokens == []
 
 
 def test_greedy_answers_repeat_and_streaming_changes_nothing(worker: WorkerProcess) -> None:

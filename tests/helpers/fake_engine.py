@@ -101,6 +101,7 @@ class FakeSupervisor:
     n_let_pass: float = math.inf
     """Number of chunks that come at once; the others wait until a test raises the number."""
     finish_reason: str = "stop"
+    stop_text: str | None = None
     loaded: bool = True
     status_now: EngineStatus | None = None
     requests: list[Generate] = field(default_factory=list)
@@ -177,12 +178,15 @@ class FakeSupervisor:
         pieces = self.pieces[: self.fail_after] if self.error else self.pieces
         chunks: list[Chunk | Done | EdgeAgentError] = []
         if request.stream:
-            chunks += [Chunk(1, text, n + 1, chosen) for n, text in enumerate(pieces)]
+            ids = [[7 + n] if request.return_tokens else [] for n in range(len(pieces))]
+            chunks += [Chunk(1, text, n + 1, chosen, ids[n]) for n, text in enumerate(pieces)]
         if self.error:
             return [*chunks, self.error]
         text = "" if request.stream else "".join(self.pieces)
         timings = Timings(10, 4, len(self.pieces), 0.0, 0.006, 0.03, 0.01)
-        return [*chunks, Done(1, text, self.finish_reason, timings, None, chosen)]  # type: ignore[arg-type]
+        tokens = [7, 8, 9] if request.return_tokens and not request.stream else []
+        done = Done(1, text, self.finish_reason, timings, self.stop_text, chosen, tokens=tokens)  # type: ignore[arg-type]
+        return [*chunks, done]
 
     async def ask(
         self, model: str | None, message: Tokenize | Detokenize | ApplyTemplate | QuerySlots

@@ -63,7 +63,7 @@ def test_stream_is_role_pieces_reason_done(front: Front) -> None:
     assert all(conforms(ChatCompletionChunk, event) for event in events)
     deltas = [event["choices"][0]["delta"] for event in events]
     assert deltas == [
-        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": None},
         {"content": "Hel"},
         {"content": "lo "},
         {"content": "wörld"},
