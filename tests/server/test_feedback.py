@@ -87,6 +87,14 @@ def test_ollamas_answers_are_remembered_too(front: Front) -> None:
     assert correct(front).json()["messages"] == body["messages"]
 
 
+def test_a_begun_answer_is_remembered_whole(front: Front) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well: "}]
+    for path in ("/v1/chat/completions", "/api/chat"):
+        front.post(path, {"model": "tiny", "messages": turns, "stream": False})
+        made = correct(front).json()
+        assert (made["answer"], made["messages"]) == (f"Well: {HELLO}", turns[:1])
+
+
 def test_a_bad_answer_is_kept_and_not_taught(front: Front) -> None:
     ask(front)
     assert front.post(PATH, {"rating": "down"}).json()["rating"] == "down"

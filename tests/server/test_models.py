@@ -51,3 +51,26 @@ def test_unloading_says_what_was_loaded(tmp_path: Path) -> None:
         assert front.post("/engine/unload", {}).json() == {"model": None}
         assert front.post("/engine/load", {"model": "other"}).json() == {"model": "other"}
         assert front.post("/engine/unload", {"model": "nosuch"}).status == 404
+
+
+def test_every_route_takes_a_name_with_latest(tmp_path: Path) -> None:
+    turns, name = [{"role": "user", "content": "hi"}], "tiny:latest"
+    with serving(tmp_path) as front:
+        assert front.get(f"{MODELS}/{name}").json()["name"] == "tiny"
+        assert front.get(f"/v1/models/{name}").json()["id"] == "tiny"
+        for path, body in (
+            ("/v1/chat/completions", {"messages": turns}),
+            ("/v1/completions", {"prompt": "x"}),
+            ("/completion", {"prompt": "x"}),
+            ("/api/chat", {"messages": turns, "stream": False}),
+            ("/api/generate", {"prompt": "x", "stream": False}),
+            ("/api/show", {}),
+            ("/tokenize", {"content": "x"}),
+            ("/apply-template", {"messages": turns}),
+            ("/engine/load", {}),
+            ("/engine/unload", {}),
+        ):
+            assert front.post(path, {"model": name, **body}).json().get("model", "tiny") == "tiny"
+        assert {*front.supervisor.models} == {"tiny"}
+        assert front.call("DELETE", "/api/delete", {"name": name}).status == 200
+        assert front.post("/api/show", {"model": name}).status == 404
