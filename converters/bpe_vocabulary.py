@@ -40,6 +40,7 @@ def read_bpe(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     """The vocabulary in tokenizer.json, padded to `n_vocab` tokens. Raises ConversionError."""
     path = checkpoint.directory / "tokenizer.json"
     document = read_document(path)
+    _check_prefix(checkpoint)
     pre = name_of(document.normalizer, document.pre_tokenizer)
     if pre is None:
         raise refusal(
@@ -54,6 +55,17 @@ def read_bpe(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     tokens, types = _tokens(path, _with_settings(checkpoint, document, n_vocab), n_vocab)
     merges = [f"{_visible(left)} {_visible(right)}" for left, right in read_merges(path)]
     return Vocabulary("gpt2", pre, tokens, types, merges=merges)
+
+
+def _check_prefix(checkpoint: Checkpoint) -> None:
+    """Raise ConversionError for add_prefix_space, which transformers obeys for Qwen."""
+    settings = checkpoint.json("tokenizer_config.json")
+    if settings.get("add_prefix_space") is True and checkpoint.config.get("model_type") != "llama":
+        raise refusal(
+            checkpoint.directory / "tokenizer_config.json",
+            "its add_prefix_space is true, and llama.cpp puts no space before a text",
+            "set it to false, if the model was trained without",
+        )
 
 
 def _with_settings(
@@ -76,6 +88,8 @@ def _tokens(path: Path, document: TokenizerDocument, n_vocab: int) -> tuple[list
     tokens = [f"[PAD{number}]" for number in range(n_vocab)]
     types = [UNUSED] * n_vocab
     ids = [*document.model.vocab.values(), *(token.id for token in document.added_tokens)]
+    if not ids:
+        raise refusal(path, "it has no tokens", "fetch the file again")
     outside = [number for number in (min(ids), max(ids)) if not 0 <= number < n_vocab]
     if outside:
         raise refusal(

@@ -64,7 +64,7 @@ def _named(checkpoint: Checkpoint, file: str, value: Any) -> dict[str, str]:
 
 def _text(checkpoint: Checkpoint, name: str) -> str:
     try:
-        return (checkpoint.directory / name).read_bytes().decode()
+        return (checkpoint.directory / name).read_text("utf-8")  # CRLF is a newline, as there
     except UnicodeDecodeError as error:
         why = f"it is not UTF-8: {error}"
         raise refusal(checkpoint.directory / name, why, "save it as UTF-8") from None

@@ -33,6 +33,8 @@ NOT_TEXT = ("vision_tower.", "vision_model.", "multi_modal_projector.", "visual.
 """Parts of multimodal checkpoints that a text model leaves out."""
 COMPUTED = (".rotary_emb.inv_freq", ".attention.bias", ".masked_bias")
 """Buffers that old checkpoints store although code computes them."""
+BARE = ("embed_tokens.", "layers.", "norm.")
+"""Names of a checkpoint that was saved without its head, by a class that has none."""
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
 """Prefixes of torch.compile, DistributedDataParallel and PEFT, which transformers does not read."""
 
@@ -88,6 +90,8 @@ def text_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]
         plain = text_name(unwrapped(name))
         if plain.removeprefix("model.").startswith(NOT_TEXT) or name.endswith(COMPUTED):
             continue
+        if plain.startswith(BARE):
+            plain = f"model.{plain}"
         if plain in found:
             raise refusal(
                 tensor.path,
@@ -134,7 +138,7 @@ def _has_own_head(tensors: Mapping[str, StoredTensor]) -> bool:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json with the members of `text_config` moved to the top; there transformers does not
-    look for them. Raises ConversionError."""
+    look for them, but for tie_word_embeddings there only. Raises ConversionError."""
     path = directory / "config.json"
     if not path.is_file():
         raise refusal(directory, "it has no config.json", "give the directory of config.json")
@@ -146,7 +150,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     text = config.get("text_config")
     if not isinstance(text, dict):
         return config
-    return {**{name: config[name] for name in config if name not in TEXT_ONLY}, **text}
+    top = {name: config[name] for name in config if name not in TEXT_ONLY}
+    return {**top, **{name: text[name] for name in text if name != "tie_word_embeddings"}}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -44,6 +44,8 @@ TEXT_ONLY = frozenset(
 )  # fmt: skip
 """Members that have no effect beside a text_config, outside of it."""
 
+TEXT = "text_config."
+
 NO_EFFECT = frozenset(
     _words("""
     transformers.js_config torch_dtype dtype transformers_version use_cache
@@ -104,7 +106,7 @@ def without(config: Config, ignored: Iterable[str]) -> dict[str, Any]:
     ConversionError for a member that config.json does not have."""
     found: dict[str, Any] = dict(config)
     for name in ignored:
-        *parents, last = name.split(".") if name not in found else [name]
+        *parents, last = [name] if name in found else name.removeprefix(TEXT).split(".")
         holder = found
         for parent in parents:
             inner = holder.get(parent)

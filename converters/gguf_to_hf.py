@@ -71,11 +71,9 @@ def open_model(path: Path) -> GgufModel:
     names = {tensor.name for tensor in gguf.tensors}
     is_tied = "output.weight" not in names
     config = family.config(metadata, gguf.n_vocab, is_tied)
-    placements = [
-        place
-        for place in family.placements(config, gguf.n_vocab)
-        if not place.is_optional or place.target in names
-    ]
+    if family.architecture == "llama":
+        config["attention_bias"] = "blk.0.attn_q.bias" in names
+    placements = list(family.placements(config, gguf.n_vocab))
     _check_complete(gguf, placements)
     return GgufModel(gguf, metadata, family, config, tuple(placements))
 

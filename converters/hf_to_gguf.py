@@ -70,8 +70,6 @@ def source_tensors(checkpoint: Checkpoint, family: Family) -> list[SourceTensor]
     found, used = [], {"lm_head.weight"} if family.is_tied(checkpoint.config) else set()
     for place in family.placements(checkpoint.config, n_vocab(checkpoint)):
         tensor = stored.get(place.source)
-        if tensor is None and place.is_optional:
-            continue
         _check_shape(checkpoint, place, tensor)
         assert tensor is not None
         used.add(place.source)
@@ -145,10 +143,13 @@ def _check_shape(
 def _refuse_unknown(checkpoint: Checkpoint, names: set[str]) -> None:
     if names:
         some = ", ".join(sorted(names)[:3])
+        hint = "merge adapters first; mixtures of experts are not supported"
+        if all(name.endswith("_proj.bias") for name in names):
+            hint = "transformers leaves biases out that config.json does not announce"
         raise refusal(
             checkpoint.directory,
             f"{len(names)} tensors have no place in this architecture: {some}",
-            "merge adapters first; mixtures of experts are not supported",
+            hint,
         )
 
 

@@ -1,7 +1,7 @@
 """Special token ids, and whether BOS and EOS are added.
 
 Flows in: a checkpoint and its vocabulary. Flows out: metadata keys of a GGUF file. A token is named
-by tokenizer_config.json, else special_tokens_map.json, else by its id in config.json, else in
+by tokenizer_config.json or special_tokens_map.json, else by its id in config.json, else in
 generation_config.json; transformers looks there too. The post-processor of tokenizer.json decides
 which tokens are added around a text. llama.cpp takes an id of its own for an EOS that no key names
 (11 in a BPE vocabulary), so a checkpoint without one is refused. Not here: the tokens themselves
@@ -18,7 +18,7 @@ from converters.chat_templates import template_keys
 from converters.checkpoint import Checkpoint, refusal
 from converters.gguf_container import Metadata
 from converters.tokenizer_document import read_document, steps
-from converters.vocabulary import Vocabulary
+from converters.vocabulary import CONTROL, USER_DEFINED, Vocabulary
 
 KINDS = {
     **{"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"},
@@ -60,11 +60,13 @@ def special_keys(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Metadata:
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """tokenizer_config.json, completed by special_tokens_map.json."""
-    first = {
-        n: v for n, v in checkpoint.json("tokenizer_config.json").items() if v not in (None, "")
-    }
-    return {**checkpoint.json("special_tokens_map.json"), **first}
+    """tokenizer_config.json and special_tokens_map.json. The former goes before where it has
+    added_tokens_decoder, else the latter, as in transformers 5."""
+    names = ["special_tokens_map.json", "tokenizer_config.json"]
+    found = [checkpoint.json(name) for name in names]
+    if "added_tokens_decoder" not in found[1]:
+        found.reverse()
+    return {n: v for one in found for n, v in one.items() if v not in (None, "")}
 
 
 def _id(
@@ -107,7 +109,9 @@ def _put_more_ends(
         and number < len(vocabulary.tokens)
         and vocabulary.tokens[number] not in ENDS
     ]
-    if len(more) > len(MORE_ENDS):
+    plain = [n for n in more if vocabulary.types[n] not in (CONTROL, USER_DEFINED)]
+    more.sort(key=lambda number: number not in plain)  # the daemon stops at a plain eot, not eom
+    if len(more) > len(MORE_ENDS) or len(plain) > 1:
         raise refusal(
             checkpoint.directory,
             f"{name} lists {len(more)} ends that llama.cpp does not know: {more}",

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -92,7 +93,8 @@ def pre_of(metadata: Metadata) -> str:
 
 
 class DirectoryCodec:
-    """tokenizer.json in the `tokenizers` library; jinja2's sandbox renders templates."""
+    """The tokenizer of transformers where that is installed, else tokenizer.json, in the
+    `tokenizers` library; jinja2's sandbox renders templates."""
 
     def __init__(self, directory: Path) -> None:
         self._checkpoint: Checkpoint = open_checkpoint(directory)
@@ -103,11 +105,15 @@ class DirectoryCodec:
                 "it has no tokenizer.json",
                 "load it in transformers and save it again: that writes one",
             )
-        document = read_json(path)
+        self._source = _transformers_tokenizer(directory)
+        document = read_json(path) if self._source is None else _document(self._source)
         # A user's text must not yield control tokens, so only the other added tokens are matched.
-        document["added_tokens"] = [t for t in document["added_tokens"] if not t.get("special")]
+        added = document.get("added_tokens") or []
+        document["added_tokens"] = [t for t in added if not t.get("special")]
+        document["truncation"] = document["padding"] = None
         library = load_extra("tokenizers", f"tokenizing as {directory.name} does")
-        self._tokenizer: Any = library.Tokenizer.from_str(json.dumps(document))
+        with _refusing(directory):
+            self._tokenizer: Any = library.Tokenizer.from_str(json.dumps(document))
         self._settings = self._checkpoint.json("tokenizer_config.json")
         self._pre = _pre(document)
 
@@ -116,13 +122,14 @@ class DirectoryCodec:
         """The template that transformers takes, where it is installed; else by its documented rule:
         a file goes before tokenizer_config.json. Not by chat_templates.py, which is what verify
         checks."""
-        if importlib.util.find_spec("transformers"):
-            return _transformers_template(self._checkpoint.directory)
         file = self._checkpoint.text("chat_template.jinja")
         given = self._settings.get("chat_template") if file is None else file
+        if self._source is not None:
+            given = self._source.chat_template
         if isinstance(given, list):
             given = {entry["name"]: entry["template"] for entry in given}
         chosen = given.get("default") if isinstance(given, dict) else given
+        chosen = chosen or self._checkpoint.json("chat_template.json").get("chat_template")
         return chosen if isinstance(chosen, str) and chosen else None
 
     @property
@@ -151,14 +158,35 @@ class DirectoryCodec:
         self._tokenizer = None
 
 
-def _transformers_template(directory: Path) -> str | None:
-    transformers = load_extra("transformers", f"reading the chat template of {directory.name}")
+def _transformers_tokenizer(directory: Path) -> Any:
+    """transformers' tokenizer of a directory; None where transformers is not installed."""
+    if not importlib.util.find_spec("transformers"):
+        return None
+    transformers = load_extra("transformers", f"tokenizing as {directory.name} does")
     transformers.utils.logging.set_verbosity_error()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        directory, local_files_only=True, trust_remote_code=False
-    )
-    given = tokenizer.chat_template
-    return given.get("default") if isinstance(given, dict) else given or None
+    with _refusing(directory):
+        return transformers.AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+
+
+def _document(tokenizer: Any) -> dict[str, Any]:
+    """The tokenizer.json that transformers' tokenizer works with, its own changes included."""
+    found: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return found
+
+
+@contextmanager
+def _refusing(directory: Path) -> Iterator[None]:
+    """Turn whatever the libraries raise for a broken tokenizer into a ConversionError."""
+    try:
+        yield
+    except Exception as error:
+        raise ConversionError(
+            f"cannot tokenize with {directory}",
+            f"the tokenizer does not load: {type(error).__name__}: {str(error)[:200]}",
+            "save the tokenizer again with transformers",
+        ) from error
 
 
 def _token_text(entry: Any) -> str:

@@ -67,6 +67,9 @@ def read_document(path: Path) -> TokenizerDocument:
     """Read tokenizer.json. Raises ConversionError when it is missing, too large, no BPE tokenizer,
     or asks for something that llama.cpp does with no tokenizer."""
     document: TokenizerDocument = _read(path, TokenizerDocument)
+    if document.model.type not in (None, "BPE"):
+        why = f"its model is {document.model.type}"
+        raise refusal(path, why, "only BPE tokenizers are supported")
     affix = document.model.continuing_subword_prefix or document.model.end_of_word_suffix
     if affix:
         raise refusal(path, f"llama.cpp knows no parts of words that are marked by {affix!r}")

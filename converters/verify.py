@@ -153,9 +153,9 @@ def _failures(
     tokenizers: TokenizerVerdict,
     equalities: tuple[bool | None, bool | None],
 ) -> Iterator[str]:
-    if "kl_mean" in thresholds and weights.mean > thresholds["kl_mean"]:
+    if "kl_mean" in thresholds and not weights.mean <= thresholds["kl_mean"]:  # NaN fails
         yield f"kl_mean {weights.mean:.2e} is over {thresholds['kl_mean']:.0e}"
-    if "top1_agreement" in thresholds and weights.top1_agreement < thresholds["top1_agreement"]:
+    if "top1_agreement" in thresholds and not weights.top1_agreement >= F32_TOP1:
         yield f"top1_agreement {weights.top1_agreement:.4f} is below {F32_TOP1}"
     if not tokenizers.is_equal:
         yield f"the tokenizers differ on {len(tokenizers.differences)} texts"

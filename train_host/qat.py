@@ -118,8 +118,6 @@ def write_latent(model: Any, source: Path, directory: Path) -> int:
     latent = {plain_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
     places, rows = [], {}
     for place in _placements(checkpoint).values():
-        if place.is_optional and place.source not in latent:
-            continue
         if place.source not in latent:
             raise _refusal(place.source, "the model has no such weight")
         array = latent[place.source].detach().float().cpu().contiguous().numpy()

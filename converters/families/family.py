@@ -32,7 +32,6 @@ class TensorPlacement:
     """Added on the way to GGUF: a checkpoint of Gemma stores norm weights minus 1."""
     n_heads: int = 0
     """Heads whose rows are reordered for llama.cpp's rotary embedding; 0: no reordering."""
-    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Sizes:
 class Family:
     """One architecture. `layers` rows are (checkpoint name, GGUF name, letters of Sizes).
 
-    Letters that end with "?" mark a tensor that a checkpoint may lack.
+    Letters that end with "?" mark a bias that the model has with attention_bias only.
     """
 
     architecture: str
@@ -97,7 +96,8 @@ class Family:
 
     def check_own(self, config: Config) -> None:
         """Raise ConversionError for a value that this family's runtime fixes."""
-        if set(config.get("layer_types") or ()) - {"full_attention"}:
+        given = config.get("layer_types") or []
+        if given != ["full_attention"] * (len(given) if isinstance(given, list) else 0):
             raise field_error("layer_types", config, "llama.cpp sees every layer whole here")
 
     def sizes(self, config: Config, n_vocab: int) -> Sizes:
@@ -106,6 +106,8 @@ class Family:
         n_head_kv = self.number(config, "num_key_value_heads", n_head)
         n_embd = self.number(config, "hidden_size")
         head = self.number(config, "head_dim", n_embd // n_head)
+        if head % 2:
+            raise field_error("head_dim", {"head_dim": head}, "rotary embedding needs even heads")
         return Sizes(
             V=n_vocab,
             D=n_embd,
@@ -151,8 +153,10 @@ class Family:
         """Every tensor of the model, in the order of its layers. Raises ConversionError."""
         sizes = self.sizes(config, n_vocab)
         yield TensorPlacement("model.embed_tokens.weight", "token_embd.weight", sizes.shape("VD"))
+        has_biases = bool(config.get("attention_bias"))
+        rows = [row for row in self.layers if has_biases or not row[2].endswith("?")]
         for layer in range(sizes.n_layer):
-            for source, target, letters in self.layers:
+            for source, target, letters in rows:
                 yield self._layer(layer, source, target, sizes, letters)
         yield TensorPlacement(
             "model.norm.weight", "output_norm.weight", sizes.shape("D"), shift=self.norm_shift
@@ -163,15 +167,13 @@ class Family:
     def _layer(
         self, layer: int, source: str, target: str, sizes: Sizes, letters: str
     ) -> TensorPlacement:
-        is_optional, letters = letters.endswith("?"), letters.removesuffix("?")
         heads = {"attn_q": sizes.n_head, "attn_k": sizes.n_head_kv}
         return TensorPlacement(
             f"model.layers.{layer}.{source}",
             f"blk.{layer}.{target}",
-            sizes.shape(letters),
+            sizes.shape(letters.removesuffix("?")),
             shift=self.norm_shift if target.endswith("norm.weight") else 0.0,
             n_heads=heads.get(target.partition(".")[0], 0) if self.is_permuted else 0,
-            is_optional=is_optional,
         )
 
     def hyperparameters(self, config: Config) -> Metadata:

@@ -29,7 +29,8 @@ class _Gemma3(Family):
             shown = {"query_pre_attn_scalar": self.setting(config, "query_pre_attn_scalar")}
             why = f"llama.cpp computes {scalar} for a model of this shape"
             raise field_error("query_pre_attn_scalar", shown, why)
-        real(config, "final_logit_softcapping")
+        if real(config, "final_logit_softcapping") == 0:
+            raise field_error("final_logit_softcapping", config, "no logits can be told apart then")
         self._has_window(config)
 
     def _has_window(self, config: Config) -> bool:

@@ -120,7 +120,10 @@ def _rope(block: Mapping[str, Any], where: str, config: Config, kinds: tuple[str
         if share not in (None, 1.0):
             why = "llama.cpp rotates whole heads here"
             raise field_error(f"{prefix}partial_rotary_factor", holder, why)
-    theta = real(block, "rope_theta", f"{where}.") or real(config, "rope_theta")
+    theta = real(block, "rope_theta", f"{where}.")
+    theta = real(config, "rope_theta") if theta is None else theta
+    if theta is not None and theta <= 0:
+        raise field_error("rope_theta", {"rope_theta": theta}, "it must be above 0")
     if kind == "default":
         return HfRope(kind, theta)
     original = real(config, "original_max_position_embeddings") or real(

@@ -63,7 +63,8 @@ class ModelVocabulary:
                 if is_eog(self._handle, token):
                     eog.add(token)
         self.control_texts = frozenset(controls)
-        self.eog_ids = frozenset(eog | {self.eos} if self.eos >= 0 else eog)
+        ends = (self.eos, int(lib.llama_vocab_eot(self._handle)))  # these may be plain tokens
+        self.eog_ids = frozenset({*eog, *(token for token in ends if token >= 0)})
 
     def text(self, token: int) -> str:
         """The token as the vocabulary spells it; '' for an id outside the vocabulary."""

@@ -34,8 +34,9 @@ llama_sampler_init_logit_bias llama_sampler_init_min_p llama_sampler_init_penalt
 llama_sampler_init_temp llama_sampler_init_top_k llama_sampler_init_top_p
 llama_sampler_init_typical llama_sampler_sample
 llama_set_abort_callback llama_set_adapters_lora llama_synchronize llama_token_to_piece
-llama_tokenize llama_version llama_vocab_bos llama_vocab_eos llama_vocab_get_add_bos
-llama_vocab_get_attr llama_vocab_get_text llama_vocab_is_eog llama_vocab_n_tokens
+llama_tokenize llama_version llama_vocab_bos llama_vocab_eos llama_vocab_eot
+llama_vocab_get_add_bos llama_vocab_get_attr llama_vocab_get_text llama_vocab_is_eog
+llama_vocab_n_tokens
 """
 """Functions and callback types, separated by white space, that llama-cpp-python declares."""
 

@@ -272,3 +272,56 @@ def test_hf_says_in_one_line_that_it_did_not_compare(tmp_path: Path) -> None:
     (line,) = [note for note in notes if note.startswith("not compared with transformers: ")]
     assert "not installed" in line or "two float32 copies take" in line
     assert not [x for x in convert(*argv, "--no-compare").err.split("\n") if "compared" in x]
+
+
+def test_biases_belong_to_a_llama_that_announces_them_and_come_back(tmp_path: Path) -> None:
+    hf = tmp_path / "hf"
+    arrays = write_checkpoint(hf, "llama")
+    for layer in range(2):
+        for name, size in {"q": 64, "k": 32, "v": 32, "o": 64}.items():
+            key = f"model.layers.{layer}.self_attn.{name}_proj.bias"
+            arrays[key] = np.full(size, 0.5, np.float32)
+    write_arrays(hf / "model.safetensors", arrays)
+    with pytest.raises(ConversionError, match="8 tensors have no place"):
+        write(hf, tmp_path / "m.gguf")
+    edit(hf / "config.json", attention_bias=True)
+    write(hf, tmp_path / "m.gguf")
+    assert convert("to-hf", str(tmp_path / "m.gguf"), "-o", str(tmp_path / "back")).code == 0
+    assert json.loads((tmp_path / "back/config.json").read_text())["attention_bias"] is True
+
+
+def test_a_multimodal_model_is_tied_as_its_top_level_says(tmp_path: Path) -> None:
+    text = {"tie_word_embeddings": False, "hidden_size": 64}
+    put_json(tmp_path / "config.json", {"tie_word_embeddings": True, "text_config": text})
+    assert read_config(tmp_path)["tie_word_embeddings"] is True
+
+
+def test_a_checkpoint_saved_without_its_head_s_class_has_bare_names(tmp_path: Path) -> None:
+    hf = tmp_path / "hf"
+    arrays = write_checkpoint(hf, "llama", is_tied=True)
+    write(hf, tmp_path / "a.gguf")
+    bare = {name.removeprefix("model."): array for name, array in arrays.items()}
+    write_arrays(hf / "model.safetensors", bare)
+    write(hf, tmp_path / "b.gguf")
+    a, b = tensors_of(tmp_path / "a.gguf"), tensors_of(tmp_path / "b.gguf")
+    assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen2", {"layer_types": 5}),
+        ("qwen2", {"layer_types": [{"a": 1}, {"a": 1}]}),
+        ("llama", {"head_dim": 15}),
+        ("llama", {"rope_theta": 0}),
+        ("gemma3", {"final_logit_softcapping": 0.0}),
+    ],
+)
+def test_values_that_no_model_has_are_refused_by_name(
+    tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    write_checkpoint(tmp_path / "hf", family)
+    edit(tmp_path / "hf/config.json", **changes)
+    with pytest.raises(ConversionError) as caught:
+        write(tmp_path / "hf", tmp_path / "m.gguf")
+    assert next(iter(changes)) in caught.value.why

@@ -256,3 +256,27 @@ def test_special_tokens_around_a_sentencepiece_text_stay(tmp_path: Path) -> None
     edit(tmp_path / "hf/tokenizer.json", post_processor=bos_template(2))
     metadata = write(tmp_path / "hf", tmp_path / "m.gguf")
     assert metadata.get_value("tokenizer.ggml.add_bos_token") is True
+
+
+@pytest.mark.parametrize(("extra", "found"), [({}, 0), ({"added_tokens_decoder": {}}, 2)])
+def test_special_tokens_map_goes_first_where_transformers_reads_it(
+    tmp_path: Path, extra: dict[str, Any], found: int
+) -> None:
+    metadata, _ = converted(
+        tmp_path,
+        tokenizer_config={"eos_token": NAMES[2], **extra},
+        special_tokens_map={"eos_token": NAMES[0]},
+    )
+    assert metadata.get_value(EOS) == found
+
+
+def test_an_end_of_the_plain_vocabulary_ends_a_text_beside_eos(tmp_path: Path) -> None:
+    _, path = converted(tmp_path, generation_config={"eos_token_id": [2, 100]})
+    model = Model(path, EngineSettings(), start_backend())
+    assert {2, 100} <= model.vocabulary.eog_ids
+    model.close()
+
+
+def test_add_prefix_space_of_qwen_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="add_prefix_space"):
+        converted(tmp_path, tokenizer_config={"eos_token": NAMES[2], "add_prefix_space": True})

@@ -15,8 +15,10 @@ from converted import edit, write
 from tiny_checkpoint import write_checkpoint
 
 from converters.divergence import BitsPerByte, Divergence, log_softmax
-from converters.verify import Verdict
-from converters.verify_tokenizer import explained
+from converters.text_codec import DirectoryCodec
+from converters.verify import Verdict, _failures
+from converters.verify_tokenizer import TokenizerVerdict, explained
+from edge_agent.errors import ConversionError
 
 CONTRACT = {
     "kl_mean", "kl_p99", "kl_max", "top1_agreement", "bits_per_byte_a", "bits_per_byte_b",
@@ -216,3 +218,17 @@ def test_logits_are_kept_in_a_file_that_is_gone_afterwards(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     assert convert("verify", str(tmp_path / "a.gguf"), str(tmp_path / "a.gguf")).code == 0
     assert list(scratch.iterdir()) == []
+
+
+def test_logits_that_are_no_numbers_do_not_pass() -> None:
+    figures = Divergence()
+    figures.add(np.full((2, 3), np.nan), np.zeros((2, 3)))
+    verdict = TokenizerVerdict(1, (), ())
+    assert list(_failures(figures, {"kl_mean": 1e-5}, verdict, (True, True)))
+
+
+def test_a_tokenizer_that_does_not_load_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf")
+    (tmp_path / "hf/tokenizer.json").write_text('{"added_tokens": [], "model": {"type": "BPE"}}')
+    with pytest.raises(ConversionError, match="cannot tokenize with"):
+        DirectoryCodec(tmp_path / "hf")
