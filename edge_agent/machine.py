@@ -74,14 +74,14 @@ class ControlGroups:
 
     def _number(self, path: Path) -> int | None:
         text = self.read(path) or ""
-        return int(text) if text.isdigit() else None
+        return int(text) if text.isdecimal() else None
 
     def _quota(self, group: Path) -> tuple[float, str] | None:
         text = self.read(group / "cpu.max")
         path = group / ("cpu.cfs_quota_us" if text is None else "cpu.max")
         if text is None:
             text = f"{self.read(path)} {self.read(group / 'cpu.cfs_period_us')}"
-        numbers = [int(word) for word in text.split() if word.isdigit()]
+        numbers = [int(word) for word in text.split() if word.isdecimal()]
         return (numbers[0] / numbers[1], str(path)) if len(numbers) == 2 and all(numbers) else None
 
     def _memory_limit(self, group: Path) -> tuple[int, str] | None:
@@ -117,7 +117,7 @@ def control_groups(root: Path = ROOT, read: Read = read_file) -> ControlGroups:
 
 def _mounts(mountinfo: str) -> Iterator[tuple[str, str, str]]:
     """Controllers ("" for version 2), root and mount point of each hierarchy (proc(5))."""
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if len(fields) > 4 and len(kind) > 2 and kind[0] in ("cgroup", "cgroup2"):

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from edge_agent.bench.figures import ImportFailed, checked
-from edge_agent.json_lines import numbered_lines
+from edge_agent.json_lines import dumps, numbered_lines
 
 
 def read_documents(path: Path) -> list[dict[str, Any]]:
@@ -31,6 +31,7 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
     for position, (number_, line) in enumerate(numbered):
         try:
             document = json.loads(line)
+            dumps(document).encode()  # raises for half a surrogate pair
         except (ValueError, RecursionError) as error:
             if position == len(numbered) - 1 and not text.endswith("\n"):
                 break

@@ -28,7 +28,7 @@ from edge_agent.setting import WrongSetting
 _DEFAULT = Sampling()
 SAVE_VERSION = 1
 QUOTES = '"""'
-_COMMAND = re.compile(r"/(\?|[a-z][^\s/]*)(?:\s+(.*))?", re.DOTALL)
+_COMMAND = re.compile(r"/(\?|[a-zA-Z][^\s/]*)(?:\s+(.*))?", re.DOTALL)
 _NEAR = 0.75
 """difflib's ratio from which a word is taken for a slip of a command: halp, sett, regne."""
 HELP = """\
@@ -345,6 +345,7 @@ _COMMANDS: Mapping[str, Callable[[ChatState, str], Result]] = {
 
 def _meant(name: str, argument: str) -> str | None:
     """The command of which `name` is a slip or, alone on its line, the beginning."""
+    name = name.lower()
     close = get_close_matches(name, _COMMANDS, 1, _NEAR)
     begun = [] if argument else [command for command in _COMMANDS if command.startswith(name)]
     return next(iter([*close, *begun]), None)

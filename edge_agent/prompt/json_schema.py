@@ -103,6 +103,12 @@ class _Parser:
         return self.node(schema, path, place.refs, place.depth + 1)
 
     def reference(self, place: Place) -> Node:
+        beside = place.keywords - {"$ref"}
+        if "properties" in beside:  # as schemars 1 writes the variants of a tagged enum
+            rest = {key: place.schema[key] for key in beside}
+            one = self._merged(place, place.at("$ref"), rest, {"$ref": place.schema["$ref"]})
+            refs = (*place.refs, place.schema["$ref"])
+            return self.node(one, place.path, refs, place.depth + 1)
         place.alone("$ref")
         target, schema = self._target(place)
         return self.node(schema, target[1:], (*place.refs, target), place.depth + 1)

@@ -15,7 +15,8 @@ from edge_agent.errors import SchemaError
 ANNOTATIONS = frozenset(
     {"title", "description", "default", "examples", "example", "deprecated", "readOnly"}
     | {"writeOnly", "discriminator", "externalDocs", "contentEncoding", "contentMediaType"}
-    | {"contentSchema", "$schema", "$id", "$anchor", "$comment", "$defs", "definitions", "nullable"}
+    | {"contentSchema", "$schema", "$id", "id", "$anchor", "$comment"}
+    | {"$defs", "definitions", "nullable"}
 )
 """Members that say nothing about which values are valid; `nullable` (OpenAPI 3.0) is read apart."""
 _RANGE = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "format"})

@@ -8,6 +8,7 @@ none of them may reach a model or the database. Not here: what the fields mean (
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import math
 from typing import Any, NoReturn, TypeVar
@@ -115,7 +116,8 @@ def _too_large(limit_bytes: int, why: str) -> Refusal:
 
 
 def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
-    """A JSON object as a dict. Raises RequestError for anything that a strict parser would refuse.
+    """A JSON object as a dict. Raises RequestError for anything that a strict parser would refuse,
+    but for a byte order mark before it.
 
     >>> parse_json(b'{"n": 1}', 64)
     {'n': 1}
@@ -137,7 +139,7 @@ def parse_json_list(body: bytes, max_depth: int) -> list[Any]:
 def _parse(body: bytes, max_depth: int) -> Any:
     try:
         value = json.loads(
-            body.decode("utf-8"),
+            body.removeprefix(codecs.BOM_UTF8).decode("utf-8"),
             parse_constant=_refuse_constant,
             parse_float=_finite_float,
             parse_int=_short_int,
@@ -146,7 +148,8 @@ def _parse(body: bytes, max_depth: int) -> Any:
     except UnicodeDecodeError as error:
         raise RequestError("the body is not UTF-8", f"byte {error.start} is invalid") from None
     except json.JSONDecodeError as error:
-        raise RequestError("the body is not JSON", str(error)) from None
+        why = str(error) if body.strip() else "it is empty"
+        raise RequestError("the body is not JSON", why) from None
     except RecursionError:
         raise _too_deep(max_depth) from None
     _check_tree(value, max_depth)

@@ -37,7 +37,7 @@ class TextPart(Body):
         return part
 
 
-TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
+TextParts = Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)]
 
 
 class TextTurn(Body):
@@ -63,12 +63,12 @@ class ChatMessage(TextTurn):
     """OpenAI's turn. `developer` is its newer word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | TextParts | None = Field(None, description="null: an assistant said nothing.")
+    content: str | TextParts | None = Field(None, description="null, []: nothing was said.")
 
     @model_validator(mode="after")
     def _has_content(self) -> ChatMessage:
-        if self.content is None and self.role != "assistant":
-            why = f"it is missing or null, and a turn of the role {self.role} needs it"
+        if self.content in (None, []) and self.role != "assistant":
+            why = f"it is missing, null or [], and a turn of the role {self.role} needs it"
             raise refused("content", why, "send a text or a list of text parts")
         return self
 

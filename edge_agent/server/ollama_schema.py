@@ -51,9 +51,13 @@ class OllamaBody(Body):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_the_empty(cls, members: Any) -> Any:
-        if not isinstance(members, dict):
-            return members
-        return {name: value for name, value in members.items() if value not in ("", None)}
+        return _without_the_empty(members)
+
+
+def _without_the_empty(members: Any) -> Any:
+    if not isinstance(members, dict):
+        return members
+    return {name: value for name, value in members.items() if value not in ("", None)}
 
 
 def keep_alive_s(value: float | int | str | None) -> float | None:
@@ -95,7 +99,7 @@ class OllamaOptions(SamplingFields, OllamaBody):
     @model_validator(mode="before")
     @classmethod
     def _refuse_by_name(cls, members: Any) -> Any:
-        return refuse_unserved(members, OPTIONS)
+        return refuse_unserved(_without_the_empty(members), OPTIONS)
 
     def token_limit(self) -> int:
         """The most tokens to generate."""

@@ -144,7 +144,9 @@ def test_llama_bench_rows_are_taken_in_and_labelled(tmp_path: Path) -> None:
     assert "llama-bench measures no energy" in text and "38.5 (38-39, n=3)" in text
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"a": 1}', "null"])
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"a": 1}', "null", '{"avg_ts": 1, "model": "\\ud800"}']
+)
 def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(invented()) + f"\n{line}\n" + json.dumps(invented()) + "\n")

@@ -51,7 +51,7 @@ def test_an_empty_line_does_nothing(line: str) -> None:
     assert handle(ChatState(), line) == (ChatState(), ())
 
 
-@pytest.mark.parametrize("line", ["/etc/fstab what is this?", "/ hm", "a /bye b", "/Bye"])
+@pytest.mark.parametrize("line", ["/etc/fstab what is this?", "/ hm", "a /bye b", "/Users"])
 def test_a_line_that_is_no_command_word_is_a_question(line: str) -> None:
     state, actions = handle(ChatState(), line)
     assert actions == (Ask(),)
@@ -60,7 +60,14 @@ def test_a_line_that_is_no_command_word_is_a_question(line: str) -> None:
 
 @pytest.mark.parametrize(
     ("line", "meant"),
-    [("/regne", "regen"), ("/halp", "help"), ("/sett top_k 5", "set"), ("/q", "quit")]
+    [
+        ("/Bye", "bye"),
+        ("/HELP", "help"),
+        ("/regne", "regen"),
+        ("/halp", "help"),
+        ("/sett top_k 5", "set"),
+        ("/q", "quit"),
+    ]
     + [("/corect New Delhi", "correct"), ("/help!", "help"), ("/sys", "system")],
 )
 def test_a_slip_of_a_command_changes_nothing_and_is_put_right(line: str, meant: str) -> None:

@@ -57,6 +57,7 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("50000 100000", 1), ("100000 100000", 1), ("150000 100000", 2), ("1000 1000000", 1),
         ("600000 100000", 6), ("6400000 100000", 6), ("max 100000", 6), ("", 6), ("what", 6),
+        ("² 9", 6),
     ],
 )  # fmt: skip
 def test_threads_are_the_quota_rounded_up_and_at_most_the_affinity(

@@ -378,3 +378,14 @@ def test_the_strings_of_a_format_are_short(name: str) -> None:
         length += 1
         assert length <= MAX_STRING_CHARS
     assert length > 0
+
+
+def test_the_variants_of_a_tagged_enum_of_schemars_stand_beside_their_ref() -> None:
+    tag = {"properties": {"kind": {"const": "fan"}}, "required": ["kind"], "type": "object"}
+    fan = {"id": "Fan", "type": "object", "properties": {"rpm": {"type": "integer"}}}
+    document = {"oneOf": [{**tag, "$ref": "#/$defs/Fan"}], "$defs": {"Fan": fan}}
+    node = parse_schema(document)
+    assert isinstance(node, Object)
+    assert [(one.name, one.required) for one in node.properties] == [("kind", True), ("rpm", False)]
+    with pytest.raises(SchemaError, match="cannot be merged"):
+        parse_schema({**tag, "$ref": "#"})

@@ -34,7 +34,6 @@ DEPTH = 64
         b'"x"',
         b'{"a":1',
         b'{"a":1}x',
-        b'\xef\xbb\xbf{"a":1}',
         b'{"a":"\xff"}',
         b'{"a":"\xed\xa0\x80"}',
         b'{"a":NaN}',
@@ -63,6 +62,16 @@ def test_what_is_not_exact_json_is_refused(body: bytes) -> None:
 
 def test_pairs_of_surrogates_and_all_scripts_pass() -> None:
     assert parse_json(b'{"a":"\\ud83d\\ude00 \xe0\xa4\xa8"}', DEPTH) == {"a": "😀 न"}
+
+
+def test_a_byte_order_mark_before_the_body_is_no_fault() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a":"\xef\xbb\xbf"}\r\n', DEPTH) == {"a": "\ufeff"}
+
+
+@pytest.mark.parametrize("body", [b"", b" \r\n"])
+def test_an_empty_body_is_called_empty(body: bytes) -> None:
+    with pytest.raises(RequestError, match="it is empty"):
+        parse_json(body, DEPTH)
 
 
 def test_depth_is_counted_exactly() -> None:

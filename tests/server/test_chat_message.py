@@ -45,6 +45,7 @@ def test_an_assistant_may_have_said_nothing() -> None:
     for said in ({"content": None}, {"content": ""}, {}, {"content": None, "tool_calls": []}):
         turn = {"role": "assistant", **said}
         assert openai(ASK, turn)[1] == ollama(ASK, turn)[1] == Message("assistant", "")
+    assert openai(ASK, {"role": "assistant", "content": []})[1] == Message("assistant", "")
 
 
 @pytest.mark.parametrize(
@@ -84,9 +85,9 @@ def test_parts_of_text_are_lines() -> None:
         ([{"type": "text"}], "0.text", "Field required"),
         ([{"text": "x"}], "0.type", "Field required"),
         (["x"], "0", "valid dictionary"),
-        ([], "", "at least 1 item"),
+        ([], "", "null or []"),
         (5, "", "valid string or a valid list"),
-        (None, "", "missing or null"),
+        (None, "", "missing, null or"),
     ],
 )
 def test_content_that_is_no_text_is_refused_by_its_place(

@@ -172,6 +172,7 @@ def test_empty_strings_and_null_mean_that_a_member_is_absent(front: Front, absen
         assert front.post(path, sent).status == 200, path
     assert front.supervisor.requests[-1].json_schema is None
     options = {"temperature": absent, "stop": absent, "num_predict": 3}
+    options |= {"penalize_newline": absent, "tfs_z": absent}
     sent = {"model": "tiny", "messages": TURNS, "options": options}
     assert front.post("/api/chat", sent).status == 200
     assert front.supervisor.requests[-1].max_tokens == 3
