@@ -85,31 +85,10 @@ class TorchLogits:
         """Load the directory. Raises EdgeAgentError when torch or transformers is missing, and
         ConversionError when transformers finds no weights for a part of the model."""
         torch = load_extra("torch", f"evaluating the directory {directory.name}")
-        transformers = load_extra("transformers", f"evaluating the directory {directory.name}")
         torch.set_num_threads(choose_threads(threads))
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()
         self._torch = torch
-        trusted = {"trust_remote_code": False, "local_files_only": True}
-        config = transformers.AutoConfig.from_pretrained(directory, **trusted)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config  # the weights are plain (checkpoint.py)
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            output_loading_info=True,
-            **trusted,
-        )
-        if found["missing_keys"]:
-            some = ", ".join(sorted(found["missing_keys"])[:3])
-            raise ConversionError(
-                f"transformers cannot load {directory}",
-                f"it finds no weights for {len(found['missing_keys'])} tensors: {some}",
-                "save the model again with save_pretrained",
-            )
-        self._model: Any = model.eval()
+        options = {"dtype": torch.float32, "attn_implementation": "eager"}
+        self._model: Any = load_transformers(directory, **options).eval()
 
     def logits(self, tokens: Sequence[int]) -> F32:
         with self._torch.inference_mode():
@@ -119,3 +98,38 @@ class TorchLogits:
 
     def close(self) -> None:
         self._model = None
+
+
+def load_transformers(directory: Path, **options: Any) -> Any:
+    """The model of a checked directory in transformers; `options` are from_pretrained's.
+
+    A quantization_config beside the plain weights is stale, and is left out; so is
+    generation_config.json, which transformers may refuse and logits do not depend on. Raises
+    EdgeAgentError without transformers, and ConversionError when transformers finds no weights for
+    a part of the model, for which it would make up random ones.
+    """
+    transformers = load_extra("transformers", f"evaluating the directory {directory.name}")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    trusted = {"trust_remote_code": False, "local_files_only": True}
+    config = transformers.AutoConfig.from_pretrained(directory, **trusted)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        directory,
+        config=config,
+        generation_config=transformers.GenerationConfig(),
+        use_safetensors=True,
+        output_loading_info=True,
+        **trusted,
+        **options,
+    )
+    if found["missing_keys"]:
+        some = ", ".join(sorted(found["missing_keys"])[:3])
+        other = "".join(f"; nor a use for {name}" for name in sorted(found["unexpected_keys"])[:1])
+        raise ConversionError(
+            f"transformers cannot load {directory}",
+            f"it finds no weights for {len(found['missing_keys'])} tensors: {some}{other}",
+            "save the model again with save_pretrained",
+        )
+    return model

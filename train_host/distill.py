@@ -21,6 +21,7 @@ from typing import Any
 
 from converters.checkpoint import open_checkpoint
 from converters.extras import load_extra
+from converters.logits import load_transformers
 from edge_agent import atomic_file
 from edge_agent.adapt.trainer.blas import choose_threads
 from edge_agent.adapt.trainer.dataset import split
@@ -238,20 +239,11 @@ def _models(sources: tuple[ModelSource, ModelSource], ends: list[int], device: s
     teacher, student = (_load(source.directory, device) for source in sources)
     cut_head(teacher, student.config.get_text_config().vocab_size)
     student.generation_config.eos_token_id = ends
-    if student.generation_config.pad_token_id is None:
-        student.generation_config.pad_token_id = ends[0]
+    student.generation_config.pad_token_id = ends[0]
     return teacher, student
 
 
 def _load(directory: Path, device: str) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        str(directory),
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-    return model.to(device)
+    return load_transformers(directory, dtype=torch.float32).to(device)

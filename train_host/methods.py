@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from converters.logits import load_transformers
 from train_host.settings import SftSettings
 
 NOT_TEXT = r"(.*\.)?(vision_tower|multi_modal_projector)\..*"
@@ -25,25 +26,19 @@ NOT_TEXT = r"(.*\.)?(vision_tower|multi_modal_projector)\..*"
 def load_model(directory: Path, settings: SftSettings, local_rank: int = 0) -> Any:
     """The model, with `requires_grad` only where it learns. TRL adds the adapters later.
 
-    Raises ConversionError when the weights cannot be prepared for quantization-aware training.
+    Raises ConversionError when transformers finds no weights for a part of the model, or when they
+    cannot be prepared for quantization-aware training.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     is_half = settings.dtype == "bf16" and settings.trains_adapter
     options: dict[str, Any] = {"dtype": torch.bfloat16 if is_half else torch.float32}
+    options["attn_implementation"] = settings.attention
     if settings.method == "qlora":
         options["quantization_config"] = nf4(settings)
         if settings.device == "cuda":
             options["device_map"] = {"": local_rank}
-    model = AutoModelForCausalLM.from_pretrained(
-        str(directory),
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        attn_implementation=settings.attention,
-        **options,
-    )
+    model = load_transformers(directory, **options)
     if settings.method == "qlora":
         keep_trainable(model)
     if not settings.trains_adapter:

@@ -7,6 +7,7 @@ was not measured is named as missing. Not here: measuring.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,9 +48,10 @@ def card(source: Card) -> str:
 
 def _front_matter(export: Mapping[str, Any]) -> Iterator[str]:
     yield "---"
-    yield f"license: {export['base']['licence'] or 'other'}"
+    # A JSON string is a YAML string, whatever the licence contains.
+    yield f"license: {json.dumps(export['base']['licence'] or 'other')}"
     if export["base"]["licence_link"]:
-        yield f"license_link: {export['base']['licence_link']}"
+        yield f"license_link: {json.dumps(export['base']['licence_link'])}"
     yield from ("library_name: gguf", "pipeline_tag: text-generation", "---")
 
 
@@ -136,5 +138,8 @@ def _section(
     yield f"## {title}\n"
     yield f"| {' | '.join(headers)} |"
     yield f"|{'---|' * len(headers)}"
-    yield from (f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+    yield from (
+        f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in row)} |"
+        for row in rows
+    )
     yield ""

@@ -174,7 +174,8 @@ def spm_tokenizer() -> dict[str, Any]:
 
 
 def added(number: int, content: str, special: bool) -> dict[str, Any]:
-    return {"id": number, "content": content, "special": special, "normalized": False}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": content, "special": special, **plain}
 
 
 def bos_template(number: int) -> dict[str, Any]:

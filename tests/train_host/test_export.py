@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from cli_runner import Outcome, cli
 from tiny_run import SMALL, train
 
@@ -24,6 +25,7 @@ from edge_agent.llama.type_plan import TypeRequest  # noqa: E402
 from train_host import export_checks  # noqa: E402
 from train_host.cli import main_with  # noqa: E402
 from train_host.export import default_type  # noqa: E402
+from train_host.model_card import Card, card  # noqa: E402
 from train_host.run_directory import read_run  # noqa: E402
 
 
@@ -96,7 +98,7 @@ def test_the_adapter_is_one_that_the_device_takes(exported: Path) -> None:
 
 def test_the_card_says_what_it_is_from_and_under_which_terms(exported: Path) -> None:
     text, document = (exported / "README.md").read_text(), manifest(exported)
-    assert text.startswith("---\nlicense: other\n")  # the tiny model states none
+    assert text.startswith('---\nlicense: "other"\n')  # the tiny model states none
     for said in ("# lesson", "CC0-1.0", "not stated", document["model"]["sha256"],
                  document["data"]["sha256"], "bits per byte", "learning_rate", "trl (version)",
                  "not measured"):  # fmt: skip
@@ -217,3 +219,16 @@ def test_a_qat_run_is_exported_as_what_it_was_trained_for(
     stages = {stage["stage"]: stage["figures"] for stage in document["stages"][1:]}
     assert stages["quantize"]["bytes_equal"]
     assert stages["lesson"]["kept_share"] > 0.95  # not 1: the server quantizes activations too
+
+
+@pytest.mark.parametrize(
+    "licence", ["a: b", "x\n---\n# Mine", "[mit", "no", "1.0", "mit|gpl", 'a"b']
+)
+def test_the_cards_front_matter_is_yaml_whatever_the_licence(licence: str) -> None:
+    base = {"origin": "m", "sha256": "0", "licence": licence, "licence_link": f"l:{licence}"}
+    model = {"type": "Q8_0", "bits_per_weight": 8.5, "file": "m.gguf"}
+    export = {"name": "n", "method": "lora", "model": model, "base": base, "files": [],
+              "data": base, "versions": {}, "stages": [], "notes": []}  # fmt: skip
+    text = card(Card(export, {}, {}))
+    head = yaml.safe_load(text.partition("---\n")[2].partition("\n---\n")[0])
+    assert (head["license"], head["license_link"]) == (licence, f"l:{licence}")

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from converted import edit
+from safetensors_writer import write_arrays
 from tiny_checkpoint import arrays_of
 from tiny_run import SMALL, log_of, losses_of, train, write_tiny
 
@@ -28,6 +30,39 @@ def run_of(directory: Path, pairs: Path, scratch: Path, *more: str) -> Path:
     done = train(*base, *SMALL, *more)
     assert done.code == 0, done.err
     return run
+
+
+# ---- what stands beside the weights --------------------------------------------------------------
+
+
+STALE = ({"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq"}, {})
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_stale_quantization_and_odd_sampling_settings_change_nothing(
+    tiny_llama: Path, tmp_path: Path, method: str
+) -> None:
+    settings = resolve(Wishes(method=method, threads=1), Facts(n_layer=2, n_params=1))
+    expected = load_model(tiny_llama, settings).state_dict()
+    directory = write_tiny(tmp_path / "model", "llama")
+    odd = {"eos_token_id": [1.0], "temperature": "0.7", "top_k": -1, "max_length": "x"}
+    for stale, sampling in zip(STALE, (odd, [], {"do_sample": False, "top_p": 0.9}), strict=True):
+        edit(directory / "config.json", quantization_config=stale)
+        (directory / "generation_config.json").write_text(json.dumps(sampling))
+        found = load_model(directory, settings).state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_checkpoint_whose_names_transformers_does_not_read_is_not_trained(
+    pairs: Path, tmp_path: Path
+) -> None:
+    directory = write_tiny(tmp_path / "model", "llama")
+    arrays = {f"_orig_mod.{name}": array for name, array in arrays_of(directory).items()}
+    write_arrays(directory / "model.safetensors", arrays)
+    flags = ("--model", directory, "--data", pairs, "-o", tmp_path / "run", "--cache", tmp_path)
+    done = train(*flags, *SMALL)
+    assert done.code == 1
+    assert "no weights for 21 tensors" in done.err and "_orig_mod.lm_head.weight" in done.err
 
 
 # ---- qlora -------------------------------------------------------------------------------------
