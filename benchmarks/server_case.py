@@ -29,7 +29,8 @@ class Ask:
     @property
     def names(self) -> set[str]:
         """Its members and headers, by which a refusal may name what it refuses."""
-        return {*(self.body if isinstance(self.body, dict) else ()), *self.headers}
+        sent = {name for name, value in self.headers.items() if value is not None}
+        return {*(self.body if isinstance(self.body, dict) else ()), *sent}
 
     @property
     def method(self) -> str:

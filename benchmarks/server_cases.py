@@ -106,7 +106,11 @@ def run_case(target: Target, case: Case, pool: Executor) -> tuple[str, str]:
     except (OSError, http.client.HTTPException, LookupError, TypeError, ValueError) as error:
         last = f", after {replies[-1].short()}" if replies else ""
         found = [f"{type(error).__name__}: {error}{last}"]
-    return (ending_of(asks, replies), "; ".join(found)) if found else ("pass", "")
+    if not found:
+        return "pass", ""
+    wants_error = "status" in case.wants and replies[-1:] and replies[-1].status >= 400
+    ending = ending_of(asks, replies)
+    return "differ" if wants_error and ending == "refused" else ending, "; ".join(found)
 
 
 def ending_of(asks: Sequence[Ask], replies: Sequence[Reply]) -> str:

@@ -320,7 +320,7 @@ def security() -> Iterator[Case]:
     for url in ("file://mtmd/test-1.jpeg", "file://mtmd/none.jpeg", "file://../mtmd/test-1.jpeg"):
         parts = [{"type": "text", "text": "test"}, {"type": "image_url", "image_url": {"url": url}}]
         ask = Ask(CHAT, {"messages": [{"role": "user", "content": parts}], "max_tokens": 1})
-        yield Case(file, f"the image {url}", [ask], {"status": 400})
+        yield Case(file, f"the image {url}", [ask], REFUSED)
 
 
 def origins() -> Iterator[Case]:
