@@ -4,7 +4,7 @@ Why it exists: llama.cpp answers most bad files with an error, but some values r
 GGML_ASSERT or GGML_ABORT, which ends the process, or decide the size of an allocation. Each rule
 names the code in llama.cpp that it protects. Flows in: a Header from header.py. Flows out: nothing,
 or Malformed. The rules were written by reading the llama.cpp that llama-cpp-python 0.3.36 ships.
-Not here: tensor shapes that llama.cpp itself compares and answers with an error.
+Not here: the names and shapes of tensors (tensor_names.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 
 from edge_agent.gguf.cursor import Malformed
-from edge_agent.gguf.header import TOKEN_TYPES_KEY, ArraySummary, Header, TensorInfo
+from edge_agent.gguf.header import TOKEN_TYPES_KEY, ArraySummary, Header
+from edge_agent.gguf.tensor_names import check_tensor_names
 
 ARCHITECTURES = ("gemma3", "qwen2", "qwen3", "llama")
 """The architectures that engine, trainer and converter know. Each is one dense decoder stack."""
@@ -78,7 +79,9 @@ def check_rules(header: Header) -> None:
     _check_graph(header, prefix, sizes)
     _check_heads(str(architecture), sizes)
     _check_vocabulary(header)
-    _check_tensors(header, sizes)
+    _check_tensor_types(header)
+    n_vocab = header.vocabulary.size if header.vocabulary else 0
+    check_tensor_names(str(architecture), sizes, n_vocab, header.tensors)
 
 
 def _check_kind(header: Header) -> None:
@@ -225,21 +228,10 @@ def _check_scores(header: Header, size: int) -> None:
         raise Malformed(f"{key} is not {size} f32 values, one a token")
 
 
-def _check_tensors(header: Header, sizes: dict[str, int]) -> None:
+def _check_tensor_types(header: Header) -> None:
     for tensor in header.tensors:
         if tensor.n_elements == tensor.shape[0] and tensor.type != "F32":
             # A vector is a norm or a bias; the CPU kernels abort when it is not F32.
             raise Malformed(f"{tensor.name} is a vector of {tensor.type} and not of F32")
-    embedding = next((t for t in header.tensors if t.name == "token_embd.weight"), None)
-    _check_embedding(embedding, sizes["embedding_length"], header)
-
-
-def _check_embedding(embedding: TensorInfo | None, width: int, header: Header) -> None:
-    size = header.vocabulary.size if header.vocabulary else 0
-    if embedding is None:
-        raise Malformed("the tensor token_embd.weight is missing")
-    if embedding.shape != (width, size):
-        shape = list(embedding.shape)
-        raise Malformed(f"token_embd.weight has the shape {shape} and not {[width, size]}")
-    if embedding.type == "IQ2_XS":
-        raise Malformed("token_embd.weight is IQ2_XS, in which ggml cannot look up rows")
+        if tensor.name == "token_embd.weight" and tensor.type == "IQ2_XS":
+            raise Malformed("token_embd.weight is IQ2_XS, in which ggml cannot look up rows")

@@ -66,10 +66,31 @@ def keys(**changes) -> dict:
 
 
 EMBEDDING = ("token_embd.weight", (32, 256), 0, 0)
+F32_TYPE, Q8_0_TYPE = 0, 8
 
 
-def build(pairs, tensors=(EMBEDDING,), *, version=3, data_bytes=32 * 256 * 4) -> bytes:
-    """A GGUF file; `pairs` a dict or a list of (key, (type, content))."""
+def table(n_vocab=256, *, kind=F32_TYPE, extra=()) -> tuple[list, int]:
+    """(tensor table, bytes of the tensors) of the smallest model; matrices are of the type `kind`.
+
+    `extra` are names of vectors of 32 beside the table of the architecture llama."""
+    names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+    shapes = {"token_embd.weight": (32, n_vocab), "output_norm.weight": (32,)}
+    shapes |= {f"blk.0.{name}.weight": (32, 32) for name in names}
+    shapes |= {f"blk.0.{name}.weight": (32,) for name in ("attn_norm", "ffn_norm")}
+    shapes |= dict.fromkeys(extra, (32,))
+    found, offset = [], 0
+    for name, shape in shapes.items():
+        quantized = kind == Q8_0_TYPE and len(shape) == 2
+        rows = shape[1] if len(shape) == 2 else 1
+        found.append((name, shape, kind if quantized else F32_TYPE, offset))
+        offset += -(-rows * (34 if quantized else 128) // 32) * 32
+    return found, offset
+
+
+def build(pairs, tensors=None, *, version=3, data_bytes=32 * 256 * 4) -> bytes:
+    """A GGUF file; `pairs` a dict or a list of (key, (type, content)); `tensors` None: table()."""
+    if tensors is None:
+        tensors, data_bytes = table()
     items = list(pairs.items()) if isinstance(pairs, dict) else pairs
     out = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(items))
     out += b"".join(string(key) + struct.pack("<I", kind) + value(kind, content)
@@ -321,14 +342,14 @@ def test_tokens_that_llama_cpp_would_see_as_equal_are_refused(tmp_path, pair):
 def test_equal_tokens_far_apart_are_found(tmp_path):
     tokens = [f"t{n}" for n in range(9000)]
     tokens[8999] = "t1"
-    tensor = [("token_embd.weight", (32, 9000), 8, 0)]
+    tensors, n_bytes = table(9000, kind=Q8_0_TYPE)
     changes = {
         "tokenizer__ggml__tokens": (ARRAY, (STRING, tokens)),
         "tokenizer__ggml__token_type": (ARRAY, (I32, [1] * 9000)),
     }
-    assert "8192 to 8999" in reason(tmp_path, build(keys(**changes), tensor, data_bytes=306_000))
+    assert "8192 to 8999" in reason(tmp_path, build(keys(**changes), tensors, data_bytes=n_bytes))
     tokens[8999] = "last"
-    (tmp_path / "x.gguf").write_bytes(build(keys(**changes), tensor, data_bytes=306_000))
+    (tmp_path / "x.gguf").write_bytes(build(keys(**changes), tensors, data_bytes=n_bytes))
     assert read_gguf(tmp_path / "x.gguf").n_vocab == 9000
 
 
@@ -363,7 +384,11 @@ def test_sliding_window_pattern_needs_a_flag_for_each_block(tmp_path):
     key = "gemma3.attention.sliding_window_pattern"
     assert "pattern" in reason(tmp_path, build({**base, key: (ARRAY, (BOOL, [1, 0]))}))
     assert "pattern" in reason(tmp_path, build({**base, key: (U32, 0)}))
-    (tmp_path / "x.gguf").write_bytes(build({**base, key: (ARRAY, (BOOL, [1]))}))
+    heads = {"gemma3.attention.key_length": (U32, 32), "gemma3.attention.value_length": (U32, 32)}
+    norms = ("post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm")
+    tensors, n_bytes = table(extra=[f"blk.0.{name}.weight" for name in norms])
+    pairs = {**base, **heads, "gemma3.attention.head_count": (U32, 1), key: (ARRAY, (BOOL, [1]))}
+    (tmp_path / "x.gguf").write_bytes(build(pairs, tensors, data_bytes=n_bytes))
     assert read_gguf(tmp_path / "x.gguf").sliding_layers() == 1
 
 
