@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converters.checkpoint import open_checkpoint
-from converters.gguf_container import TensorSpec, pack_head
+from converters.gguf_output import write_hollow
 from converters.gguf_to_hf import convert
 from converters.hf_to_gguf import load
 from edge_agent import atomic_file
@@ -33,7 +33,6 @@ FETCHED = ("*.json", "*.safetensors", "tokenizer.model", "LICENSE*", "README.md"
 """Patterns of the files fetched from the hub: no code and no pickles."""
 HASHED = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 """The files that, with the weights, identify a model."""
-EMBEDDING = "token_embd.weight"
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _from_gguf(path: Path, origin: str, cache: Path) -> ModelSource:
 
 def _from_directory(directory: Path, origin: str, cache: Path) -> ModelSource:
     sha256 = directory_sha256(directory)
-    vocabulary = cache / "vocabulary" / f"{sha256}.gguf"
+    vocabulary = cache / "hollow" / f"{sha256}.gguf"
     with _locked(vocabulary.with_suffix(".lock")):
         if not vocabulary.exists():
             write_vocabulary(directory, vocabulary)
@@ -103,21 +102,16 @@ def _from_directory(directory: Path, origin: str, cache: Path) -> ModelSource:
 
 
 def write_vocabulary(directory: Path, path: Path) -> None:
-    """A GGUF file with the metadata of the model and a hole in place of its embedding.
+    """A GGUF file with the metadata of the model and holes in place of its tensors.
 
     llama.cpp reads only its vocabulary; a file system with sparse files stores nothing for the
-    hole. Raises ConversionError.
+    holes. Raises ConversionError.
     """
     metadata, tensors = load(directory)
-    shape = next(tensor.shape for tensor in tensors if tensor.name == EMBEDDING)
-    n_bytes = 4 * shape[0] * shape[1]
-    head, _ = pack_head(metadata, [TensorSpec(EMBEDDING, "F32", shape, n_bytes)])
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temp.open("wb") as stream:
-            stream.write(head)
-            stream.truncate(len(head) + n_bytes)
-            stream.flush()
+        write_hollow(temp, metadata, [tensor.spec("F32") for tensor in tensors])
+        with temp.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temp, path)
     finally:
