@@ -16,7 +16,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from converters.base_model import open_base
 from converters.logits import load_transformers
+from edge_agent.errors import UsageError
 from train_host.settings import SftSettings
 
 NOT_TEXT = r"(.*\.)?(vision_tower|multi_modal_projector)\..*"
@@ -49,6 +51,20 @@ def load_model(directory: Path, settings: SftSettings, local_rank: int = 0) -> A
         plan = qat.type_plan(directory, settings.qat_type)
         qat.attach(model, plan, threads=settings.threads)
     return model
+
+
+def check_rank(directory: Path, settings: SftSettings) -> None:
+    """Raise UsageError when r is over the rank of a weight: the device refuses such an adapter."""
+    places = open_base(directory).placements.values()
+    chosen = tuple(f".{module}.weight" for module in settings.target_modules)
+    smallest = min((p for p in places if p.source.endswith(chosen)), key=lambda p: min(p.shape))
+    if settings.r > min(smallest.shape):
+        raise UsageError(
+            f"--r is {settings.r}",
+            f"{smallest.source} has the shape {list(smallest.shape)}, and so no higher rank than"
+            f" {min(smallest.shape)}",
+            f"give --r {min(smallest.shape)} or less",
+        )
 
 
 def nf4(settings: SftSettings) -> Any:

@@ -17,7 +17,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converters.checkpoint import open_checkpoint
@@ -25,8 +25,9 @@ from converters.gguf_output import write_hollow
 from converters.gguf_to_hf import convert
 from converters.hf_to_gguf import load
 from edge_agent import atomic_file
-from edge_agent.errors import DownloadError, ModelNotFound
+from edge_agent.errors import DownloadError, ModelNotFound, UsageError
 from edge_agent.regular_file import sha256_of
+from train_host.run_directory import FinishedRun
 
 HUB = "hf:"
 FETCHED = ("*.json", "*.safetensors", "tokenizer.model", "LICENSE*", "README.md")
@@ -68,6 +69,30 @@ def open_source(text: str, cache: Path) -> ModelSource:
         "it is neither a directory nor a file",
         "give a Hugging Face directory, a .gguf file, or hf:owner/name",
     )
+
+
+def with_base(run: FinishedRun, moved_to: str | None, cache: Path) -> FinishedRun:
+    """The run with its base at `moved_to`, or where it was when the run began.
+
+    Raises ModelNotFound when it is not there, UsageError when it is another model, and what
+    `open_source` raises.
+    """
+    place = moved_to or str(run.base_gguf or run.base_directory)
+    try:
+        source = open_source(place, cache)
+    except ModelNotFound:
+        raise ModelNotFound(
+            f"the base of {run.path} is not at {place}",
+            f"it was {run.origin}",
+            "give its new place with --model: directory, GGUF file or hf:owner/name",
+        ) from None
+    if source.sha256 != run.base_sha256:
+        raise UsageError(
+            f"{place} is not the base of {run.path}",
+            f"its SHA-256 is {source.sha256}, the run began with {run.base_sha256}",
+            f"give that very model with --model (it was {run.origin})",
+        )
+    return replace(run, base_directory=source.directory, base_gguf=source.gguf)
 
 
 def directory_sha256(directory: Path) -> str:

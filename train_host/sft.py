@@ -34,6 +34,7 @@ from train_host import (
     run_directory,
     start_adapter,
 )
+from train_host.methods import check_rank, load_model
 from train_host.model_source import ModelSource, open_source
 from train_host.resumable_run import Console, ResumableRun, begin, follow, peak_memory
 from train_host.row_order import RowOrder
@@ -116,6 +117,8 @@ def _prepare(job: SftJob, files: RunFiles, is_first: bool) -> Prepared:
     order = row_order.read_order(job.order) if job.order else None
     if start:
         settings = start_adapter.settle(settings, job.wishes, start)
+    if settings.trains_adapter:
+        check_rank(source.directory, settings)
     if order:
         settings = row_order.settle(settings)
     data = read_data(job.data)
@@ -209,7 +212,6 @@ def _carry_out(job: SftJob, prepared: Prepared, console: Console) -> dict[str, A
     import torch
     from accelerate import PartialState
 
-    from train_host.methods import load_model
     from train_host.trainer import new_trainer
 
     files, settings = prepared.files, prepared.settings

@@ -26,7 +26,8 @@ class ImatrixOptions(ThreadOptions):
         Path, typer.Option("-o", "--output", help="File to write.", metavar="FILE")
     ] = Path("imatrix.gguf")
     chunks: Annotated[
-        int | None, typer.Option(help="Most chunks of 512 tokens [all].", metavar="N", min=1)
+        int | None,
+        typer.Option(help="Most chunks of 512 tokens [all].", metavar="N", min=1, max=1 << 20),
     ] = None
 
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 class InspectOptions(JsonOptions):
     model: Annotated[Path, typer.Argument(metavar="FILE", help="GGUF file.")]
     ctx: Annotated[
-        int, typer.Option(help="Context of the memory plan, tokens a slot.", metavar="N", min=256)
+        int,
+        typer.Option(
+            help="Context of the memory plan, tokens a slot.", metavar="N", min=256, max=1 << 24
+        ),
     ] = 4096
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor too.")] = False
 

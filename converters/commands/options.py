@@ -53,7 +53,10 @@ class TypeOptions(ThreadOptions):
         typer.Option(help="Memory of the board, for --type auto: 4G, 3500M.", metavar="SIZE"),
     ] = None
     ctx: Annotated[
-        int, typer.Option(help="Context that must also fit, for --type auto.", metavar="N", min=256)
+        int,
+        typer.Option(
+            help="Context that must also fit, for --type auto.", metavar="N", min=256, max=1 << 24
+        ),
     ] = 4096
     tensor_type: Annotated[
         list[str] | None,

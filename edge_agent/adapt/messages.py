@@ -20,6 +20,8 @@ from edge_agent.setting import Setting, WrongSetting, settings_of
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGET_MODULES: tuple[TargetModule, ...] = get_args(TargetModule)
 """Every linear layer of a block, by PEFT's names."""
+ALL_LINEAR = "all-linear"
+"""PEFT's word for all of them."""
 
 
 class RunSettings(Struct, frozen=True):
@@ -31,7 +33,12 @@ class RunSettings(Struct, frozen=True):
 
     memory_bytes: (
         Annotated[
-            int, Meta(ge=1, description="Memory of its own it may take: 400M [half of the free].")
+            int,
+            Meta(
+                ge=1,
+                le=1 << 50,
+                description="Memory of its own it may take: 400M [half of the free].",
+            ),
         ]
         | None
     ) = None
@@ -66,7 +73,8 @@ class RunSettings(Struct, frozen=True):
         list[TargetModule],
         Meta(
             min_length=1,
-            description=f"Linear layers that learn, of {', '.join(TARGET_MODULES)} [all].",
+            description=f"Linear layers that learn: {ALL_LINEAR}, or some of"
+            f" {', '.join(TARGET_MODULES)} [all].",
         ),
     ] = field(default_factory=lambda: list(TARGET_MODULES))
     use_rslora: Annotated[
@@ -160,12 +168,50 @@ def run_settings(values: Mapping[str, Any], *, is_text: bool = False) -> RunSett
         if name not in RunSettings.__struct_fields__:
             known = f"known are {', '.join(RunSettings.__struct_fields__)}"
             raise WrongSetting(name[:40], "there is no such setting", known)
+    if "target_modules" in values:
+        values = {**values, "target_modules": _target_modules(values["target_modules"])}
     try:
         return msgspec.convert(values, RunSettings, strict=not is_text)
     except msgspec.ValidationError as error:
         why, _, path = str(error).partition(" - at `$.")
         name = path.partition("[")[0].rstrip("`")
         raise WrongSetting(name, why, declared_run_settings()[name].help) from error
+
+
+def _target_modules(given: Any) -> Any:
+    """The modules that PEFT means by these names, each once; what is no text stays as it is.
+
+    PEFT matches the end of a module's name: "self_attn.q_proj" is "q_proj". Raises WrongSetting.
+
+    >>> _target_modules("mlp.up_proj"), len(_target_modules(["all-linear"]))
+    (['up_proj'], 7)
+    """
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return given
+    found: dict[str, None] = {}
+    for text in map(str.strip, texts):
+        block, _, module = text.rpartition(".")
+        if text == ALL_LINEAR:
+            found |= dict.fromkeys(TARGET_MODULES)
+        elif module in TARGET_MODULES and block in ("", "self_attn", "mlp"):
+            found[module] = None
+        else:
+            raise WrongSetting("target_modules", *_no_target(text))
+    return list(found)
+
+
+def _no_target(text: str) -> tuple[str, str]:
+    """(why, hint) for a name that is none of TARGET_MODULES."""
+    known = f"known are {ALL_LINEAR}, {', '.join(TARGET_MODULES)}"
+    if text.endswith(("lm_head", "embed_tokens")):
+        return f"{text[-60:]} is no linear layer of a block, and only those learn", known
+    if ".layers." in f".{text}":
+        hint = f"choose blocks by `layers` (--layers 10,11); {known}"
+        return f"{text[:60]!r} is the name of a module of one block", hint
+    if not set(text).isdisjoint("*?+[](){}|^$\\"):
+        return f"{text[:60]!r} is a regular expression, and those are not read", known
+    return f"there is no linear layer {text[:60]!r} in a block", known
 
 
 @cache

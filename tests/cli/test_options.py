@@ -13,7 +13,12 @@ import pytest
 from cli_runner import cli
 from pydantic import ValidationError
 
-from edge_agent.adapt.messages import RunSettings, declared_run_settings, run_settings
+from edge_agent.adapt.messages import (
+    TARGET_MODULES,
+    RunSettings,
+    declared_run_settings,
+    run_settings,
+)
 from edge_agent.cli.commands.adapt import LessonOptions, _lesson
 from edge_agent.cli.commands.chat import chat
 from edge_agent.cli.commands.run import SAMPLING
@@ -238,6 +243,40 @@ def test_an_http_error_names_the_field_and_a_flags_error_the_flag() -> None:
     assert by_flag(RUN_SETTINGS["memory_bytes"], "400M").memory_bytes == 400_000_000
     done = cli("adapt", "run", "--from", "x", "--name", "x", "--memory", "0")
     assert done.err.startswith("error: --memory is 0: ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("all-linear", list(TARGET_MODULES)),
+        ("q_proj, v_proj ", ["q_proj", "v_proj"]),
+        ("self_attn.q_proj,mlp.up_proj,q_proj", ["q_proj", "up_proj"]),
+    ],
+)
+def test_target_modules_are_spelled_as_in_peft(typed: str, meant: list[str]) -> None:
+    setting = RUN_SETTINGS["target_modules"]
+    assert by_flag(setting, typed).target_modules == meant
+    assert by_http(setting, typed.split(",")).target_modules == meant
+    assert run_settings({"target_modules": "all-linear"}).target_modules == list(TARGET_MODULES)
+
+
+@pytest.mark.parametrize(
+    ("typed", "why"),
+    [
+        ("lm_head", "lm_head is no linear layer of a block"),
+        ("model.embed_tokens", "is no linear layer of a block"),
+        (".*_proj", "is a regular expression"),
+        ("(q|v)_proj", "is a regular expression"),
+        ("model.layers.3.mlp.up_proj", "is the name of a module of one block"),
+        ("query", "there is no linear layer 'query'"),
+        ("q_proj,", "there is no linear layer ''"),
+        ("mlp.q_proj.x", "there is no linear layer"),
+    ],
+)
+def test_other_spellings_of_target_modules_are_refused_by_name(typed: str, why: str) -> None:
+    with pytest.raises(UsageError, match=r"^--target-modules is ") as refused:
+        by_flag(RUN_SETTINGS["target_modules"], typed)
+    assert why in refused.value.why and "all-linear, q_proj" in refused.value.hint
 
 
 def test_a_schema_cannot_hide_a_setting_from_the_body() -> None:

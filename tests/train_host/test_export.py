@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from cli_runner import Outcome, cli
+from converted import edit
 from tiny_run import SMALL, train
 
 torch = pytest.importorskip("torch")
 
+from converters.base_model import open_base  # noqa: E402
 from converters.gguf_output import write_model  # noqa: E402
 from converters.hf_to_gguf import load  # noqa: E402
 from converters.imatrix_file import read_imatrix  # noqa: E402
@@ -26,6 +29,7 @@ from train_host import export_checks  # noqa: E402
 from train_host.cli import main_with  # noqa: E402
 from train_host.export import default_type  # noqa: E402
 from train_host.model_card import Card, card  # noqa: E402
+from train_host.model_source import with_base  # noqa: E402
 from train_host.run_directory import read_run  # noqa: E402
 
 
@@ -54,6 +58,29 @@ def exported(lora_run: Path) -> Path:
     assert done.code == 0, done.err
     assert "lesson-q4_k_m.gguf" in done.out and "merge" in done.out
     return lora_run / "export"
+
+
+def test_a_base_that_moved_is_named_and_must_be_the_same(
+    tiny_llama: Path, pairs: Path, tmp_path: Path
+) -> None:
+    base, other = shutil.copytree(tiny_llama, tmp_path / "base"), tmp_path / "elsewhere"
+    run = trained(tmp_path / "run", base, pairs)
+    cache = ("--cache", tmp_path / "cache")
+    base.rename(other)
+    for command in ("export", "merge"):
+        done = edge_train(command, run, *cache, "-o", tmp_path / "out")
+        assert done.code == 1 and f"is not at {base}" in done.err and "--model" in done.err
+    done = edge_train("merge", run, "--model", other, *cache, "-o", tmp_path / "merged")
+    assert done.code == 0, done.err
+    found = with_base(read_run(run), str(other), tmp_path / "cache")
+    assert open_base(found.base_directory).hashes() == open_base(tiny_llama).hashes()
+    edit(other / "config.json", rms_norm_eps=1e-3)
+    for command in ("export", "merge"):
+        done = edge_train(command, run, "--model", other, *cache, "-o", tmp_path / "out")
+        assert done.code == 2 and f"{other} is not the base of {run}" in done.err
+    other.rename(base)  # changed where it was
+    done = edge_train("export", run, *cache, "-o", tmp_path / "out")
+    assert done.code == 2 and "is not the base" in done.err and not (tmp_path / "out").exists()
 
 
 def manifest(directory: Path) -> dict:

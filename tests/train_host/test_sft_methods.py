@@ -65,6 +65,29 @@ def test_a_checkpoint_whose_names_transformers_does_not_read_is_not_trained(
     assert "no weights for 21 tensors" in done.err and "_orig_mod.lm_head.weight" in done.err
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--r", "33", "self_attn.k_proj.weight has the shape [32, 64]"),
+        ("--r", "99999999999999999999", "'--r'"),
+        ("--seed", "99999999999999999999", "'--seed'"),
+        ("--seed", "4294967296", "'--seed'"),
+        ("--lora-alpha", "inf", "'--lora-alpha'"),
+        ("--lr", "1e400", "'--lr'"),
+        ("--epochs", "nan", "'--epochs'"),
+        ("--max-steps", "99999999999999999999", "'--max-steps'"),
+        ("--max-length", "99999999999999999999", "'--max-length'"),
+    ],
+)
+def test_a_number_that_cannot_be_used_is_refused_before_anything_is_done(
+    tiny_llama: Path, pairs: Path, tmp_path: Path, flag: str, value: str, said: str
+) -> None:
+    run = tmp_path / "run"
+    flags = ("--model", tiny_llama, "--data", pairs, "-o", run, "--cache", tmp_path / "cache")
+    done = train(*flags, *SMALL, flag, value)
+    assert (done.code, said in done.err, (run / "run.json").exists()) == (2, True, False), done.err
+
+
 # ---- qlora -------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import typer
 
 from converters.commands.options import JsonOptions
 from edge_agent.cli.terminal import Terminal, duration_text
-from train_host.commands.sft import CACHE, cache_directory, report_cost
+from train_host.commands.sft import MOST, MOST_SEED, CacheDir, cache_directory, report_cost
 
 if TYPE_CHECKING:
     from train_host.distill import DistillJob
@@ -42,32 +42,39 @@ class DistillOptions(JsonOptions):
     beta: Annotated[
         float, typer.Option(help="0: KL(teacher||student), 1: the reverse.", min=0.0, max=1.0)
     ] = 0.0
-    max_steps: Annotated[int, typer.Option(metavar="N", min=1)] = 200
-    batch_size: Annotated[int, typer.Option(help="Answers of a step.", metavar="N", min=1)] = 4
-    learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate.", min=1e-9)] = 1e-4
+    max_steps: Annotated[int, typer.Option(metavar="N", min=1, max=MOST)] = 200
+    batch_size: Annotated[
+        int, typer.Option(help="Answers of a step.", metavar="N", min=1, max=1 << 20)
+    ] = 4
+    learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate.", min=1e-9, max=10)] = (
+        1e-4
+    )
     max_new_tokens: Annotated[
-        int, typer.Option(help="Longest answer of the student.", metavar="N", min=1)
+        int, typer.Option(help="Longest answer of the student.", metavar="N", min=1, max=1 << 20)
     ] = 64
     max_length: Annotated[
-        int, typer.Option(help="Tokens; longer rows are left out and counted.", metavar="N", min=8)
+        int,
+        typer.Option(
+            help="Tokens; longer rows are left out and counted.", metavar="N", min=8, max=1 << 20
+        ),
     ] = 512
     validation_share: Annotated[
         float, typer.Option(help="Part of the rows kept back to measure on.", min=0.0, max=0.5)
     ] = 0.1
     save_every: Annotated[
         int | None,
-        typer.Option(help="Steps between checkpoints [a tenth of the run].", metavar="N", min=1),
+        typer.Option(
+            help="Steps between checkpoints [a tenth of the run].", metavar="N", min=1, max=MOST
+        ),
     ] = None
-    seed: Annotated[int, typer.Option(min=0)] = 1
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 1
     threads: Annotated[
         int | None, typer.Option(help="Threads [physical cores].", metavar="N", min=1, max=1024)
     ] = None
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest complete checkpoint, if any.")
     ] = False
-    cache: Annotated[
-        Path | None, typer.Option(help=f"Converted models [~/.cache/{CACHE}].", metavar="DIR")
-    ] = None
+    cache: CacheDir = None
 
 
 def job_of(options: DistillOptions, cache: Path) -> DistillJob:

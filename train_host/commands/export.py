@@ -11,6 +11,7 @@ import typer
 from converters.commands.options import ThreadOptions
 from edge_agent.cli.terminal import Terminal, size_text
 from edge_agent.errors import UsageError
+from train_host.commands.sft import CacheDir, MovedBase, cache_directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,14 @@ class ExportOptions(ThreadOptions):
             help="Chunks of 512 tokens of the training rows for the importance matrix; 0: none.",
             metavar="N",
             min=0,
+            max=1 << 20,
         ),
     ] = 100
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the model after each step.")
     ] = True
+    model: MovedBase = None
+    cache: CacheDir = None
     data_license: Annotated[
         str | None, typer.Option(help="Licence of the rows, for the card.", metavar="TEXT")
     ] = None
@@ -63,6 +67,7 @@ def export(options: ExportOptions, terminal: Terminal) -> int:
     from converters.quantizer import How
     from edge_agent.llama.ggml import TYPE_IDS
     from train_host import export as exporting
+    from train_host.model_source import with_base
     from train_host.run_directory import read_run
 
     embedding = options.token_embedding_type and options.token_embedding_type.upper()
@@ -73,7 +78,8 @@ def export(options: ExportOptions, terminal: Terminal) -> int:
             "ggml knows none",
             f"known are {known}",
         )
-    run = read_run(options.run)
+    cache = options.cache or cache_directory(terminal)
+    run = with_base(read_run(options.run), options.model, cache)
     wanted = exporting.ExportRequest(
         type=options.type.upper() if options.type else exporting.default_type(run),
         token_embedding_type=embedding,

@@ -11,6 +11,7 @@ import typer
 from converters.commands.options import ThreadOptions
 from edge_agent.cli.terminal import Terminal, size_text
 from edge_agent.errors import UsageError
+from train_host.commands.sft import CacheDir, MovedBase, cache_directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class MergeOptions(ThreadOptions):
     dtype: Annotated[str, typer.Option(help="f32, f16 or bf16 (least exact).", metavar="DTYPE")] = (
         "f32"
     )
+    model: MovedBase = None
+    cache: CacheDir = None
 
 
 def merge(options: MergeOptions, terminal: Terminal) -> int:
@@ -36,6 +39,7 @@ def merge(options: MergeOptions, terminal: Terminal) -> int:
     from converters.gguf_to_hf import DTYPES
     from converters.quantizer import How
     from train_host import merge as merging
+    from train_host.model_source import with_base
     from train_host.run_directory import read_run
 
     if options.dtype not in DTYPES:
@@ -44,7 +48,8 @@ def merge(options: MergeOptions, terminal: Terminal) -> int:
             "there is no such data type",
             f"give one of {', '.join(DTYPES)}",
         )
-    run = read_run(options.run)
+    cache = options.cache or cache_directory(terminal)
+    run = with_base(read_run(options.run), options.model, cache)
     with terminal.progress() as progress:
         how = How(options.threads, progress)
         n_bytes = merging.merge(run, options.output, options.dtype, how)

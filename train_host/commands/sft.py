@@ -14,6 +14,19 @@ from edge_agent.cli.terminal import Terminal, duration_text, size_text
 from train_host.settings import Wishes
 
 CACHE = "edge-agent/train"
+MOST, MOST_SEED = 1_000_000_000, 2**32 - 1
+"""Largest numbers of steps, and the largest seed that NumPy takes."""
+CacheDir = Annotated[
+    Path | None, typer.Option(help=f"Converted models [~/.cache/{CACHE}].", metavar="DIR")
+]
+MovedBase = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="The run's base, where it is now [where it was]; its hash is compared.",
+        metavar="MODEL",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +59,16 @@ class SftOptions(JsonOptions):
     r: Annotated[
         int | None,
         typer.Option(
-            "--r", "-r", help="Rank of LoRA [16] (not -r under torchrun).", metavar="N", min=1
+            "--r",
+            "-r",
+            help="Rank of LoRA [16] (not -r under torchrun).",
+            metavar="N",
+            min=1,
+            max=1 << 16,
         ),
     ] = None
     lora_alpha: Annotated[
-        float | None, typer.Option(help="Scale is lora_alpha / r [32].", min=0.001)
+        float | None, typer.Option(help="Scale is lora_alpha / r [32].", min=0.001, max=65536)
     ] = None
     lora_dropout: Annotated[float, typer.Option(min=0.0, max=0.9)] = Wishes.lora_dropout
     adapter: Annotated[
@@ -73,21 +91,30 @@ class SftOptions(JsonOptions):
     ] = Wishes.qat_type
     learning_rate: Annotated[
         float | None,
-        typer.Option("--lr", help="Peak rate [2e-4; 2e-5 for full and qat].", min=1e-9),
+        typer.Option("--lr", help="Peak rate [2e-4; 2e-5 for full and qat].", min=1e-9, max=10),
     ] = None
-    epochs: Annotated[float, typer.Option(help="Passes over the data, at most.")] = Wishes.epochs
+    epochs: Annotated[float, typer.Option(help="Passes over the data, at most.", max=1e6)] = (
+        Wishes.epochs
+    )
     max_steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps instead of --epochs.", metavar="N", min=1)
+        int | None,
+        typer.Option(help="Optimizer steps instead of --epochs.", metavar="N", min=1, max=MOST),
     ] = None
     batch_size: Annotated[
-        int, typer.Option(help="Rows of a step, over all processes.", metavar="N", min=1)
+        int,
+        typer.Option(help="Rows of a step, over all processes.", metavar="N", min=1, max=1 << 20),
     ] = Wishes.batch_size
     micro_batch_size: Annotated[
         int | None,
-        typer.Option(help="Rows at a time in one process [up to 4].", metavar="N", min=1),
+        typer.Option(
+            help="Rows at a time in one process [up to 4].", metavar="N", min=1, max=1 << 20
+        ),
     ] = None
     max_length: Annotated[
-        int, typer.Option(help="Tokens; longer rows are left out and counted.", metavar="N", min=8)
+        int,
+        typer.Option(
+            help="Tokens; longer rows are left out and counted.", metavar="N", min=8, max=1 << 20
+        ),
     ] = Wishes.max_length
     packing: Annotated[
         bool,
@@ -112,7 +139,9 @@ class SftOptions(JsonOptions):
     patience: Annotated[
         int,
         typer.Option(
-            help="Stop after so many validations without fewer bits per byte; 0: never.", min=0
+            help="Stop after so many validations without fewer bits per byte; 0: never.",
+            min=0,
+            max=MOST,
         ),
     ] = Wishes.patience
     save_every: Annotated[
@@ -121,19 +150,17 @@ class SftOptions(JsonOptions):
             help="Steps between checkpoints, each validated [a tenth of the run].",
             metavar="N",
             min=1,
+            max=MOST,
         ),
     ] = None
-    seed: Annotated[int, typer.Option(min=0)] = Wishes.seed
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = Wishes.seed
     threads: Annotated[
         int | None, typer.Option(help="Threads [physical cores].", metavar="N", min=1, max=1024)
     ] = None
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest complete checkpoint, if any.")
     ] = False
-    cache: Annotated[
-        Path | None,
-        typer.Option(help=f"Converted models [~/.cache/{CACHE}].", metavar="DIR"),
-    ] = None
+    cache: CacheDir = None
 
 
 def sft(options: SftOptions, terminal: Terminal) -> int:

@@ -97,13 +97,31 @@ def new_decoder(
 ) -> tuple[Decoder, dict[str, LoraWeight]]:
     """A decoder with new adapters in `layers`, and the adapters. Raises UsageError when a setting
     does not fit the model."""
-    chosen = lora_settings(settings, layers)
+    sizes = adapter_sizes(weights.gguf, settings, layers)
+    loras = new_loras(sizes, lora_settings(settings, layers), settings.seed)
+    return Decoder(weights, loras), loras
+
+
+def adapter_sizes(
+    gguf: GgufFile, settings: RunSettings, layers: Sequence[int]
+) -> dict[str, tuple[int, int]]:
+    """The weights that get an adapter: name -> (n_out, n_in).
+
+    Raises UsageError when a setting does not fit the model: an adapter whose r is over the rank of
+    its weight is refused wherever it is loaded.
+    """
     try:
-        sizes = target_sizes(weights.gguf, chosen)
+        sizes = target_sizes(gguf, lora_settings(settings, layers))
     except ValueError as error:
         raise UsageError("the adapter cannot be made", str(error), "") from error
-    loras = new_loras(sizes, chosen, settings.seed)
-    return Decoder(weights, loras), loras
+    name, shape = min(sizes.items(), key=lambda item: min(item[1]))
+    if settings.r > min(shape):
+        raise UsageError(
+            f"r is {settings.r}",
+            f"{name} is a matrix of {shape[1]} x {shape[0]}, whose rank is {min(shape)} at most",
+            f"give --r {min(shape)} or less, or leave that layer out of --target-modules",
+        )
+    return sizes
 
 
 @dataclass(frozen=True)

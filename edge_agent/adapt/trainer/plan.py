@@ -17,7 +17,7 @@ import msgspec
 
 from edge_agent.adapt.messages import Planned, RunSettings
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
-from edge_agent.adapt.trainer.layer_choice import candidates, parse_layers, top
+from edge_agent.adapt.trainer.layer_choice import adapter_sizes, candidates, parse_layers, top
 from edge_agent.adapt.trainer.manifest import Decisions
 from edge_agent.adapt.trainer.memory_estimate import MemoryEstimate, row_sizes
 from edge_agent.adapt.trainer.preparation import PreparedData
@@ -85,9 +85,11 @@ class Planner:
     def plan(self) -> TrainingPlan:
         """The plan for the layers of the settings, or for `auto`.
 
-        Raises UsageError for layers that the model does not have, and StopAsked.
+        Raises UsageError for layers that the model does not have and for an r that is too large
+        for one of its weights, and StopAsked.
         """
         layers = parse_layers(self._settings.layers, self._n_layer)
+        adapter_sizes(self._weights.gguf, self._settings, layers or range(self._n_layer))
         if layers is not None:
             return self._plan(layers, self._row_tokens)
         for batch_tokens in self._batch_sizes():

@@ -123,6 +123,21 @@ def test_a_plan_alone_writes_nothing_that_a_run_would_miss(
     train(start_message(model, tmp_path / "run", data))
 
 
+def test_an_r_over_the_rank_of_a_weight_is_refused_in_the_plan(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    shapes = {t.name: t.shape for t in read_gguf(model).tensors if t.name.startswith("blk.3.")}
+    least = min(shapes["blk.3.attn_k.weight"])
+    for layers in ("auto", "3"):
+        fields = {"r": least + 1, "layers": layers, "plan_only": True}
+        with TrainerProcess(start_message(model, tmp_path / "run", data, **fields)) as trainer:
+            refused = trainer.failure()
+        assert "attn_k.weight is a matrix of" in refused.why and f"--r {least} or" in refused.hint
+    fields = {"r": least + 1, "target_modules": ["up_proj"], "plan_only": True}
+    with TrainerProcess(start_message(model, tmp_path / "run", data, **fields)) as trainer:
+        assert isinstance([*trainer.records()][-1], Planned)
+
+
 @pytest.mark.parametrize(("n_rows", "row_tokens"), [(8, 128), (80, 512)])
 def test_a_short_lesson_gets_shorter_rows(
     model: Path, tmp_path: Path, n_rows: int, row_tokens: int
