@@ -70,6 +70,9 @@ def _read_local(
 ) -> HfRope:
     """Gemma 3: rope_scaling changes the global layers of rope_parameters."""
     full, local = _by_layer(newer, "rope_parameters")
+    if older.get("type", "default") != "default" and "rope_type" not in older:
+        why = "transformers 5 overlooks this spelling here, transformers 4 did not: write rope_type"
+        raise field_error("rope_scaling.type", older, why)
     where = "rope_scaling" if older else "rope_parameters.full_attention"
     rope = _rope({**full, **older}, where, _nested(config), kinds)
     if rope.attention_scale != 1.0:

@@ -119,6 +119,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("gemma3", {"rope_scaling": {**YARN, "attention_factor": 1.5}}, "attention_factor"),
+    ("gemma3", {"rope_scaling": {"type": "linear", "factor": 8.0}}, "rope_scaling.type"),
     ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
      "rope_parameters.rope_type"),
     ("gemma3", {"rope_parameters": {"sliding_attention": LINEAR}}, "sliding_attention.rope_type"),
