@@ -164,6 +164,7 @@ def test_a_merged_multimodal_base_becomes_its_text_model(tmp_path: Path) -> None
     write_checkpoint(tmp_path / "hf", "gemma3")
     names = set(arrays_of(tmp_path / "hf"))
     text = json.loads((tmp_path / "hf/config.json").read_text())
+    del text["tie_word_embeddings"]  # a multimodal model has it at the top, where it is true
     as_multimodal(tmp_path / "hf", "language_model.model.")
     write_peft(tmp_path / "peft")
     merge = ("merge", "--base", str(tmp_path / "hf"), "--adapter", str(tmp_path / "peft"))

@@ -85,7 +85,7 @@ UNICODE = [
     ),
     *_raw(
         "encodings",
-        [b'\xef\xbb\xbf{"prompt":"x"}', b"\xef\xbb\xbf"]
+        [b"\xef\xbb\xbf" * 2 + b'{"prompt":"x"}', b"\xef\xbb\xbf"]
         + ['{"prompt":"x"}'.encode(name) for name in ("utf-16", "utf-16-le", "utf-16-be")]
         + ['{"prompt":"x"}'.encode(name) for name in ("utf-32", "utf-32-le", "utf-32-be", "cp037")]
         + ['{"prompt":"naïve"}'.encode() + b"\xfe\xff"],

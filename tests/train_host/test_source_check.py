@@ -15,6 +15,7 @@ from converters.quantizer import How
 from converters.source_check import GATE, check_source
 from edge_agent.errors import ConversionError
 
+pytest.importorskip("torch")
 HOW = How(threads=1)
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
         "attention_factor": 1.5}  # fmt: skip
