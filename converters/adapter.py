@@ -123,7 +123,8 @@ def _module(directory: Path, name: str) -> tuple[str, str]:
         raise refusal(
             directory,
             f"{name} is neither lora_A nor lora_B of a linear layer",
-            "adapters of embeddings and whole modules have no place in a GGUF adapter",
+            "adapters of embeddings and whole modules have no place in a GGUF adapter; weights of"
+            " the base that PEFT saved with it stay out with save_embedding_layers=False",
         )
     return match.group(1), match.group(2)
 

@@ -77,13 +77,15 @@ def with_base(run: FinishedRun, moved_to: str | None, cache: Path) -> FinishedRu
     Raises ModelNotFound when it is not there, UsageError when it is another model, and what
     `open_source` raises.
     """
-    place = moved_to or str(run.base_gguf or run.base_directory)
+    was = run.base_gguf or run.base_directory
+    beside = run.path / was.name  # distill-logits makes a student in the run, which may move
+    place = moved_to or str(beside if beside.exists() and not was.exists() else was)
     try:
         source = open_source(place, cache)
     except ModelNotFound:
         raise ModelNotFound(
             f"the base of {run.path} is not at {place}",
-            f"it was {run.origin}",
+            f"it was moved or removed since the run began with {run.origin}",
             "give its new place with --model: directory, GGUF file or hf:owner/name",
         ) from None
     if source.sha256 != run.base_sha256:
