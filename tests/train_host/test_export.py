@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,9 @@ def test_a_base_that_moved_is_named_and_must_be_the_same(
     assert done.code == 0, done.err
     found = with_base(read_run(run), str(other), tmp_path / "cache")
     assert open_base(found.base_directory).hashes() == open_base(tiny_llama).hashes()
+    shutil.copytree(other, run / "student")
+    made_in_it = replace(read_run(run), base_directory=tmp_path / "old-name/student")
+    assert with_base(made_in_it, None, tmp_path / "cache").base_directory == run / "student"
     edit(other / "config.json", rms_norm_eps=1e-3)
     for command in ("export", "merge"):
         done = edge_train(command, run, "--model", other, *cache, "-o", tmp_path / "out")
