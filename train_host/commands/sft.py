@@ -91,7 +91,7 @@ class SftOptions(JsonOptions):
     ] = Wishes.qat_type
     learning_rate: Annotated[
         float | None,
-        typer.Option("--lr", help="Peak rate [2e-4; 2e-5 for full and qat].", min=1e-9, max=10),
+        typer.Option("--lr", help="Peak rate [2e-4; 2e-5 for full and qat].", min=1e-9, max=1e30),
     ] = None
     epochs: Annotated[float, typer.Option(help="Passes over the data, at most.", max=1e6)] = (
         Wishes.epochs
