@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from edge_agent.measured import Energy, Span
 from edge_agent.monitor.board_sampler import GAP_PERIODS, MIN_GAP_S
 from edge_agent.monitor.energy import Trace, energy_of
 from edge_agent.monitor.power_history import PowerHistory
 from edge_agent.monitor.sensors import power
 from edge_agent.monitor.sensors.readings import Power
-from edge_agent.records import Energy, Span
 
 TARGET = 0.01
 HZ = 20.0

@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 
 from converters.adapter_settings import CONFIG, read_settings, refusal
-from converters.checkpoint import refuse_code, text_name
+from converters.checkpoint import refuse_code, text_name, unwrapped
 from converters.families.family import TensorPlacement
 from converters.gguf_arrays import read_arrays
 from converters.rows import F32, check_finite, rotary_order, stored_rows
 from converters.safetensors_file import StoredTensor, map_file, read_header
 
 WEIGHTS = "adapter_model.safetensors"
-WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that torch.compile, DDP, FSDP and activation checkpointing add."""
-_MATRIX = re.compile(r"(?:base_model\.model\.)*(.+?)\.lora_([AB])(?:\.\w+)?\.weight")
+_MATRIX = re.compile(r"(.+?)\.lora_([AB])(?:\.\w+)?\.weight")
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def _matrices(directory: Path) -> dict[str, dict[str, F32]]:
 def _module(directory: Path, name: str) -> tuple[str, str]:
     """(name of the module in the trained model, "A" or "B") of a matrix. Raises
     ConversionError."""
-    match = _MATRIX.fullmatch(".".join(p for p in name.split(".") if p not in WRAPPERS))
+    match = _MATRIX.fullmatch(unwrapped(name))
     if match is None:
         raise refusal(
             directory,

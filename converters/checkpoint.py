@@ -35,8 +35,10 @@ COMPUTED = (".rotary_emb.inv_freq", ".attention.bias", ".masked_bias")
 """Buffers that old checkpoints store although code computes them."""
 BARE = ("embed_tokens.", "layers.", "norm.")
 """Names of a checkpoint that was saved without its head, by a class that has none."""
-WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
-"""Prefixes of torch.compile, DistributedDataParallel and PEFT, which transformers does not read."""
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that torch.compile, DDP, FSDP and activation checkpointing add, and that
+transformers does not read."""
+PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,15 @@ def text_name(name: str) -> str:
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name without the prefixes of WRAPPERS.
+    """A tensor's name without the parts of WRAPPERS and PEFT's prefix.
 
-    >>> unwrapped("_orig_mod.module.model.norm.weight")
+    >>> unwrapped("module.base_model.model.model._orig_mod.norm.weight")
     'model.norm.weight'
     """
-    while name.startswith(WRAPPERS):
-        name = name.removeprefix(next(prefix for prefix in WRAPPERS if name.startswith(prefix)))
-    return name
+    plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    while plain.startswith(PEFT_PREFIX):
+        plain = plain.removeprefix(PEFT_PREFIX)
+    return plain
 
 
 def _has_own_head(tensors: Mapping[str, StoredTensor]) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.checkpoint import WRAPPERS, open_checkpoint
+from converters.checkpoint import open_checkpoint, unwrapped
 from converters.divergence import Divergence, log_softmax
 from converters.gguf_container import Metadata
 from converters.gguf_output import SourceTensor, write_model
@@ -85,7 +85,7 @@ def _obstacle(directory: Path, n_bytes: int, memory_bytes: int | None) -> str:
     missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     if missing:
         return f"not installed: {', '.join(missing)} (pip install 'edge-agent[host]')"
-    if any(name.startswith(WRAPPERS) for name in open_checkpoint(directory).tensors):
+    if any(name != unwrapped(name) for name in open_checkpoint(directory).tensors):
         return "transformers does not read this checkpoint's prefixes of tensor names"
     limit = read_memory().available_bytes if memory_bytes is None else memory_bytes
     if n_bytes > limit:

@@ -89,15 +89,15 @@ def type_request(options: TypeOptions) -> tuple[TypeRequest, Imatrix | None]:
     imatrix = read_imatrix(options.imatrix) if options.imatrix else None
     request = TypeRequest(
         name,
-        _tensor_type(options.token_embedding_type),
-        _tensor_type(options.output_tensor_type),
+        tensor_type(options.token_embedding_type),
+        tensor_type(options.output_tensor_type),
         tuple(_override(text) for text in options.tensor_type or ()),
         imatrix.importance() if imatrix else {},
     )
     return request, imatrix
 
 
-def _tensor_type(name: str | None) -> str | None:
+def tensor_type(name: str | None) -> str | None:
     """The name in ggml's spelling. Raises UsageError for a type that ggml does not have."""
     from edge_agent.llama.ggml import TYPE_IDS
 
@@ -114,4 +114,4 @@ def _override(text: str) -> tuple[str, str]:
         raise UsageError(
             f"--tensor-type is {text!r}", "it is no RE=TYPE", "for example ffn_down=q6_k"
         )
-    return pattern, str(_tensor_type(name))
+    return pattern, str(tensor_type(name))

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from edge_agent.client.connection import Client, Ending
 from edge_agent.errors import EdgeAgentError, WorkerFailed, error_from_code
+from edge_agent.measured import Span
 from edge_agent.records import (
     Chunk,
     Done,
@@ -36,7 +37,6 @@ from edge_agent.records import (
     RawDone,
     RawRun,
     Sampling,
-    Span,
     ToWorker,
 )
 from edge_agent.wire import encode, to_front

@@ -17,9 +17,9 @@ from typing import Literal
 
 from edge_agent.bench.engines import BenchEngine, RequestRun
 from edge_agent.bench.prompts import conversation
+from edge_agent.measured import Energy, Span
 from edge_agent.monitor.board_sampler import BoardSampler, Snapshot
 from edge_agent.monitor.energy import MIN_SAMPLES, energy_of
-from edge_agent.records import Energy, Span
 
 Scenario = Literal["prefill", "decode", "prefill+decode", "chat"]
 

@@ -14,8 +14,9 @@ from edge_agent.engine.adapter_pool import AdapterKey
 from edge_agent.engine.text_stream import TextStream
 from edge_agent.engine.work_spans import Phase, WorkSpans
 from edge_agent.llama.sampling import Sampler
+from edge_agent.measured import Timings
 from edge_agent.prompt.encoding import Part
-from edge_agent.records import AdapterRef, ChosenLogprob, Generate, SlotState, Timings
+from edge_agent.records import AdapterRef, ChosenLogprob, Generate, SlotState
 
 
 @dataclass(kw_only=True)

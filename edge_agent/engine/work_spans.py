@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from edge_agent.records import Span
+from edge_agent.measured import Span
 
 MAX_SPANS = 512
 """Most spans of one request. 512 spans take about 20 kB on the socket."""

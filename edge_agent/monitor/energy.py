@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from edge_agent.records import Energy, Span
+from edge_agent.measured import Energy, Span
 
 MIN_SAMPLES = 10
 GAP_MATTERS = 0.01

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge_agent.config import Settings
+from edge_agent.measured import Energy, Measured
 from edge_agent.monitor.board_sampler import BoardSampler, Snapshot
 from edge_agent.monitor.energy import energy_of
 from edge_agent.monitor.pressure_guard import PressureGuard, thresholds
 from edge_agent.monitor.telemetry import Telemetry
-from edge_agent.records import Done, Energy, Measured
+from edge_agent.records import Done
 from edge_agent.store.rows import alarm_list
 from edge_agent.store.store import Store
 from edge_agent.supervisor.supervisor import Supervisor

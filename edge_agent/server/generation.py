@@ -20,16 +20,9 @@ import msgspec
 
 from edge_agent.adapt.recent_answers import RecentAnswer
 from edge_agent.errors import EdgeAgentError
+from edge_agent.measured import Measured, Timings
 from edge_agent.model_names import split_name
-from edge_agent.records import (
-    Began,
-    Chunk,
-    Done,
-    Generate,
-    Generation,
-    Measured,
-    Timings,
-)
+from edge_agent.records import Began, Chunk, Done, Generate, Generation
 from edge_agent.server.error_body import Refusal
 from edge_agent.server.service import _LOG, Service
 from edge_agent.store.store import GenerationRow

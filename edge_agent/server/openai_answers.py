@@ -106,19 +106,24 @@ class ChunkChoice(BaseModel):
     finish_reason: Literal["stop", "length"] | None
 
 
-class ChatCompletionChunk(BaseModel):
-    """One server-sent event; the stream ends with `data: [DONE]`."""
+class _Streamed(BaseModel):
+    """What each event of a stream has; the figures come with the last one."""
 
     id: str
-    object: Literal["chat.completion.chunk"]
     created: int
     model: str
     system_fingerprint: str
-    choices: list[ChunkChoice]
     usage: Usage | None = None
     timings: TimingsBody | None = None
     energy: EnergyBody | None = None
     temperature_celsius: float | None = None
+
+
+class ChatCompletionChunk(_Streamed):
+    """One server-sent event; the stream ends with `data: [DONE]`."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChunkChoice]
 
 
 class CompletionLogprobs(BaseModel):
@@ -135,19 +140,11 @@ class CompletionChoice(BaseModel):
     finish_reason: Literal["stop", "length"] | None
 
 
-class Completion(BaseModel):
+class Completion(_Streamed):
     """A whole answer, or one event of a stream (then finish_reason is null until the end)."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[CompletionChoice]
-    usage: Usage | None = None
-    timings: TimingsBody | None = None
-    energy: EnergyBody | None = None
-    temperature_celsius: float | None = None
 
 
 class ModelCard(BaseModel):

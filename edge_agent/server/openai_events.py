@@ -11,15 +11,8 @@ import codecs
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from edge_agent.records import (
-    ChosenLogprob,
-    Chunk,
-    Done,
-    Energy,
-    Measured,
-    Timings,
-    TokenLogprob,
-)
+from edge_agent.measured import Energy, Measured, Timings
+from edge_agent.records import ChosenLogprob, Chunk, Done, TokenLogprob
 from edge_agent.server.reply import encoded
 
 DONE = b"data: [DONE]\n\n"

@@ -29,6 +29,7 @@ from edge_agent.errors import (
     WorkerFailed,
 )
 from edge_agent.gguf.model_file import read_gguf
+from edge_agent.measured import Timings
 from edge_agent.models.adapter_registry import BASE, AdapterRegistry
 from edge_agent.models.pull import model_row
 from edge_agent.records import (
@@ -40,7 +41,6 @@ from edge_agent.records import (
     Generation,
     Message,
     Sampling,
-    Timings,
     TokenLogprob,
 )
 from edge_agent.store.store import Store

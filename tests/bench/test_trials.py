@@ -27,8 +27,9 @@ from edge_agent.cli.commands.bench_options import (
 )
 from edge_agent.errors import UsageError
 from edge_agent.gguf.model_file import read_gguf
+from edge_agent.measured import Span
 from edge_agent.monitor.board_sampler import BoardSampler
-from edge_agent.records import EngineSettings, Failed, Message, RawDone, RawRun, Span
+from edge_agent.records import EngineSettings, Failed, Message, RawDone, RawRun
 
 BOARD = Path(__file__).resolve().parents[1] / "fixtures" / "sysfs" / "jetson-nano_jetpack4"
 LLAMA_BENCH_FIELDS = {

@@ -245,7 +245,8 @@ def test_an_untied_model_without_a_head_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod."]
+    "prefix",
+    ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod.", "_fsdp_wrapped_module."],
 )
 def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
     arrays = write_checkpoint(tmp_path / "hf", "qwen2")
@@ -256,6 +257,14 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None
     assert plain.keys() == found.keys()
     for name, array in plain.items():
         np.testing.assert_array_equal(found[name], array, name)
+
+
+def test_parts_that_wrappers_add_inside_a_name_are_taken_off(tmp_path: Path) -> None:
+    arrays = write_checkpoint(tmp_path / "hf", "qwen2")
+    renamed = {n.replace("layers.1.", "layers.1._orig_mod."): a for n, a in arrays.items()}
+    write_arrays(tmp_path / "hf/model.safetensors", renamed)
+    write(tmp_path / "hf", tmp_path / "m.gguf")
+    assert len(tensors_of(tmp_path / "m.gguf")) == len(arrays)
 
 
 def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:

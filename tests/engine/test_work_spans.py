@@ -9,7 +9,7 @@ import time
 import pytest
 
 from edge_agent.engine.work_spans import MAX_SPANS, Phase, StepClock, WorkSpans, halved
-from edge_agent.records import Span
+from edge_agent.measured import Span
 
 Part = tuple[WorkSpans, Phase, int]
 

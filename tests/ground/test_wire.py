@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.measured import Timings
 from edge_agent.records import (
     Cancel,
     Chunk,
@@ -20,7 +21,6 @@ from edge_agent.records import (
     Ping,
     Pong,
     Sampling,
-    Timings,
     TokenLogprob,
     Tokens,
     ToWorker,

@@ -12,6 +12,7 @@ from pathlib import Path
 from waiting import POLL_S
 
 from edge_agent.errors import EdgeAgentError
+from edge_agent.measured import Timings
 from edge_agent.models.adapter_registry import AdapterRegistry
 from edge_agent.models.which_model import which_model
 from edge_agent.records import (
@@ -29,7 +30,6 @@ from edge_agent.records import (
     SlotState,
     SlotStates,
     Text,
-    Timings,
     Tokenize,
     TokenLogprob,
     Tokens,

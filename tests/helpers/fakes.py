@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from waiting import until
 
+from edge_agent.measured import Timings
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.records import (
     Began,
@@ -45,7 +46,6 @@ from edge_agent.records import (
     Scores,
     SlotStates,
     Text,
-    Timings,
     Tokenize,
     Tokens,
     ToWorker,

@@ -17,6 +17,7 @@ from hanging_file import hanging
 from stepped_sampler import SteppedSampler
 from waiting import DEADLINE_S, ManualClock, until
 
+from edge_agent.measured import Span
 from edge_agent.monitor import board_sampler as sampler_module
 from edge_agent.monitor.board_sampler import BoardSampler, Snapshot, TickSchedule
 from edge_agent.monitor.energy import energy_of, integrate
@@ -26,7 +27,6 @@ from edge_agent.monitor.sensor_watch import SENSOR_LIMIT_S, SensorWatch, Watched
 from edge_agent.monitor.sensors import kernel_file
 from edge_agent.monitor.sensors.kernel_file import READ_LIMIT_S, GivenUp
 from edge_agent.monitor.sensors.readings import Looked, Power
-from edge_agent.records import Span
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "sysfs"
 HWMON = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"

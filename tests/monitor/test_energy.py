@@ -10,8 +10,8 @@ from pathlib import Path
 import energy as signals
 import pytest
 
+from edge_agent.measured import Span
 from edge_agent.monitor.energy import Trace, energy_of, integrate
-from edge_agent.records import Span
 
 HZ = 20.0
 

@@ -8,12 +8,13 @@ from typing import Any, cast
 import pytest
 from fake_sampler import FakeSampler
 
+from edge_agent.measured import Measured, Span, Timings
 from edge_agent.monitor.board_sampler import BoardSampler
 from edge_agent.monitor.energy import Trace
 from edge_agent.monitor.monitor import Monitor, TokenCount
 from edge_agent.monitor.sensors.readings import Alarms, Thermal
 from edge_agent.monitor.telemetry import Telemetry
-from edge_agent.records import Done, Measured, Span, Timings
+from edge_agent.records import Done
 from edge_agent.store.store import Store
 
 NO_STORE = cast(Store, None)

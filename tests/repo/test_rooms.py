@@ -24,7 +24,17 @@ ROOMS = (
 """From the ground up; `ground` are the files of edge_agent itself."""
 PARTS_OF_ADAPT = ("gate", "adapt", "trainer.decoder", "trainer")
 GROUND = {
-    *("__init__", "errors", "records", "config", "state_dir", "atomic_file", "clocks", "wire"),
+    *(
+        "__init__",
+        "errors",
+        "measured",
+        "records",
+        "config",
+        "state_dir",
+        "atomic_file",
+        "clocks",
+        "wire",
+    ),
     *("model_names", "regular_file", "setting", "units", "sampling_bounds", "json_lines"),
     "machine",
 }

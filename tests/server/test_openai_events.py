@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edge_agent.records import ChosenLogprob, Done, Timings, TokenLogprob
+from edge_agent.measured import Timings
+from edge_agent.records import ChosenLogprob, Done, TokenLogprob
 from edge_agent.server.openai_events import ChatEvents, CompletionEvents
 
 HALVES = [

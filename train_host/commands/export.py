@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from converters.commands.options import ThreadOptions
+from converters.commands.options import ThreadOptions, tensor_type
 from edge_agent.cli.terminal import Terminal, size_text
-from edge_agent.errors import UsageError
 from train_host.commands.sft import CacheDir, MovedBase, cache_directory
 
 
@@ -65,24 +64,15 @@ def export(options: ExportOptions, terminal: Terminal) -> int:
       edge-train export my-run --type q8_0 -o my-run/export-q8_0 --data-license CC-BY-4.0
     """
     from converters.quantizer import How
-    from edge_agent.llama.ggml import TYPE_IDS
     from train_host import export as exporting
     from train_host.model_source import with_base
     from train_host.run_directory import read_run
 
-    embedding = options.token_embedding_type and options.token_embedding_type.upper()
-    if embedding and embedding not in TYPE_IDS:
-        known = ", ".join(name.lower() for name in TYPE_IDS)
-        raise UsageError(
-            f"there is no tensor type {embedding.lower()!r}",
-            "ggml knows none",
-            f"known are {known}",
-        )
     cache = options.cache or cache_directory(terminal)
     run = with_base(read_run(options.run), options.model, cache)
     wanted = exporting.ExportRequest(
         type=options.type.upper() if options.type else exporting.default_type(run),
-        token_embedding_type=embedding,
+        token_embedding_type=tensor_type(options.token_embedding_type),
         name=options.name,
         chunks=options.imatrix_chunks,
         is_verified=options.verify,
