@@ -19,7 +19,6 @@ from typing import TextIO
 
 from edge_agent import atomic_file
 from edge_agent.cli.conversation import (
-    QUOTES,
     Action,
     Ask,
     ChatState,
@@ -35,6 +34,7 @@ from edge_agent.cli.conversation import (
     handle,
     opens_block,
 )
+from edge_agent.cli.quoted_block import QUOTES
 from edge_agent.cli.terminal import Terminal
 from edge_agent.cli.timing_block import load_s_since, ready_worker, timing_block
 from edge_agent.client.connection import Client, Ending

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from edge_agent.cli.quoted_block import QUOTES, is_quoted, unquoted
 from edge_agent.errors import UsageError
 from edge_agent.records import Sampling
 from edge_agent.sampling_bounds import SAMPLING_BOUNDS
@@ -27,7 +28,6 @@ from edge_agent.setting import WrongSetting
 
 _DEFAULT = Sampling()
 SAVE_VERSION = 1
-QUOTES = '"""'
 _COMMAND = re.compile(r"/(\?|[a-zA-Z][^\s/]*)(?:\s+(.*))?", re.DOTALL)
 _NEAR = 0.75
 """difflib's ratio from which a word is taken for a slip of a command: halp, sett, regne."""
@@ -167,8 +167,8 @@ def handle(state: ChatState, line: str) -> Result:
     other is a question, also `/tmp is full`, and so is what stands between three quotes.
     """
     text = line.strip()
-    if _is_quoted(text):
-        return _question(state, _unquoted(text))
+    if is_quoted(text):
+        return _question(state, unquoted(text))
     command = _COMMAND.fullmatch(text)
     if command is None:
         return _question(state, text)
@@ -249,7 +249,7 @@ def _question(state: ChatState, text: str) -> Result:
 def _system(state: ChatState, text: str) -> Result:
     if not text:
         return state, (Say(state.system or "no system prompt; /system TEXT sets one"),)
-    return replace(state, system=_unquoted(text)), (Say("system prompt replaced"),)
+    return replace(state, system=unquoted(text)), (Say("system prompt replaced"),)
 
 
 def _set(state: ChatState, text: str) -> Result:
@@ -292,7 +292,7 @@ def _judgement(rating: Literal["up", "down"]) -> Callable[[ChatState, str], Resu
 
 
 def _correct(state: ChatState, text: str) -> Result:
-    text = _unquoted(text)
+    text = unquoted(text)
     if not text.strip():
         return state, (Complain("/correct needs the right answer", "/correct New Delhi"),)
     return _judged(state, Judge(correction=text))
@@ -392,15 +392,3 @@ def _setting_text(settings: ChatSettings, key: str) -> str:
 
 def _settings_text(settings: ChatSettings) -> str:
     return "\n".join(_setting_text(settings, key) for key in _KEYS)
-
-
-def _is_quoted(text: str) -> bool:
-    """Whether `text` is one block between three quotes. A line of two such blocks is none."""
-    inner = text[len(QUOTES) : -len(QUOTES)]
-    is_framed = len(text) >= 2 * len(QUOTES) and text.startswith(QUOTES) and text.endswith(QUOTES)
-    return is_framed and ("\n" in inner or QUOTES not in inner)
-
-
-def _unquoted(text: str) -> str:
-    """`text` without triple quotes around it, which let it span several lines."""
-    return text[len(QUOTES) : -len(QUOTES)].strip("\n") if _is_quoted(text) else text

@@ -14,8 +14,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +22,7 @@ from typing import Literal
 
 from edge_agent.llama.symbols import WANTED
 from edge_agent.machine import usable_processors
+from edge_agent.monitor.llama_probe import probe_llama_cpp
 from edge_agent.monitor.sensors import (
     alarms,
     board,
@@ -44,7 +43,6 @@ MIB = 1 << 20
 LOW_AVAILABLE_BYTES = 700 * MIB
 """Gemma 3 270M needs 253 MB of weights, 100 MB of cache and buffers, and room to breathe."""
 LOW_DISK_BYTES = 512 * MIB
-PROBE_TIMEOUT_S = 30
 
 # Processes of a running desktop; the 15-character limit is the kernel's (/proc/PID/comm).
 DESKTOP = ("gdm3", "gdm-x-session", "gdm-wayland-ses", "lightdm", "sddm", "Xorg", "gnome-shell")
@@ -236,37 +234,6 @@ def check_desktop(root: Path) -> DoctorCheck:
 
 
 # ---- llama.cpp ---------------------------------------------------------------------------------
-
-_PROBE = """
-import sys
-from edge_agent.errors import EdgeAgentError
-from edge_agent.llama.binding import build_name, system_info
-try:
-    print(build_name()); print(system_info())
-except EdgeAgentError as error:
-    sys.exit(str(error))
-"""
-
-
-def probe_llama_cpp(environ: Mapping[str, str]) -> str:
-    """Two lines from a process that loads llama.cpp: build and features. Raises RuntimeError."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            env={**environ, "GGML_NO_BACKTRACE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=PROBE_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"it did not answer within {PROBE_TIMEOUT_S} s") from None
-    if done.returncode < 0:
-        raise RuntimeError(f"loading it died of signal {-done.returncode}")
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise RuntimeError(last[0])
-    return done.stdout.strip()
 
 
 def check_llama_cpp(environ: Mapping[str, str], jetson: bool, probe: Probe) -> DoctorCheck:

@@ -11,9 +11,9 @@ from edge_agent.monitor.doctor import (
     DoctorCheck,
     check_llama_cpp,
     examine,
-    probe_llama_cpp,
     sensors,
 )
+from edge_agent.monitor.llama_probe import probe_llama_cpp
 from edge_agent.store.store import ModelRow
 
 TREES = Path(__file__).resolve().parents[1] / "fixtures" / "sysfs"
