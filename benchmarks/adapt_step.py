@@ -134,11 +134,12 @@ def plan(
 ) -> dict[str, Any]:
     """The bytes that the trainer's plan expects; what `memory_bytes` leaves is spent on speed."""
     from edge_agent.adapt.trainer.memory_estimate import MemoryEstimate, row_sizes
+    from edge_agent.adapt.trainer.rehearsal import Rehearsal
     from edge_agent.gguf.model_file import read_gguf
 
     memory_estimate = MemoryEstimate(
         read_gguf(Path(job["model"])),
-        row_sizes(packed, settings.batch_tokens),
+        row_sizes(packed, Rehearsal(), settings.batch_tokens),
         settings,
         job["n_threads"],
     )

@@ -1,7 +1,8 @@
 """Makes the lesson's rows from its facts, and checks whether an answer contains a fact.
 
 Flows in: recipes/lesson/facts.jsonl (what is true, six to eight ways to ask for it, and further
-wordings that are kept apart) and talk.jsonl (persona, small talk, general questions). Flows out:
+wordings that are kept apart), talk.jsonl (persona) and the general rows of the trainer's
+rehearsal.jsonl. Flows out:
 train.jsonl, demo.jsonl and paraphrase.jsonl beside them, which depend on nothing else;
 tests/repo/test_lesson_recipe.py compares them. Not here: asking a model (lesson.py).
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_agent.adapt.trainer.rehearsal import rehearsal_rows
 from edge_agent.json_lines import numbered_lines
 
 LESSON = Path(__file__).resolve().parent.parent / "recipes" / "lesson"
@@ -66,8 +68,15 @@ def read_facts(folder: Path) -> list[Fact]:
 
 
 def read_talk(folder: Path) -> list[Talk]:
-    """talk.jsonl in the order of the file. Raises OSError, ValueError, TypeError."""
-    return [Talk(**row) for row in read_jsonl(folder / "talk.jsonl")]
+    """talk.jsonl, then the general rows that every lesson rehearses (edge_agent's rehearsal.jsonl).
+
+    Raises OSError, ValueError, TypeError.
+    """
+    general = [row for row in rehearsal_rows() if row.kind == "general"]
+    return [
+        *(Talk(**row) for row in read_jsonl(folder / "talk.jsonl")),
+        *(Talk(row.kind, row.language, row.prompt, row.answer) for row in general),
+    ]
 
 
 def train_rows(facts: Iterable[Fact], talk: Iterable[Talk]) -> Iterator[dict[str, str]]:

@@ -69,6 +69,7 @@ class LessonFiles:
             settings=request.settings,
             resume=resume,
             plan_only=plan_only,
+            cache_dir=str(self._state_dir / "rehearsal"),
         )
 
     def write_feedback(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:

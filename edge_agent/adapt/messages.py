@@ -98,12 +98,19 @@ class RunSettings(Struct, frozen=True):
     epochs: Annotated[
         int,
         Meta(
-            ge=1, le=10_000, description="At most; it ends once the validation loss stops to fall."
+            ge=1,
+            le=10_000,
+            description="At most; it ends once every row is answered, or nothing more is learned.",
         ),
-    ] = 12
+    ] = 14
     patience: Annotated[
         int,
-        Meta(ge=1, le=10_000, description="Epochs without a lower validation loss before it ends."),
+        Meta(
+            ge=1,
+            le=10_000,
+            description="Epochs without a lower validation loss, or clearly fewer"
+            " wrong tokens, before it ends.",
+        ),
     ] = 2
     max_length: Annotated[
         int,
@@ -153,6 +160,27 @@ class RunSettings(Struct, frozen=True):
             extra_json_schema={"flag": "--while"},
         ),
     ] = "idle"
+    rehearsal: Annotated[
+        Literal["auto", "kl", "answers", "none"],
+        Meta(
+            description="What keeps the rest as it is: kl (instruct models stay near themselves),"
+            " answers (base models learn general answers), none; auto looks which model it is."
+        ),
+    ] = "auto"
+    rehearsal_weight: (
+        Annotated[
+            float,
+            Meta(gt=0, le=1000, description="Weight of the rehearsal's loss [kl 0.5, answers 1]."),
+        ]
+        | None
+    ) = None
+    rehearsal_rows: (
+        Annotated[
+            int,
+            Meta(ge=1, le=10_000, description="Rows that are rehearsed [kl 80, answers 180]."),
+        ]
+        | None
+    ) = None
     audit: Annotated[bool, Meta(description="Leave out rows that look wrong.")] = True
 
 
@@ -232,6 +260,8 @@ class Start(Struct, frozen=True, tag="start"):
     settings: RunSettings
     resume: bool = False
     plan_only: bool = False
+    cache_dir: str = ""
+    """Where computed targets are kept for the next run with the same model; empty: nowhere."""
 
 
 class Pause(Struct, frozen=True, tag="pause"):
@@ -274,6 +304,10 @@ class Planned(Struct, frozen=True, tag="planned"):
     """The budget that `bytes["total"]` was compared with."""
     prefix_s: float | None = None
     """Once, before the first epoch: storing the states below the lowest trained block."""
+    rehearsal: dict[str, Any] = field(default_factory=dict)
+    """What is rehearsed: {kind, rows, tokens, bytes, seconds}. `tokens` of all rows, `bytes` on the
+    disk, `seconds` once, before the first epoch, for the distributions to keep; the time beside the
+    lesson's rows is a part of `epoch_s`. Without rehearsal, {kind: none}."""
     choices: list[dict[str, float]] = field(default_factory=list)
     """What `auto` may choose from: {layers, total_bytes, epoch_s, fits}. `bytes` and `layers` are
     then those of the largest that fits."""
@@ -282,7 +316,7 @@ class Planned(Struct, frozen=True, tag="planned"):
 class TrainingProgress(Struct, frozen=True, tag="progress"):
     """After every optimizer step, and once a second while the prefix is stored or it is paused."""
 
-    phase: Literal["prepare", "prefix", "trial", "train", "validate", "paused", "save"]
+    phase: Literal["prepare", "prefix", "rehearse", "trial", "train", "validate", "paused", "save"]
     step: int
     n_steps: int
     epoch: float
@@ -323,7 +357,13 @@ class Finished(Struct, frozen=True, tag="finished"):
     best_epoch: int = 0
     """Whose adapter was kept."""
     ended: str = "epochs"
-    """Why it ended: epochs (all done), patience (validation stopped to fall), hours."""
+    """Why it ended: answered (every token of every taught row is the likeliest), epochs (all done),
+    patience (nothing more is learned), hours."""
+    end_loss: float | None = None
+    """Nats of the end of a turn after answers written by people, before the lesson: what tells a
+    base model from an instruct model."""
+    rehearsal: dict[str, Any] = field(default_factory=dict)
+    """{kind, rows, seconds}: as in Planned, measured."""
 
 
 class Stopped(Struct, frozen=True, tag="stopped"):

@@ -64,7 +64,7 @@ class Sample:
     row: int
     ids: array[int]
     learned: list[bool]
-    n_bytes: int
+    n_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

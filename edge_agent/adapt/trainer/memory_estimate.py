@@ -16,11 +16,14 @@ from edge_agent.adapt.messages import RunSettings
 from edge_agent.adapt.trainer.dataset import Sample
 from edge_agent.adapt.trainer.decoder.compute import BLOCK_ELEMENTS, SCRATCH_ARRAYS
 from edge_agent.adapt.trainer.decoder.decoder import PLACES
+from edge_agent.adapt.trainer.decoder.head import SOFT_ROWS
 from edge_agent.adapt.trainer.decoder.layer import LINEARS
 from edge_agent.adapt.trainer.decoder.lora import TARGETS
 from edge_agent.adapt.trainer.decoder.packed_weights import HEAD_TILE_BYTES, TILE_BYTES
 from edge_agent.adapt.trainer.decoder.shape import read_shape
 from edge_agent.adapt.trainer.packed_samples import PackedSamples, bins, supervised
+from edge_agent.adapt.trainer.rehearsal import Rehearsal, RehearsalPool
+from edge_agent.adapt.trainer.rehearsal_targets import K
 from edge_agent.adapt.trainer.stored_states import StateStore
 from edge_agent.gguf.model_file import GgufFile
 
@@ -32,6 +35,8 @@ BLAS_THREAD_BYTES = 1 << 20
 """The part of a thread's packing buffer that OpenBLAS uses (measured)."""
 SAMPLE_TOKEN_BYTES = 4 + 8
 """Bytes of one token of a sample: its id, and a pointer in the list of flags."""
+TARGET_BYTES = 8 + 4
+"""Bytes of one stored token of a distribution: its id as int64, its probability."""
 OPTIMIZER_ARRAYS = 5
 """Arrays for each LoRA matrix: value, gradient, two moments, and the best value so far."""
 
@@ -46,23 +51,48 @@ class RowSizes:
     longest: int
     squares: int
     all_tokens: int
-    """Tokens of the whole lesson."""
+    """Tokens of the whole lesson, rehearsal included."""
+    soft: int = 0
+    """Rehearsal positions of a row with a stored distribution, at most."""
+    all_soft: int = 0
+    """Such positions of the whole run."""
 
 
-def row_sizes(packed: PackedSamples, batch_tokens: int) -> RowSizes:
+def row_sizes(packed: PackedSamples, rehearsal: Rehearsal, batch_tokens: int) -> RowSizes:
     """The sizes of all rows that will occur. The order of the samples, which differs between
-    epochs, does not change the lengths in a row (first-fit decreasing)."""
+    epochs, does not change the lengths in a row (first-fit decreasing). The largest row of each
+    rehearsal pool counts as if it stood beside the largest row of the lesson."""
     rows: list[list[Sample]] = []
     for part in (packed.train, packed.validation):
         samples = [packed.samples[n] for n in part]
         in_rows = bins(samples, batch_tokens, range(len(samples)))
         rows += [[samples[n] for n in row] for row in in_rows]
+    beside = [_largest(_rows_of(pool)) for pool in rehearsal.pools]
+    sizes = [_largest(rows), *beside]
+    is_soft = [pool.is_soft for pool in rehearsal.pools]
+    soft = rehearsal.soft(packed.rehearsal.start)
     return RowSizes(
-        tokens=max(sum(map(len, row)) for row in rows),
-        supervised=max(sum(map(supervised, row)) for row in rows),
+        tokens=sum(tokens for tokens, _, _ in sizes),
+        supervised=sum(count for _, count, _ in sizes),
         longest=max(len(sample) for sample in packed.samples),
-        squares=max(sum(len(sample) ** 2 for sample in row) for row in rows),
+        squares=sum(squares for _, _, squares in sizes),
         all_tokens=packed.n_tokens,
+        soft=sum(size[1] for size, one in zip(beside, is_soft, strict=True) if one),
+        all_soft=packed.supervised(soft),
+    )
+
+
+def _rows_of(pool: RehearsalPool) -> list[list[Sample]]:
+    rows = bins(pool.samples, pool.row_tokens, range(len(pool.samples)))
+    return [[pool.samples[n] for n in row] for row in rows]
+
+
+def _largest(rows: Sequence[Sequence[Sample]]) -> tuple[int, int, int]:
+    """Maxima over the rows: tokens, supervised tokens, sum of the squared lengths."""
+    return (
+        max(sum(map(len, row)) for row in rows),
+        max(sum(map(supervised, row)) for row in rows),
+        max(sum(len(sample) ** 2 for sample in row) for row in rows),
     )
 
 
@@ -120,6 +150,7 @@ class MemoryEstimate:
         scratch = self._n_threads * SCRATCH_ARRAYS * BLOCK_ELEMENTS * FLOAT
         norms = FLOAT * sum(t.n_elements for t in self._gguf.tensors if len(t.shape) == 1)
         samples = self._sizes.all_tokens * SAMPLE_TOKEN_BYTES
+        samples += self._sizes.all_soft * K * TARGET_BYTES
         places = -(-self._sizes.longest // PLACES) * PLACES
         rotations = 2 * places * self._shape.head_dim * len(set(self._shape.ropes))
         masks = places * places * len(set(self._shape.windows))
@@ -178,7 +209,8 @@ class MemoryEstimate:
         """The logits of a tile, and the arrays of the supervised states."""
         n_in, n_out = self._head
         tile_rows = min(n_out, max(1, HEAD_TILE_BYTES // (FLOAT * n_in)))
-        return FLOAT * self._sizes.supervised * (tile_rows + 7 * n_in)
+        soft = min(SOFT_ROWS, self._sizes.soft) * K * n_in + 8 * self._sizes.soft * K
+        return FLOAT * (self._sizes.supervised * (tile_rows + 7 * n_in) + soft)
 
     def _optimizer(self, n_trained: int) -> int:
         chosen = [self._linears[TARGETS[module]] for module in self._settings.target_modules]

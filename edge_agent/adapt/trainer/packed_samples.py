@@ -6,13 +6,15 @@ samples of one row never see each other (decoder/decoder.py). Flows in: encoded 
 states of the frozen blocks, once they exist (stored_states.py); a seed and the number of an epoch.
 Flows out: rows of sample numbers, the same for the same seed and epoch; a PackedRow, and the states
 that enter the lowest trained block. Samples are numbered: those to train on come first, then those
-to validate with. Not here: reading data (preparation.py), storing states (stored_states.py).
+to validate with, then those to rehearse. Not here: reading data (preparation.py), storing states
+(stored_states.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence, Sized
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from edge_agent.adapt.trainer.dataset import Sample
 from edge_agent.adapt.trainer.decoder.decoder import PackedRow, pack
+from edge_agent.adapt.trainer.decoder.head import SoftTargets
 
 
 def supervised(sample: Sample) -> int:
@@ -34,13 +37,27 @@ class HiddenStates(Protocol):
     def read(self, first_token: int, n: int) -> NDArray[Any]: ...
 
 
-class PackedSamples:
-    """All samples of a run. `train` and `validation` are the ranges of their numbers."""
+class Distributions(Protocol):
+    """The method of RehearsalTargets (rehearsal_targets.py) that this module calls."""
 
-    def __init__(self, train: Sequence[Sample], validation: Sequence[Sample]) -> None:
-        self.samples = [*train, *validation]
+    def of(self, sample: int) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None: ...
+
+
+class PackedSamples:
+    """All samples of a run. `train`, `validation` and `rehearsal` are the ranges of their
+    numbers. `targets`, once it exists, has the distributions of rehearsal samples."""
+
+    def __init__(
+        self,
+        train: Sequence[Sample],
+        validation: Sequence[Sample],
+        rehearsal: Sequence[Sample] = (),
+    ) -> None:
+        self.samples = [*train, *validation, *rehearsal]
         self.train = range(len(train))
-        self.validation = range(len(train), len(self.samples))
+        self.validation = range(len(train), len(train) + len(validation))
+        self.rehearsal = range(self.validation.stop, len(self.samples))
+        self.targets: Distributions | None = None
         self._starts = np.cumsum([0, *map(len, self.samples)])
         self.prefix: HiddenStates | None = None
 
@@ -52,14 +69,37 @@ class PackedSamples:
         """The number of a sample's first token in the file of stored states."""
         return int(self._starts[sample])
 
-    def batch(self, row: Sequence[int]) -> tuple[PackedRow, NDArray[Any] | None]:
+    def batch(
+        self, row: Sequence[int], weights: Sequence[float] | None = None
+    ) -> tuple[PackedRow, NDArray[Any] | None]:
         """The packed row of these samples, and the stored states (T, n_embd) that enter the lowest
-        trained block; None when no states are stored."""
+        trained block; None when no states are stored. `weights`: those of the samples' losses."""
         packed = pack([(self.samples[n].ids, self.samples[n].learned) for n in row])
+        packed = replace(packed, soft=self._soft(row))
+        if weights is not None:
+            counts = [supervised(self.samples[n]) for n in row]
+            packed = replace(packed, weights=np.repeat(np.array(weights, np.float32), counts))
         if self.prefix is None:
             return packed, None
         parts = [self.prefix.read(self.first_token(n), len(self.samples[n])) for n in row]
         return packed, np.concatenate(parts)
+
+    def _soft(self, row: Sequence[int]) -> SoftTargets | None:
+        """The stored distributions of the row's samples; None when there are none."""
+        places: list[NDArray[np.int64]] = []
+        found: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        first = 0
+        for n in row:
+            count = supervised(self.samples[n])
+            stored = None if self.targets is None else self.targets.of(n)
+            if stored is not None:
+                places.append(np.arange(first, first + count))
+                found.append(stored)
+            first += count
+        if not found:
+            return None
+        ids, q = (np.concatenate(part) for part in zip(*found, strict=True))
+        return SoftTargets(np.concatenate(places), ids, q)
 
     def tokens(self, row: Sequence[int]) -> int:
         """Tokens of these samples together."""
@@ -73,9 +113,10 @@ class PackedSamples:
         return sum(self.samples[n].n_bytes for n in row)
 
     def sha256(self) -> str:
-        """SHA-256 of all ids, masks and counts, in order, and of the place where validation
-        begins."""
-        digest = hashlib.sha256(f"{len(self.train)}/{len(self.samples)}".encode())
+        """SHA-256 of all ids, masks and counts, in order, and of the places where validation and
+        rehearsal begin."""
+        begins = f"{len(self.train)}/{self.rehearsal.start}/{len(self.samples)}"
+        digest = hashlib.sha256(begins.encode())
         for sample in self.samples:
             digest.update(f"\n{len(sample)} {sample.n_bytes}\n".encode())
             digest.update(np.asarray(sample.ids, "<i4").tobytes())

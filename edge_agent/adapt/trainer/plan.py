@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -21,6 +22,8 @@ from edge_agent.adapt.trainer.layer_choice import adapter_sizes, candidates, par
 from edge_agent.adapt.trainer.manifest import Decisions
 from edge_agent.adapt.trainer.memory_estimate import MemoryEstimate, row_sizes
 from edge_agent.adapt.trainer.preparation import PreparedData
+from edge_agent.adapt.trainer.rehearsal_targets import file_bytes
+from edge_agent.adapt.trainer.stored_states import StateStore
 from edge_agent.adapt.trainer.timing import Rates, calibrate
 from edge_agent.adapt.trainer.training_loop import EpochOrder, LoopTools
 from edge_agent.errors import TrainingFailed
@@ -78,7 +81,7 @@ class Planner:
         self._weights, self._lesson, self._settings = weights, lesson, settings
         self._tools = tools
         self._n_layer = weights.gguf.n_layer
-        self._longest = max(map(len, lesson.packed.samples))
+        self._longest = max(map(len, lesson.packed.samples[: lesson.packed.rehearsal.start]))
         self._limit = settings.memory_bytes or _half_of_available()
         self._row_tokens = self._short_enough()
 
@@ -134,7 +137,7 @@ class Planner:
         ]
 
     def _memory_estimate(self, batch_tokens: int, settings: RunSettings) -> MemoryEstimate:
-        sizes = row_sizes(self._lesson.packed, batch_tokens)
+        sizes = row_sizes(self._lesson.packed, self._lesson.rehearsal, batch_tokens)
         n_threads = self._weights.compute.n_threads
         return MemoryEstimate(self._weights.gguf, sizes, settings, n_threads)
 
@@ -206,7 +209,27 @@ class Planner:
             notes=notes,
             memory_bytes=self._limit,
             prefix_s=rates.prefix_s * packed.n_tokens if rates and has_prefix else None,
+            rehearsal=self._rehearsal(layers, rates),
         )
+
+    def _rehearsal(self, layers: Sequence[int], rates: Rates | None) -> dict[str, Any]:
+        """Planned.rehearsal."""
+        rehearsal, packed = self._lesson.rehearsal, self._lesson.packed
+        soft = rehearsal.soft(packed.rehearsal.start)
+        n_tokens = packed.tokens(packed.rehearsal)
+        n_bytes = file_bytes(packed.supervised(soft)) if soft else 0
+        if min(layers) > 0:
+            n_bytes += StateStore.file_bytes(n_tokens, self._weights.gguf.n_embd)
+        seconds = None
+        if rates is not None:
+            seconds = rates.prefix_s * n_tokens + rates.validate_s * packed.tokens(soft)
+        return {
+            "kind": rehearsal.kind,
+            "rows": len(rehearsal.samples),
+            "tokens": n_tokens,
+            "bytes": n_bytes if n_tokens else 0,
+            "seconds": seconds,
+        }
 
     def _epoch_s(self, rates: Rates) -> float:
         packed = self._lesson.packed
@@ -214,8 +237,8 @@ class Planner:
         return rates.step_s * train + rates.validate_s * held
 
     def _rates(self, layers: Sequence[int], batch_tokens: int) -> Rates:
-        packed, settings = self._lesson.packed, self._settings
-        return calibrate(self._weights, packed, settings, layers, batch_tokens, self._tools)
+        lesson, settings = self._lesson, self._settings
+        return calibrate(self._weights, lesson, settings, layers, batch_tokens, self._tools)
 
     # ---- when it does not fit -----------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from edge_agent.adapt.trainer.dataset import ChatRow, Sample, encode_rows, read_
 from edge_agent.adapt.trainer.decoder import packed_weights
 from edge_agent.adapt.trainer.manifest import Circumstances
 from edge_agent.adapt.trainer.packed_samples import PackedSamples
+from edge_agent.adapt.trainer.rehearsal import POOL_TOKENS, Rehearsal, end_chats, general_chats
 from edge_agent.errors import DataRefused, TrainingFailed
 from edge_agent.llama.binding import build_name
 from edge_agent.prompt.training_sequence import vocabulary_only
@@ -43,6 +44,13 @@ class PreparedData:
     rejected: dict[str, int] = field(default_factory=dict)
     flagged: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    ends: list[Sample] = field(default_factory=list)
+    """Answers after which the end of the turn is scored (rehearsal.py)."""
+    general: list[Sample] = field(default_factory=list)
+    identity: list[Sample] = field(default_factory=list)
+    asked: list[Sample] = field(default_factory=list)
+    """What may be rehearsed, encoded: rows of the package, questions of this board's users."""
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)
 
 
 def prepare(data: Path, model: Path, settings: RunSettings) -> PreparedData:
@@ -68,6 +76,11 @@ def prepare(data: Path, model: Path, settings: RunSettings) -> PreparedData:
     with vocabulary_only(model) as prompts:
         train, too_long = encode_rows(train_rows, prompts, limit)
         validation, too_long_too = encode_rows(validation_rows, prompts, limit)
+        chats = [row.messages for row in rows]
+        ends = encode_rows(end_chats(), prompts, POOL_TOKENS)[0]
+        general, identity = (
+            encode_rows(part, prompts, POOL_TOKENS)[0] for part in general_chats(chats)
+        )
     for reason, count in (*too_long.items(), *too_long_too.items()):
         rejected[reason] = rejected.get(reason, 0) + count
     if not train:
@@ -78,8 +91,12 @@ def prepare(data: Path, model: Path, settings: RunSettings) -> PreparedData:
         )
     if not validation:
         notes.append("no row is kept back to validate with: every epoch is trained")
-    chats = {"train": _chats(train_rows, train), "validation": _chats(validation_rows, validation)}
-    return PreparedData(PackedSamples(train, validation), chats, rejected, flagged, notes)
+    split_chats = {
+        "train": _chats(train_rows, train),
+        "validation": _chats(validation_rows, validation),
+    }
+    packed = PackedSamples(train, validation)
+    return PreparedData(packed, split_chats, rejected, flagged, notes, ends, general, identity)
 
 
 def _chats(rows: list[ChatRow], samples: list[Sample]) -> list[Any]:

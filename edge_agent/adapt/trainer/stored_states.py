@@ -62,7 +62,8 @@ class StateFiller:
         self._files, self._packed, self._tools = files, packed, tools
         self._identity = {**identity, "batch_tokens": batch_tokens}
         samples = packed.samples
-        self._rows = bins(samples, batch_tokens, range(len(samples)))
+        longest = max(batch_tokens, *map(len, samples))  # a rehearsal sample may be longer
+        self._rows = bins(samples, longest, range(len(samples)))
 
     def fill(self, decoder: Decoder) -> float:
         """Store the states that are missing, and give the store to the PackedSamples (`prefix`).

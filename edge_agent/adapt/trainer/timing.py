@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from edge_agent.adapt.messages import RunSettings
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import new_decoder
-from edge_agent.adapt.trainer.packed_samples import PackedSamples, bins
+from edge_agent.adapt.trainer.packed_samples import PackedSamples, bins, supervised
+from edge_agent.adapt.trainer.preparation import PreparedData
+from edge_agent.adapt.trainer.rehearsal import Rehearsal, RehearsalOrder
+from edge_agent.adapt.trainer.rehearsal_targets import K, RehearsalTargets
 from edge_agent.adapt.trainer.training_loop import LoopTools
 from edge_agent.adapt.trainer.training_step import TrainingStep
 
@@ -32,7 +35,8 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per token of a training step, of a validation, and of storing states."""
+    """Seconds per token of a training step, of a validation, and of storing states. A step's are
+    those of the lesson's tokens, with what is rehearsed beside them."""
 
     step_s: float
     validate_s: float
@@ -54,35 +58,51 @@ class _HeldStates:
 
 def calibrate(
     weights: PackedWeights,
-    packed: PackedSamples,
+    lesson: PreparedData,
     settings: RunSettings,
     layers: Sequence[int],
     batch_tokens: int,
     tools: LoopTools,
 ) -> Rates:
-    """Measure the rates of training the blocks `layers` on the lesson's longest row.
+    """Measure the rates of training the blocks `layers` on the lesson's longest row, with
+    rehearsal targets that cost as much as real ones.
 
     Raises StopAsked when the front stops the run between two steps.
     """
     decoder, loras = new_decoder(weights, settings, layers)
+    packed, rehearsal = lesson.packed, lesson.rehearsal
     train = [packed.samples[n] for n in packed.train]
     row = max(bins(train, batch_tokens, range(len(train))), key=lambda row: packed.tokens(row))
-    held = PackedSamples(train, [])
+    held = PackedSamples(train, [], rehearsal.samples)
+    held.targets = _stand_ins(held, rehearsal, decoder.head.n_out)
+    order = RehearsalOrder(rehearsal, held.rehearsal.start, settings.seed)
     n_tokens = held.tokens(row)
-    training_step = TrainingStep(decoder, loras, held, settings, 1)
+    training_step = TrainingStep(decoder, loras, held, settings, 1, order)
     prefix_s = 0.0
     if decoder.lowest > 0:
         batch, _ = held.batch(row)
         prefix_s = _timed(lambda: decoder.states(batch, decoder.lowest), tools)
-        states, place, store = decoder.states(batch, decoder.lowest), 0, _HeldStates()
-        for sample in row:
-            n = len(train[sample])
+        store, place = _HeldStates(), 0
+        both = [*row, *(n for _, part in order.beside(0) for n in part)]
+        states = decoder.states(held.batch(both)[0], decoder.lowest)
+        for sample in both:
+            n = len(held.samples[sample])
             store.put(held.first_token(sample), states[place : place + n])
             place += n
         held.prefix = store
     step_s = _timed(lambda: training_step.step([row], 0), tools)
     validate_s = _timed(lambda: training_step.validate([row], lambda _: None), tools)
     return Rates(step_s / n_tokens, validate_s / n_tokens, prefix_s / n_tokens)
+
+
+def _stand_ins(held: PackedSamples, rehearsal: Rehearsal, n_vocab: int) -> RehearsalTargets | None:
+    """Targets of K tokens, 1 / 2K each, in the place of those that no plan computes."""
+    numbers = rehearsal.soft(held.rehearsal.start)
+    if not numbers:
+        return None
+    n, k = sum(supervised(held.samples[number]) for number in numbers), min(K, n_vocab)
+    ids = np.broadcast_to(np.arange(k), (n, k))
+    return RehearsalTargets(held, numbers, ids, np.full((n, k), 0.5 / k, np.float32))
 
 
 def _timed(work: Callable[[], object], tools: LoopTools) -> float:

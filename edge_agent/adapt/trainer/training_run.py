@@ -23,6 +23,7 @@ from edge_agent.adapt.trainer import heap, manifest
 from edge_agent.adapt.trainer.adapter_writer import AdapterHeader, write_adapter
 from edge_agent.adapt.trainer.checkpoint import TrainingCheckpoints
 from edge_agent.adapt.trainer.decoder.compute import blas_threads
+from edge_agent.adapt.trainer.decoder.decoder import Decoder
 from edge_agent.adapt.trainer.decoder.lora import LoraWeight, parameters
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import (
@@ -40,6 +41,9 @@ from edge_agent.adapt.trainer.preparation import (
     circumstances,
     prepare,
 )
+from edge_agent.adapt.trainer.rehearsal import Rehearsal, RehearsalOrder
+from edge_agent.adapt.trainer.rehearsal_maker import RehearsalMaker
+from edge_agent.adapt.trainer.rehearsal_targets import TargetFiller
 from edge_agent.adapt.trainer.reporter import Reporter
 from edge_agent.adapt.trainer.run_directory import RunDirectory, read_json, write_json
 from edge_agent.adapt.trainer.run_log import RunLog
@@ -89,6 +93,7 @@ class _Run:
         self._began = None if start.plan_only else manifest.read(directory.manifest)
         self._trials: list[LayerTrial] = []
         self._influence: list[float] = []
+        self._rehearse_s = 0.0
 
     def carry_out(self) -> FromTrainer:
         if self._began is not None:
@@ -104,6 +109,11 @@ class _Run:
         lesson, now = self._prepared()
         weights = PackedWeights(Path(self._start.model_path), n_threads=now.n_threads)
         heap.give_back()
+        path = None if self._start.plan_only else self._directory.rehearsal
+        lesson = RehearsalMaker(weights, self._settings, path, self._tools).add_to(lesson)
+        now = msgspec.structs.replace(now, samples_sha256=lesson.packed.sha256())
+        if self._began is not None:
+            manifest.check_same(self._start.name, self._began.circumstances, now)
         if self._start.plan_only:
             return Planner(weights, lesson, self._settings, self._tools).plan().planned
         decided = self._decided(weights, lesson, now)
@@ -143,9 +153,6 @@ class _Run:
             now = msgspec.structs.replace(now, samples_sha256=samples)
             manifest.check_same(start.name, began.circumstances, now)
         lesson = prepare(data, Path(start.model_path), self._settings)
-        now = msgspec.structs.replace(now, samples_sha256=lesson.packed.sha256())
-        if began is not None:
-            manifest.check_same(start.name, began.circumstances, now)
         self._tools.pauses.rest()
         return lesson, now
 
@@ -219,9 +226,13 @@ class _Run:
         StateFiller(self._directory.prefix, packed, batch_tokens, identity, self._tools).fill(
             decoder
         )
+        self._fill_targets(decoder, lesson, decided)
         train = [packed.samples[n] for n in packed.train]
         epoch_order = EpochOrder(train, settings, batch_tokens)
-        training_step = TrainingStep(decoder, loras, packed, settings, epoch_order.n_steps())
+        rehearsal = RehearsalOrder(lesson.rehearsal, packed.rehearsal.start, settings.seed)
+        training_step = TrainingStep(
+            decoder, loras, packed, settings, epoch_order.n_steps(), rehearsal
+        )
         loop = TrainingLoop(
             training_step,
             epoch_order,
@@ -234,7 +245,23 @@ class _Run:
         loop_state = loop.run()
         for name, value, _ in parameters(loras):
             value[:] = loop.best[name]
-        return self._finished(weights, loras, loop_state, decided)
+        return self._finished(weights, loras, loop_state, decided, lesson.rehearsal)
+
+    def _fill_targets(self, decoder: Decoder, lesson: PreparedData, decided: Manifest) -> None:
+        """Store, or read, what the rehearsal must keep: it depends on the model, the blocks, the
+        texts and all that computes bits, and not on how the lesson is trained."""
+        numbers = lesson.rehearsal.soft(lesson.packed.rehearsal.start)
+        if not numbers:
+            return
+        self._tools.reporter.progress(phase="rehearse", note="")
+        identity = msgspec.to_builtins(decided.circumstances)
+        for name in ("settings", "data_sha256", "samples_sha256"):
+            identity.pop(name)
+        identity |= {"lowest": decoder.lowest, "row_tokens": decided.decisions.batch_tokens}
+        cache = Path(self._start.cache_dir) if self._start.cache_dir and not lesson.asked else None
+        path, packed = self._directory.targets, lesson.packed
+        filler = TargetFiller(path, cache, packed, numbers, identity, self._tools)
+        self._rehearse_s = filler.fill(decoder, decided.decisions.batch_tokens)
 
     def _finished(
         self,
@@ -242,6 +269,7 @@ class _Run:
         loras: dict[str, LoraWeight],
         loop_state: LoopState,
         decided: Manifest,
+        rehearsal: Rehearsal,
     ) -> Finished:
         """Write the adapter, then the result, then remove the stored states."""
         self._tools.reporter.progress(phase="save", note="writing the adapter")
@@ -262,10 +290,17 @@ class _Run:
             validation_before=loop_state.before,
             best_epoch=loop_state.best_epoch,
             ended=loop_state.ended,
+            end_loss=rehearsal.end_loss,
+            rehearsal={
+                "kind": rehearsal.kind,
+                "rows": len(rehearsal.samples),
+                "seconds": self._rehearse_s,
+            },
         )
         encoded = msgspec.json.format(msgspec.json.encode(finished), indent=1)
         self._persist(lambda: atomic_file.write(self._directory.result, encoded + b"\n"))
         self._directory.prefix.remove()
+        self._directory.targets.unlink(missing_ok=True)
         return finished
 
     def _header(

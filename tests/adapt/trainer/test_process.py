@@ -107,7 +107,7 @@ def test_the_plan_comes_before_the_work(model: Path, data: Path, tmp_path: Path)
     assert planned.fits and planned.epoch_s is not None and planned.epoch_s > 0
     phases = [record.phase for record in records if isinstance(record, TrainingProgress)]
     order = list(dict.fromkeys(phases))
-    assert order == ["prepare", "prefix", "train", "validate", "save"]
+    assert order == ["prepare", "rehearse", "prefix", "train", "validate", "save"]
     last = records[-1]
     assert isinstance(last, Finished) and last.validation_before and last.ended == "epochs"
 

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from edge_agent.adapt.trainer.decoder.attention import Places, RowTexts
 from edge_agent.adapt.trainer.decoder.compute import Array, Buffers, Compute
 from edge_agent.adapt.trainer.decoder.elementwise import rms_norm, rms_norm_backward
-from edge_agent.adapt.trainer.decoder.head import HeadResult, cross_entropy
+from edge_agent.adapt.trainer.decoder.head import (
+    HeadResult,
+    HeadTargets,
+    SoftTargets,
+    head_loss,
+    likeliest,
+)
 from edge_agent.adapt.trainer.decoder.kept_activations import KeptActivations, choose
 from edge_agent.adapt.trainer.decoder.layer import BlockPass, Layer
 from edge_agent.adapt.trainer.decoder.lora import Dropout, Loras
@@ -35,16 +41,27 @@ PLACES = 64
 @dataclass(frozen=True)
 class PackedRow:
     """One packed row of T tokens. `targets` (T) has the token to predict at each position, -1 where
-    none is learned; `lengths` has the number of tokens of each text, in order."""
+    none is learned; `lengths` has the number of tokens of each text, in order.
+
+    `weights` (S) are those of the losses at the S supervised positions; None: 1. `soft` has the
+    distributions to predict instead of tokens at some of them.
+    """
 
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
     lengths: tuple[int, ...]
+    weights: NDArray[np.float32] | None = None
+    soft: SoftTargets | None = None
 
     @property
     def supervised(self) -> NDArray[np.int64]:
         """The supervised positions (S), ascending."""
         return np.flatnonzero(self.targets >= 0)
+
+    @property
+    def wanted(self) -> HeadTargets:
+        """What the supervised positions shall predict."""
+        return HeadTargets(self.targets[self.supervised], self.soft, self.weights)
 
 
 def pack(sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> PackedRow:
@@ -166,13 +183,21 @@ class Decoder:
     def evaluate(self, batch: PackedRow, start: Array | None = None) -> HeadResult:
         """Losses at the supervised positions, without gradients. `start`: hidden states that enter
         block `lowest`; None: they are computed."""
+        normed = self._supervised(batch, start)
+        return head_loss(self.head, normed, batch.wanted, self._spare, with_gradient=False)
+
+    def likeliest(
+        self, batch: PackedRow, k: int, start: Array | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The `k` likeliest tokens (S, k) at the supervised positions, and their probabilities."""
+        return likeliest(self.head, self._supervised(batch, start), k, self._spare)
+
+    def _supervised(self, batch: PackedRow, start: Array | None) -> Array:
+        """The normed last states (S, n_embd) of the supervised positions."""
         first = self.lowest if start is not None else 0
         for x in self.blocks(batch, first, start):  # noqa: B007 - the last one is wanted
             pass
-        supervised = batch.supervised
-        normed, _ = self._normed(x[self.compute.xp.asarray(supervised)])
-        targets = batch.targets[supervised]
-        return cross_entropy(self.head, normed, targets, self._spare, with_gradient=False)
+        return self._normed(x[self.compute.xp.asarray(batch.supervised)])[0]
 
     def logits(self, batch: PackedRow) -> Array:
         """All logits (T, n_vocab), for comparison with llama.cpp. Training never holds so many."""
@@ -190,7 +215,8 @@ class Decoder:
         keep_tapes: bool | None = None,
         dropout_seed: int = 0,
     ) -> HeadResult:
-        """Add the gradients of weight * (sum of losses) to the adapters and return the losses.
+        """Add the gradients of weight * (weighted sum of losses) to the adapters and return the
+        losses.
 
         `keep_tapes`: keep the tapes of all blocks, or of none; None: as `keep_within` decided.
         `dropout_seed` determines the dropout masks, so with lora_dropout each micro-batch of a run
@@ -229,7 +255,7 @@ class Decoder:
         places = self.compute.xp.asarray(supervised)
         chosen = x[places]
         normed, inverse = self._normed(chosen)
-        result = cross_entropy(self.head, normed, batch.targets[supervised], self._spare)
+        result = head_loss(self.head, normed, batch.wanted, self._spare)
         d_normed = result.gradient * self.compute.dtype.type(weight)
         rms_norm_backward(self.compute, chosen, self._norm, inverse, d_normed, None)
         d = self._states.take("gradient", *x.shape)

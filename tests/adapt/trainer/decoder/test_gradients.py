@@ -1,21 +1,25 @@
-"""The trainer's decoder: llama.cpp's logits, finite differences, no leak between texts."""
+"""The trainer's decoder: llama.cpp's logits, finite differences, no leak between texts; stored
+distributions as targets."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from converted import FAMILIES, write
+from numpy.typing import NDArray
 from tiny_checkpoint import write_checkpoint
 from tiny_gguf import write_tiny_model
 
 from converters.divergence import Divergence, log_softmax
 from converters.logits import LlamaLogits
+from edge_agent.adapt.trainer.decoder.compute import Buffers
 from edge_agent.adapt.trainer.decoder.decoder import Decoder, PackedRow, pack
-from edge_agent.adapt.trainer.decoder.head import cross_entropy
+from edge_agent.adapt.trainer.decoder.head import HeadTargets, SoftTargets, head_loss, likeliest
 from edge_agent.adapt.trainer.decoder.lora import LoraSettings, LoraWeight, new_loras
-from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
+from edge_agent.adapt.trainer.decoder.packed_weights import PackedMatrix, PackedWeights
 from edge_agent.errors import ModelFormatError
 
 TOKENS = [20, 31, 42, 53, 64, 75, 86, 97, 108, 119, 130, 141, 152, 163, 174, 185]
@@ -182,10 +186,10 @@ def test_the_head_in_tiles_is_the_plain_softmax(
     rng = np.random.default_rng(3)
     states = rng.standard_normal((6, head.n_in)) * 3
     targets = np.array([0, 5, head.n_out - 1, 77, 77, 130])
-    whole = cross_entropy(head, states, targets)
+    whole = head_loss(head, states, HeadTargets(targets))
     tile_bytes = "edge_agent.adapt.trainer.decoder.packed_weights.HEAD_TILE_BYTES"
     monkeypatch.setattr(tile_bytes, 4 * head.n_in * 10)
-    tiled = cross_entropy(head, states, targets)
+    tiled = head_loss(head, states, HeadTargets(targets))
     logits = np.empty((6, head.n_out))
     head.forward(states, logits)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -240,3 +244,128 @@ def test_yarn_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="cannot train") as caught:
         Decoder(PackedWeights(tmp_path / "m.gguf"), {})
     assert "yarn" in caught.value.why
+
+
+# ---- distributions as targets ------------------------------------------------------------------
+
+TILE_BYTES = "edge_agent.adapt.trainer.decoder.packed_weights.HEAD_TILE_BYTES"
+PLACES = np.array([1, 4])
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> PackedMatrix:
+    return PackedWeights(model(tmp_path, "qwen2"), np.float64).matrix("output.weight")
+
+
+def states(head: PackedMatrix) -> NDArray[np.float64]:
+    return np.random.default_rng(3).standard_normal((6, head.n_in)) * 3
+
+
+def targets(head: PackedMatrix, weights: bool = False) -> HeadTargets:
+    """Two of six positions have distributions: one with a large tail, one without any."""
+    tokens = np.array([0, 5, head.n_out - 1, 77, 77, 130])
+    ids = np.array([[3, 90, head.n_out - 1], [0, 77, 40]])
+    q = np.array([[0.5, 0.2, 0.1], [0.75, 0.25, 0.0]], np.float32)
+    scales = np.array([1, 0.5, 1, 2, 0.25, 1], np.float32) if weights else None
+    return HeadTargets(tokens, SoftTargets(PLACES, ids, q), scales)
+
+
+def softmax(head: PackedMatrix, given: NDArray[np.float64]) -> NDArray[np.float64]:
+    logits = given @ head.rows(np.arange(head.n_out)).T
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def divergence(q: NDArray[np.float32], p: NDArray[np.float64]) -> float:
+    """KL over the stored tokens and the tail, as it is written."""
+    sides = [np.append(one.astype(np.float64), 1 - one.astype(np.float64).sum()) for one in (q, p)]
+    return float(sum(a * np.log(a / b) for a, b in zip(*sides, strict=True) if a > 1e-12))
+
+
+def test_the_loss_is_the_divergence_with_one_outcome_for_the_tail(head: PackedMatrix) -> None:
+    given, wanted = states(head), targets(head)
+    assert wanted.soft is not None
+    p, found = softmax(head, given), head_loss(head, given, wanted)
+    for place, ids, q in zip(PLACES, wanted.soft.ids, wanted.soft.q, strict=True):
+        assert found.losses[place] == pytest.approx(divergence(q, p[place, ids]), rel=1e-6)
+    hard = np.delete(np.arange(6), PLACES)
+    np.testing.assert_allclose(found.losses[hard], -np.log(p[hard, wanted.tokens[hard]]))
+    np.testing.assert_array_equal(found.is_first, p.argmax(axis=1) == wanted.tokens)
+
+
+@pytest.mark.parametrize("has_weights", [False, True])
+def test_the_gradient_is_that_of_finite_differences(head: PackedMatrix, has_weights: bool) -> None:
+    given, wanted = states(head), targets(head, has_weights)
+    scales = np.ones(6) if wanted.weights is None else wanted.weights
+    found = head_loss(head, given, wanted)
+    directions = np.random.default_rng(5).standard_normal((4, *given.shape))
+    step = 1e-6
+    for direction in directions:
+        sides = [
+            (head_loss(head, given + sign * step * direction, wanted).losses * scales).sum()
+            for sign in (1, -1)
+        ]
+        expected = (sides[0] - sides[1]) / (2 * step)
+        assert (found.gradient * direction).sum() == pytest.approx(expected, rel=1e-6)
+
+
+def test_tiles_change_nothing(head: PackedMatrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, wanted = states(head), targets(head, weights=True)
+    whole = head_loss(head, given, wanted)
+    best = likeliest(head, given, 5, Buffers(head.compute))
+    monkeypatch.setattr(TILE_BYTES, 4 * head.n_in * 10)
+    tiled = head_loss(head, given, wanted)
+    np.testing.assert_allclose(tiled.losses, whole.losses, rtol=1e-12)
+    np.testing.assert_allclose(tiled.gradient, whole.gradient, rtol=1e-9, atol=1e-12)
+    ids, q = likeliest(head, given, 5, Buffers(head.compute))
+    np.testing.assert_array_equal(ids, best[0])
+    np.testing.assert_allclose(q, best[1], rtol=1e-6)
+
+
+def test_the_likeliest_tokens_are_those_of_the_softmax(head: PackedMatrix) -> None:
+    given = states(head)
+    ids, q = likeliest(head, given, 7, Buffers(head.compute))
+    p = softmax(head, given)
+    np.testing.assert_array_equal(ids, np.argsort(-p, axis=1)[:, :7])
+    np.testing.assert_allclose(q, np.take_along_axis(p, ids, axis=1), rtol=1e-5)
+
+
+def test_a_model_that_is_as_it_was_has_no_divergence_and_no_gradient(tmp_path: Path) -> None:
+    """Before the first step the rehearsal must ask for nothing, whatever the tail is."""
+    weights = PackedWeights(model(tmp_path, "qwen3"))
+    loras = adapters(weights, np.float32)
+    decoder = Decoder(weights, loras)
+    batch = two_texts()
+    ids, q = decoder.likeliest(batch, 4)
+    places = np.arange(len(batch.supervised))
+    kept = replace(batch, soft=SoftTargets(places, ids, q))
+    result = decoder.step(kept, 1.0)
+    assert np.abs(result.losses).max() < 1e-5
+    largest = max(np.abs(lora.grad_b).max() for lora in loras.values())
+    for lora in loras.values():
+        lora.clear()
+    decoder.step(batch, 1.0)
+    assert largest < 1e-4 * max(np.abs(lora.grad_b).max() for lora in loras.values())
+
+
+def test_adapters_get_the_gradient_of_the_weighted_mixture(tmp_path: Path) -> None:
+    weights = PackedWeights(model(tmp_path, "gemma3"), np.float64)
+    loras = adapters(weights, np.float64)
+    decoder = Decoder(weights, loras)
+    ids, q = decoder.likeliest(pack([(TOKENS[5:], [True] * 11)]), 4)
+    batch = two_texts()
+    places = np.arange(6, 16)  # the second text
+    q = q[:, ::-1] * np.float32(0.9)  # another distribution than the model's own
+    scales = np.linspace(0.5, 2, 16, dtype=np.float32)
+    mixed = replace(batch, soft=SoftTargets(places, ids, q), weights=scales)
+    decoder.step(mixed, 0.5)
+    step, rng = 1e-6, np.random.default_rng(1)
+    for name, lora in list(loras.items())[::5]:
+        direction = rng.standard_normal(lora.b.shape)
+        sides = []
+        for sign in (1, -1):
+            lora.b += sign * step * direction
+            sides.append(0.5 * (decoder.evaluate(mixed).losses * scales).sum())
+            lora.b -= sign * step * direction
+        expected = (sides[0] - sides[1]) / (2 * step)
+        assert (lora.grad_b * direction).sum() == pytest.approx(expected, rel=1e-5, abs=1e-7), name
