@@ -1,16 +1,18 @@
-"""Does the device learn the lesson: facts it cannot know, asked in other words than those taught?
+"""What does a lesson teach, and what does it cost everything else: forgetting, leaks, time?
 
-This program starts a daemon with the base Gemma 3 270M and recipes/lesson. The facts are asked
-before; the command line teaches them (`adapt run`, which also runs the gate and activates); they
-are asked again of MODEL:lesson; then the adapter is deactivated, and the base must give the same
-bytes as before. An answer is right when it contains the fact's key. All answers are at temperature
-0, one at a time, with cache_prompt false. Kinds of wording: `taught` (rows of the training split),
-`kept back` (rows that the trainer validated on), `held out` (never in the file). Exit status 1
-unless: held out before at most 10 %, after at least 60 %; taught at least 90 %; gate passed; bytes
-equal.
+Each run is a lesson as a user gives it: a fresh state directory, a daemon, `edge-agent adapt run
+--no-activate`, then questions to MODEL:NAME at temperature 0. Flows in: recipes/lesson (the arms of
+lesson_arms.py) and lesson_elsewhere.jsonl. Flows out: one JSON line a run, appended to --results;
+finished runs of that file are skipped, so a series can be continued. `--program` measures another
+checkout's edge-agent with the same questions. Both sides are scored by this checkout's llama.cpp,
+outside the daemon. Not here: the figures themselves (lesson_answers.py, text_scores.py).
 
-    .venv/bin/python benchmarks/lesson.py                                # last line: JSON
-    .venv/bin/python benchmarks/lesson.py --state-dir STATE --skip-training   # taught there before
+    .venv/bin/python benchmarks/lesson.py facts8 demo                     # seeds 1 to 3
+    .venv/bin/python benchmarks/lesson.py demo --models gemma3-270m --seeds 1 \\
+        --adapt "--layers top:8" --program OTHER/.venv/bin/edge-agent --label before
+    .venv/bin/python benchmarks/lesson.py --table
+
+Exit status 1 when a run failed; a gate that refuses is a result.
 """
 
 from __future__ import annotations
@@ -18,237 +20,224 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from lesson_rows import LANGUAGES, LESSON, Fact, has_key, read_facts
-from servers import BenchmarkError, cli, edge_agent, register
-from stream_client import Address, ask_json
+from lesson_answers import (
+    FACT_TOKENS,
+    TALK_TOKENS,
+    WHO,
+    Asker,
+    Chats,
+    bits,
+    elsewhere,
+    general_questions,
+    identity,
+    questions,
+    right,
+)
+from lesson_arms import SEEDS, Arm, arms, chosen
+from lesson_rows import read_jsonl
+from lesson_table import table
+from servers import PROGRAM, BenchmarkError, Server, edge_agent, register
+from stream_client import ask_json
+from text_scores import TextScores
 
-from edge_agent.adapt.messages import RunSettings
-from edge_agent.adapt.trainer.dataset import read_rows, split
+from edge_agent.records import Message
 
-MODEL, NAME = "gemma3-270m", "lesson"
-TAUGHT, KEPT_BACK, HELD_OUT = "taught", "kept back", "held out"
-MOST_BEFORE, LEAST_TAUGHT, LEAST_HELD_OUT = 0.10, 0.90, 0.60
-EQUAL_ANSWERS = 20
-MAX_TOKENS = 36
-"""The lesson's longest answer has 30 tokens, and the base model would not stop by itself."""
-ANSWER_S = 120.0
+NAME = "lesson"
+RESULTS = Path("lesson-results.jsonl")
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Question:
-    fact: Fact
-    kind: str
-    text: str
+class Run:
+    """One lesson to measure; `adapt` are the words for `adapt run` beside the seed."""
 
+    arm: Arm
+    model: str
+    seed: int
+    adapt: tuple[str, ...]
+    label: str
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer, and whether it contains the fact. `when`: before or after the lesson."""
-
-    when: str
-    kind: str
-    fact: str
-    language: str
-    question: str
-    text: str
-    is_right: bool
-
-
-def questions(facts: Iterable[Fact], taught: set[str]) -> Iterator[Question]:
-    """Every wording of every fact; `taught` are the questions of the training split."""
-    for fact in facts:
-        for text in fact.questions:
-            yield Question(fact, TAUGHT if text in taught else KEPT_BACK, text)
-        yield from (Question(fact, HELD_OUT, text) for text in fact.held_out)
-
-
-def training_split(data: Path) -> set[str]:
-    """The questions on which `adapt run` with its default settings trains."""
-    rows, _ = split(read_rows(data / "train.jsonl"), RunSettings().validation_share)
-    return {row.messages[0].content for row in rows}
-
-
-def fewer(asked: Sequence[Question]) -> list[Question]:
-    """The held-out wordings and one taught wording per fact: a shorter list for asking the base."""
-    first: dict[str, Question] = {}
-    for question in asked:
-        if question.kind == TAUGHT:
-            first.setdefault(question.fact.id, question)
-    return [*first.values(), *(question for question in asked if question.kind == HELD_OUT)]
-
-
-def ask(address: Address, model: str, text: str) -> str:
-    """The answer. Raises BenchmarkError when the daemon refuses."""
-    messages = [{"role": "user", "content": text}]
-    body = {"model": model, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0}
-    body["cache_prompt"] = False
-    status, document = ask_json(address, "/v1/chat/completions", body, ANSWER_S)
-    if status != 200:
-        raise BenchmarkError(f"{model} answered {text!r} with {status}: {document}")
-    return str(document["choices"][0]["message"]["content"])
-
-
-def ask_all(address: Address, model: str, asked: Sequence[Question], when: str) -> Iterator[Answer]:
-    for count, question in enumerate(asked, 1):
-        print(f"\r{when}: {count} of {len(asked)}", end="", file=sys.stderr, flush=True)
-        fact, text = question.fact, ask(address, model, question.text)
-        right = has_key(text, fact.key)
-        yield Answer(when, question.kind, fact.id, fact.language, question.text, text, right)
-    print(file=sys.stderr)
-
-
-def share(answers: Iterable[Answer], when: str, kind: str, language: str = "") -> float | None:
-    """Share of right answers; None when nothing was asked."""
-    found = [
-        answer.is_right
-        for answer in answers
-        if answer.when == when
-        and answer.kind == kind
-        and (not language or answer.language == language)
-    ]
-    return sum(found) / len(found) if found else None
-
-
-def base_answers(address: Address, asked: Sequence[Question]) -> list[str]:
-    """The answers of MODEL without an adapter to questions of every language."""
-    step = max(1, len(asked) // EQUAL_ANSWERS)
-    return [ask(address, MODEL, question.text) for question in asked[::step][:EQUAL_ANSWERS]]
-
-
-def teach(data: Path, state_dir: Path, more: Sequence[str]) -> dict[str, Any]:
-    """The JSON document of `adapt run`.
-
-    Exit status 1 with a document means that the gate refused.
-    """
-    command = [str(Path(sys.executable).parent / "edge-agent"), "adapt", "run", "--json"]
-    command += ["--from", str(data / "train.jsonl"), "--name", NAME, "--model", MODEL]
-    command += more
-    env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state_dir)}
-    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    if not done.stdout.strip():
-        raise BenchmarkError(f"`{' '.join(command)}` ended with status {done.returncode}")
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
-
-
-def measure(address: Address, args: argparse.Namespace, state_dir: Path) -> dict[str, Any]:
-    """The whole lesson. `answers` contains every Answer as a dict."""
-    asked = list(questions(read_facts(args.data), training_split(args.data)))
-    cli("adapters", "deactivate", "--model", MODEL, "--json", state_dir=state_dir)
-    answers = list(ask_all(address, f"{MODEL}:base", fewer(asked), "before"))
-    unlearned = base_answers(address, asked)
-    if args.skip_training:
-        shown = cli("adapters", "show", NAME, "--model", MODEL, "--json", state_dir=state_dir)
-        run = json.loads(shown)
-        cli("adapters", "activate", NAME, "--model", MODEL, "--force", state_dir=state_dir)
-    else:
-        run = teach(args.data, state_dir, args.adapt)
-    answers += ask_all(address, f"{MODEL}:{NAME}", asked, "after")
-    changed = base_answers(address, asked)
-    cli("adapters", "deactivate", "--model", MODEL, "--json", state_dir=state_dir)
-    again = base_answers(address, asked)
-    return {
-        "run": run,
-        "answers": [asdict(answer) for answer in answers],
-        **scores(answers),
-        "compared": len(unlearned),
-        "changed_while_active": sum(map(str.__ne__, unlearned, changed)),
-        "equal_after": sum(map(str.__eq__, unlearned, again)),
-    }
-
-
-def scores(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Shares by kind, and the same by language."""
-    columns = [("before", TAUGHT), ("before", HELD_OUT)]
-    columns += [("after", kind) for kind in (TAUGHT, KEPT_BACK, HELD_OUT)]
-    return {
-        language or "all": {
-            f"{when} {kind}": share(answers, when, kind, language) for when, kind in columns
+    def key(self) -> Result:
+        """What tells this run from every other of the results file."""
+        return {
+            "label": self.label,
+            "arm": self.arm.name,
+            "model": self.model,
+            "seed": self.seed,
+            "adapt": list(self.adapt),
         }
-        for language in ("", *LANGUAGES)
+
+
+class Lessons:
+    """Measures runs with one program, one after the other."""
+
+    def __init__(
+        self, program: Path, results: Path, keep: Path | None, threads: int | None
+    ) -> None:
+        self._program, self._keep, self.threads = program, keep, threads
+        self._asker = Asker(results.with_suffix(".base.jsonl"))
+
+    def measured(self, run: Run) -> Result:
+        """Raises BenchmarkError."""
+        with tempfile.TemporaryDirectory(prefix="edge-agent-lesson-") as scratch:
+            state = Path(scratch)
+            _, model = register(f"embedded:{run.model}", state, self._program)
+            settings = {} if self.threads is None else {"threads": self.threads}
+            with edge_agent(state, run.model, settings, self._program) as server:
+                found = self._teach(run, server, state)
+                taught = trained_chats(state)
+                found |= self._asked(run, server, taught)
+            adapter = state / "adapt" / NAME / "adapter.gguf"
+            with TextScores(model, None, self.threads) as scores:
+                found["bits_before"] = bits(scores, taught)
+            with TextScores(model, adapter, self.threads) as scores:
+                found["bits_after"] = bits(scores, taught)
+            if self._keep is not None:
+                self._keep.mkdir(parents=True, exist_ok=True)
+                name = "-".join(str(value) for value in list(run.key().values())[:4])
+                shutil.copyfile(adapter, self._keep / f"{name}.gguf")
+        return found
+
+    def _teach(self, run: Run, server: Server, state: Path) -> Result:
+        data = state / "rows.jsonl"
+        lines = [json.dumps(row, ensure_ascii=False) for row in run.arm.rows()]
+        data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        command = [str(self._program), "adapt", "run", "--json", "--no-activate"]
+        command += ["--from", str(data), "--name", NAME, "--model", run.model]
+        command += ["--seed", str(run.seed), *run.adapt]
+        command += [] if self.threads is None else ["--threads", str(self.threads)]
+        env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state)}
+        began_s = time.monotonic()
+        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True)
+        wall_s = time.monotonic() - began_s
+        said = json.loads(done.stdout) if done.stdout.strip() else {}
+        if "gate" not in said:
+            why = said.get("error") or done.stderr.decode()[-600:]
+            raise BenchmarkError(f"`{' '.join(command)}` ended with {done.returncode}: {why}")
+        planned = ask_json(server.address, "/adapt")[1].get("planned") or {}
+        return trained(said, planned, state / "adapt" / NAME, wall_s)
+
+    def _asked(self, run: Run, server: Server, taught: Chats) -> Result:
+        asker, address, learned = self._asker, server.address, f"{run.model}:{NAME}"
+        asked = list(questions(run.arm.facts, {chat[0].content for chat in taught}))
+        said = asker.all(address, learned, [one.text for one in asked], FACT_TOKENS)
+        held = [one for one in asked if one.kind == "held_out"]
+        unlearned = asker.base(address, run.model, [one.text for one in held], FACT_TOKENS)
+        general = general_questions()
+        base = asker.base(address, run.model, general, TALK_TOKENS)
+        now = asker.all(address, learned, general, TALK_TOKENS)
+        was_who = asker.base(address, run.model, WHO, TALK_TOKENS)
+        now_who = asker.all(address, learned, WHO, TALK_TOKENS)
+        return {
+            "right": right(asked, said),
+            "held_out_before": right(held, unlearned)["held_out"],
+            "wrong": [
+                [one.kind, one.text, text]
+                for one, text in zip(asked, said, strict=True)
+                if not right([one], [text])[one.kind]
+            ],
+            **elsewhere(taught, general, base, now),
+            **identity(run.arm.facts, was_who, now_who),
+        }
+
+
+def trained(said: Result, planned: Result, directory: Path, wall_s: float) -> Result:
+    """The training and the gate in figures. `prepare_s` is the whole command without training and
+    gate: reading, plan, stored states, rehearsal's targets."""
+    result = json.loads((directory / "result.json").read_text())
+    log = [row for row in read_jsonl(directory / "log.jsonl") if "seconds" in row]
+    gate_s = said["gate"]["seconds"]
+    kept = ("steps", "train_s", "tok_s", "layers", "best_epoch", "losses")
+    return {
+        **{name: result[name] for name in kept},
+        **{name: result.get(name) for name in ("ended", "rehearsal", "end_loss", "trials")},
+        "step_s": median(row["seconds"] for row in log) if log else None,
+        "peak_bytes": result["peak_rss_anon_bytes"],
+        "wall_s": round(wall_s, 2),
+        "gate_s": gate_s,
+        "prepare_s": round(wall_s - result["train_s"] - gate_s, 2),
+        "prefix_s": planned.get("prefix_s"),
+        "planned_rehearsal": planned.get("rehearsal"),
+        "planned_bytes": (planned.get("bytes") or {}).get("total"),
+        "adapter_sha256": result["adapter_sha256"],
+        "gate": {name: said["gate"][name] for name in ("passed", "reasons", "checks")},
     }
 
 
-def unmet(report: dict[str, Any]) -> list[str]:
-    """The missed targets, in words."""
-    whole, gate = report["all"], report["run"].get("gate") or {}
-    targets = {
-        f"held out before <= {MOST_BEFORE:.0%}": whole["before held out"] <= MOST_BEFORE,
-        f"taught >= {LEAST_TAUGHT:.0%}": whole["after taught"] >= LEAST_TAUGHT,
-        f"held out after >= {LEAST_HELD_OUT:.0%}": whole["after held out"] >= LEAST_HELD_OUT,
-        "gate passed": gate.get("passed") is True,
-        "active adapter changed the answers": report["changed_while_active"] > 0,
-        "deactivated, the bytes of before": report["equal_after"] == report["compared"],
-    }
-    return [target for target, is_met in targets.items() if not is_met]
+def trained_chats(state: Path) -> Chats:
+    """The chats that were trained, as the trainer split them; rehearsal is not among them."""
+    split = json.loads((state / "adapt" / NAME / "split.json").read_text())
+    return [[Message(one["role"], one["content"]) for one in chat] for chat in split["train"]]
 
 
-def show(report: dict[str, Any]) -> None:
-    columns = list(report["all"])
-    print(f"{'right answers':16}" + "".join(f"{column:>18}" for column in columns))
-    for key, label in {**LANGUAGES, "all": "all"}.items():
-        values = [report[key][column] for column in columns]
-        texts = ["-" if value is None else f"{value:.1%}" for value in values]
-        print(f"{label:16}" + "".join(f"{text:>18}" for text in texts))
-    run = report["run"]
-    if "losses" in run:
-        print(
-            f"trained {run['steps']} steps in {run['train_s']:.0f} s, {run['tok_s']:.0f} tok/s, "
-            f"peak {run['peak_rss_anon_bytes'] / 1e6:.0f} MB, blocks {run['layers']}"
-        )
-    for reason in (run.get("gate") or {}).get("reasons", []):
-        print(f"gate: {reason}")
-    print(
-        f"{report['changed_while_active']} of {report['compared']} answers changed while it was "
-        f"active; {report['equal_after']} are the bytes of before after it was deactivated"
-    )
-    for target in report["unmet"]:
-        print(f"missed: {target}")
+def wanted(args: argparse.Namespace) -> Iterator[Run]:
+    """The first seed of every arm before the second of any."""
+    for seed in args.seeds:
+        for arm in chosen(args.arms or [arm.name for arm in arms()]):
+            for model in arm.models:
+                if seed in arm.seeds and model in (args.models or arm.models):
+                    words = (*arm.adapt[model], *args.adapt)
+                    yield Run(arm, model, seed, words, args.label)
 
 
-@contextmanager
-def state_directory(given: Path | None) -> Iterator[Path]:
-    """`given`, which is kept; or a temporary one."""
-    if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
-        yield given
-        return
-    with tempfile.TemporaryDirectory(prefix="edge-agent-lesson-") as scratch:
-        yield Path(scratch)
+def stored(path: Path) -> list[Result]:
+    """The finished runs of a results file."""
+    return read_jsonl(path) if path.exists() else []
+
+
+def series(runs: Sequence[Run], lessons: Lessons, path: Path) -> bool:
+    """Measure what `path` does not hold yet. Returns whether every run ended with figures."""
+    all_ended = True
+    for run in runs:
+        if any(run.key().items() <= one.items() and "error" not in one for one in stored(path)):
+            continue
+        print(f"{' '.join(map(str, run.key().values()))} ...", file=sys.stderr)
+        try:
+            found = lessons.measured(run)
+        except BenchmarkError as error:
+            print(f"error: {error}", file=sys.stderr)
+            found, all_ended = {"error": str(error)}, False
+        now = time.strftime("%Y-%m-%dT%H:%M:%S")
+        with path.open("a", encoding="utf-8") as lines:
+            line = {"v": 1, **run.key(), "ended_at": now, "threads": lessons.threads, **found}
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return all_ended
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=LESSON, help="folder of the lesson")
-    parser.add_argument("--state-dir", type=Path, help="keep the state there [a temporary one]")
-    parser.add_argument("--skip-training", action="store_true", help=f"ask {MODEL}:{NAME} as it is")
+    parser.add_argument("arms", nargs="*", help=f"[all: {', '.join(one.name for one in arms())}]")
+    parser.add_argument("--models", nargs="+", help="only these [each arm's own]")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--adapt", type=str.split, default=[], help="more words for `adapt run`")
-    parser.add_argument("--answers", type=Path, help="write every answer there as JSON lines")
+    parser.add_argument("--program", type=Path, default=PROGRAM, help="another edge-agent [ours]")
+    parser.add_argument("--label", default="after", help="written into every line [after]")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=f"[{RESULTS}]")
+    parser.add_argument("--keep", type=Path, help="copy the adapters into this folder")
+    parser.add_argument("--threads", type=int, help="of daemon, trainer and scores [theirs]")
+    parser.add_argument("--table", action="store_true", help="only print what --results holds")
     args = parser.parse_args()
     try:
-        with state_directory(args.state_dir) as state_dir:
-            register(f"embedded:{MODEL}", state_dir)
-            with edge_agent(state_dir, MODEL) as server:
-                report = measure(server.address, args, state_dir)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    lines = [json.dumps(answer, ensure_ascii=False) for answer in report.pop("answers")]
-    if args.answers is not None:
-        args.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    report |= {"benchmark": "lesson", "model": MODEL, "unmet": unmet(report)}
-    show(report)
-    print(json.dumps(report))
-    return 1 if report["unmet"] else 0
+        runs = list(wanted(args))
+    except ValueError as error:
+        parser.error(str(error))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the daemon is stopped
+    lessons = Lessons(args.program, args.results, args.keep, args.threads)
+    ended = args.table or series(runs, lessons, args.results)
+    print(table(stored(args.results)))
+    return 0 if ended else 1
 
 
 if __name__ == "__main__":

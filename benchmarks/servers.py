@@ -23,6 +23,7 @@ from typing import Any
 from build_llama_server import peer_program
 from stream_client import Address, ask_json
 
+PROGRAM = Path(sys.executable).parent / "edge-agent"
 START_S = 180.0
 STOP_S = 30.0
 
@@ -48,9 +49,9 @@ class Server:
         return document
 
 
-def cli(*arguments: str, state_dir: Path) -> str:
+def cli(*arguments: str, state_dir: Path, program: Path = PROGRAM) -> str:
     """The output of an `edge-agent` command. Raises BenchmarkError with its error output."""
-    command = [str(Path(sys.executable).parent / "edge-agent"), *arguments]
+    command = [str(program), *arguments]
     env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state_dir)}
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode:
@@ -58,13 +59,13 @@ def cli(*arguments: str, state_dir: Path) -> str:
     return done.stdout.decode()
 
 
-def register(source: str, state_dir: Path) -> tuple[str, Path]:
+def register(source: str, state_dir: Path, program: Path = PROGRAM) -> tuple[str, Path]:
     """Pull `source` (embedded:NAME, hf:...
 
     or a file); returns its name and the GGUF file in STATE.
     """
     before = set(state_dir.glob("models/*.gguf"))
-    document = json.loads(cli("pull", source, "--json", state_dir=state_dir))
+    document = json.loads(cli("pull", source, "--json", state_dir=state_dir, program=program))
     row = document.get("model", document)
     added = set(state_dir.glob("models/*.gguf")) - before
     return row["name"], added.pop() if added else Path(row["path"])
@@ -80,10 +81,13 @@ def engine_status(server: Server) -> dict[str, Any]:
 
 @contextmanager
 def edge_agent(
-    state_dir: Path, model: str, settings: Mapping[str, object] | None = None
+    state_dir: Path,
+    model: str,
+    settings: Mapping[str, object] | None = None,
+    program: Path = PROGRAM,
 ) -> Iterator[Server]:
     """`edge-agent serve` with `settings` as EDGE_AGENT_<setting>, on any free port."""
-    command = [str(Path(sys.executable).parent / "edge-agent"), "serve", "--port", "0"]
+    command = [str(program), "serve", "--port", "0"]
     command += ["--state-dir", str(state_dir), "--model", model]
     given = {f"EDGE_AGENT_{name.upper()}": str(value) for name, value in (settings or {}).items()}
     env = {**os.environ, "EDGE_AGENT_KEEP_ALIVE_S": "-1", **given}
