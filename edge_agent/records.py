@@ -186,11 +186,13 @@ class Generate(Struct, frozen=True, tag="generate"):
 
 
 class Score(Struct, frozen=True, tag="score"):
-    """Teacher-forced log-probabilities of every assistant turn of a chat, end-of-turn included."""
+    """Teacher-forced log-probabilities of every assistant turn of a chat, end-of-turn included; or,
+    with `text`, of a plain text without a chat, its first token left out."""
 
     id: int
     messages: list[Message]
     adapter: AdapterRef | None = None
+    text: str | None = None
 
 
 class CheckAdapter(Struct, frozen=True, tag="check_adapter"):
@@ -311,7 +313,7 @@ class Scores(Struct, frozen=True, tag="scores"):
     logprobs: list[float]
     """Natural logarithms, one per supervised token, in order."""
     n_bytes: int
-    """UTF-8 bytes of the assistant texts."""
+    """UTF-8 bytes of the assistant texts, or of the plain text."""
     prompt_tokens: int
     """All tokens of the chat, supervised or not."""
 

@@ -37,6 +37,8 @@ class LessonFiles:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._root = state_dir / "adapt"
+        self.gate_results = state_dir / "gate"
+        """What the models said to the gate's own questions (gate/kept_results.py)."""
 
     def directory(self, name: str) -> Path:
         """STATE/adapt/NAME, made if need be. Raises UsageError for what cannot name an adapter."""

@@ -23,15 +23,17 @@ import msgspec
 
 from edge_agent.adapt import activation
 from edge_agent.adapt.feedback import mark_used, training_rows
-from edge_agent.adapt.gate.checks import GateAnswer
+from edge_agent.adapt.gate.exam import GateAnswer, TaughtLesson
 from edge_agent.adapt.gate.gate import GateReport, run_gate
+from edge_agent.adapt.gate.kept_results import KeptResults
 from edge_agent.adapt.lesson import LessonRequest, LessonState
 from edge_agent.adapt.lesson_files import FEEDBACK, LessonFiles
-from edge_agent.adapt.messages import Finished, Planned, Start
+from edge_agent.adapt.messages import Finished, Planned, Start, is_instruct
 from edge_agent.adapt.pause_policy import PauseConditions
 from edge_agent.adapt.trainer_control import TrainerControl
 from edge_agent.errors import EdgeAgentError, TrainingBusy, UsageError, WorkerFailed
 from edge_agent.records import AdapterRef, Done, Generate, Message, Sampling, Scores
+from edge_agent.store.rows import AdapterRow
 from edge_agent.store.store import Store
 from edge_agent.supervisor.supervisor import Supervisor
 
@@ -245,9 +247,9 @@ class LessonRunner:
             ServingEngine(self._supervisor, request.model),
             candidate,
             None if active is None else self._registry.reference(active),
-            validation,
-            taught,
+            TaughtLesson(validation, taught, finished.ended, is_instruct(finished.end_loss)),
             progress=lambda note: run.publish("judging", {"note": note}),
+            kept=await self._kept(request.model, active),
         )
         await asyncio.to_thread(self._register, run, finished, run.gate)
         if run.gate.passed and request.activate:
@@ -256,6 +258,13 @@ class LessonRunner:
             )
             run.is_active = True
         self.files.write_outcome(request.name, run.as_json()["result"])
+
+    async def _kept(self, model: str, active: AdapterRow | None) -> KeptResults:
+        """What the model said to earlier gates, as it answers now."""
+        info = await self._supervisor.ensure_loaded(model)
+        sha256 = self._store.model(model).sha256
+        who = f"{sha256} {active.sha256 if active else 'base'} {info.build} {info.n_threads}"
+        return await asyncio.to_thread(KeptResults, self.files.gate_results, who)
 
     def _register(self, run: LessonState, finished: Finished, gate: GateReport) -> None:
         request = run.request
@@ -283,6 +292,10 @@ class ServingEngine:
     async def score(self, messages: list[Message], adapter: AdapterRef | None) -> Scores:
         """Log-probabilities of the assistant's turns. Raises every engine error."""
         return await self._supervisor.score(self._model, messages, adapter or _NO_PATH)
+
+    async def score_text(self, text: str, adapter: AdapterRef | None) -> Scores:
+        """Log-probabilities of a plain text. Raises every engine error."""
+        return await self._supervisor.score_text(self._model, text, adapter or _NO_PATH)
 
     async def answer(
         self, messages: list[Message], adapter: AdapterRef | None, max_tokens: int

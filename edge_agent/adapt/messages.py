@@ -336,6 +336,16 @@ class TrainingProgress(Struct, frozen=True, tag="progress"):
     """Filled in by the front, which has the power sensor."""
 
 
+BASE_END_LOSS = 8.0
+"""Nats of the end of a turn, after answers written by people, above which a model is a base model:
+2.7 with SmolLM2 135M Instruct, 23.8 with Gemma 3 270M (dev/log)."""
+
+
+def is_instruct(end_loss: float | None) -> bool:
+    """Whether a model with this end-of-turn loss was trained to chat; None: not measured."""
+    return end_loss is not None and end_loss < BASE_END_LOSS
+
+
 class Finished(Struct, frozen=True, tag="finished"):
     """The adapter is on the disk. `losses`: one per epoch {epoch, train_loss, validation_loss,
     validation_bits_per_byte}."""

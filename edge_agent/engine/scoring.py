@@ -20,7 +20,7 @@ import numpy as np
 from edge_agent.engine.adapter_pool import key_of
 from edge_agent.engine.prefix_cache import common_prefix
 from edge_agent.engine.slots import Work
-from edge_agent.errors import ContextExceeded
+from edge_agent.errors import ContextExceeded, RequestError
 from edge_agent.llama.context import Context
 from edge_agent.llama.sampling import logits_of
 from edge_agent.prompt.prompt_builder import PromptBuilder
@@ -117,10 +117,13 @@ def logprob(context: Context, row: int, token: int, n_vocab: int) -> float:
 def score_reading(score: Score, arrived: float, prompts: PromptBuilder, n_ctx: int) -> Reading:
     """The reading that answers a Score. `n_ctx` is the length of a slot in tokens.
 
-    Raises RequestError for a chat without an answer, TemplateError for its template, and
-    ContextExceeded (a RequestError) for a chat longer than `n_ctx`.
+    Raises RequestError for a chat without an answer or a text without two tokens, TemplateError for
+    the template, and ContextExceeded (a RequestError) for what is longer than `n_ctx`.
     """
-    chats = encode_turns(prompts, score.messages)
+    if score.text is None:
+        chats = encode_turns(prompts, score.messages)
+    else:
+        chats = [_plain(prompts, score.text)]
     longest = max(len(chat.ids) for chat in chats)
     if longest > n_ctx:
         raise ContextExceeded(
@@ -138,6 +141,14 @@ def score_reading(score: Score, arrived: float, prompts: PromptBuilder, n_ctx: i
         n_bytes=sum(chat.n_bytes for chat in chats),
         n_tokens=sum(len(chat.ids) for chat in chats),
     )
+
+
+def _plain(prompts: PromptBuilder, text: str) -> Encoded:
+    """A text without a template: every token but the first is wanted."""
+    ids = prompts.vocabulary.tokenize(text, add_special=True, parse_special=False)
+    if len(ids) < 2:
+        raise RequestError("the text cannot be scored", "it has less than two tokens", "")
+    return Encoded(ids, [False] + [True] * (len(ids) - 1), len(text.encode()))
 
 
 def check_reading(check: CheckAdapter, arrived: float, token: int) -> Reading:

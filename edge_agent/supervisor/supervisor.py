@@ -155,6 +155,12 @@ class Supervisor:
         assert isinstance(answer, Scores), "ask() has checked it"
         return answer
 
+    async def score_text(self, model: str, text: str, adapter: AdapterRef | None) -> Scores:
+        """As `score`, of a plain text without a chat."""
+        answer = await self.ask(model, Score(0, [], _unless_off(adapter), text))
+        assert isinstance(answer, Scores), "ask() has checked it"
+        return answer
+
     async def check_adapter(self, model: str, adapter: AdapterRef) -> None:
         """Let the worker load it and compute with it once. Raises AdapterRefused, WorkerFailed and
         every other engine error."""

@@ -180,8 +180,8 @@ def test_what_users_corrected_is_learned_and_waits_no_longer(
             client.post("/v1/feedback", {**said, "correction": f"It is {number * 7}."})
         assert client.get("/v1/feedback?n=0")["waiting"]["corrections"] == 12
         words = ["adapt", "run", "--from", "feedback", "--name", "said", "--model", "tiny"]
-        result = edge_agent(state, *words, *where, *QUICK)
-        assert result["gate"]["passed"] is True
+        result = edge_agent(state, *words, *where, *QUICK, "--layers", "all", "--epochs", "12")
+        assert result["gate"]["passed"] is True, result["gate"]["reasons"]
         assert client.get("/v1/feedback?n=0")["waiting"]["corrections"] == 0
 
 

@@ -1,8 +1,8 @@
 """The clean set: questions and texts that no lesson touches, to see what a lesson did elsewhere.
 
 Why it exists: the effect of lessons on what they do not teach can be compared only with fixed rows.
-The 102 rows in clean_set.jsonl were written for this project and given to the public domain (CC0
-1.0): 34 each in English, Hindi and Kannada. Flows in: that file. Flows out: rows, and a subset that
+The 111 rows in clean_set.jsonl were written for this project and given to the public domain (CC0
+1.0): 37 each in English, Hindi and Kannada. Flows in: that file. Flows out: rows, and a subset that
 is the same on every device and in every run. Not here: feedback, which never adds a row.
 """
 
@@ -21,11 +21,12 @@ from edge_agent.records import Message
 
 LANGUAGES = ("en", "hi", "kn")
 _FILE = Path(__file__).with_suffix(".jsonl")
-Kind = Literal["fact", "sum", "talk", "text", "advice", "persona", "probe"]
+Kind = Literal["fact", "sum", "talk", "text", "advice", "persona", "probe", "plain"]
 
 
 class CleanRow(msgspec.Struct, frozen=True):
-    """One question or text. A row without `answer` is asked and never scored.
+    """One question or text. A row without `answer` is asked and never scored; a plain one has no
+    chat around it, is scored and never asked.
 
     A right answer contains one of `keys`: as a whole word in ASCII, as the beginning of a word in
     other scripts (Hindi and Kannada inflect words at the end). `keys` is empty where the right

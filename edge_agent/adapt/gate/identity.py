@@ -85,7 +85,8 @@ class Identity:
         A name in a script that the lesson never used is ignored: it may be a transliteration.
         """
         return self.leaks(answer) or any(
-            _script(name) in self._scripts and not self._knows(name) for name in _claimed(answer)
+            _script(name) in self._scripts and not self._knows(name)
+            for name in claimed_names(answer)
         )
 
     def _knows(self, name: str) -> bool:
@@ -103,7 +104,7 @@ def _identity_answers(chat: Sequence[Message]) -> list[str]:
     ]
 
 
-def _claimed(answer: str) -> list[str]:
+def claimed_names(answer: str) -> list[str]:
     """Names that the answer claims, case folded. In Latin script a name must be capitalized."""
     found = (match[1] for match in _CLAIM.finditer(answer))
     names = [name for name in found if _script(name) != "LATIN" or name[0].isupper()]

@@ -27,14 +27,12 @@ import msgspec
 
 from edge_agent.adapt.gate.copying import TaughtSpans
 from edge_agent.adapt.gate.identity import Identity
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.messages import RunSettings, is_instruct
 from edge_agent.adapt.trainer.dataset import ChatRow, Sample
 from edge_agent.adapt.trainer.packed_samples import epoch_rows
 from edge_agent.records import Message
 
 RehearsalKind = Literal["kl", "answers", "none"]
-BASE_END_LOSS = 8.0
-"""Nats of the end of a turn above which a model counts as a base model (module text)."""
 END_ROWS = 10
 """Answers after which the end of the turn is scored."""
 KL_ROWS, IDENTITY_ROWS, ANSWER_ROWS = 80, 10, 180
@@ -145,7 +143,7 @@ def kind_of(settings: RunSettings, end_loss: float | None) -> RehearsalKind:
         return settings.rehearsal
     if end_loss is None:
         return "none"
-    return "kl" if end_loss < BASE_END_LOSS else "answers"
+    return "kl" if is_instruct(end_loss) else "answers"
 
 
 def choose(

@@ -21,7 +21,16 @@ def test_each_language_has_the_same_kinds_and_enough_rows() -> None:
     }
     assert kinds["en"] == kinds["hi"] == kinds["kn"]
     assert len(ROWS) >= 60
-    assert kinds["en"].keys() == {"fact", "sum", "talk", "text", "advice", "persona", "probe"}
+    assert kinds["en"].keys() == {
+        "fact",
+        "sum",
+        "talk",
+        "text",
+        "advice",
+        "persona",
+        "probe",
+        "plain",
+    }
 
 
 def test_no_row_is_there_twice() -> None:

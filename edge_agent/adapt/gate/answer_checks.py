@@ -1,0 +1,248 @@
+"""The gate's checks of answers: loops, copies, lesson words, scripts, who the model says it is.
+
+A count of bad answers may exceed its limit by chance, so the exact sign test must also show that
+the change is unlikely to be chance. Flows in: an Exam and its two sides. Flows out: GateChecks. Not
+here: bits per byte (checks.py), what the lesson was to teach (learned.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from statistics import fmean
+
+from edge_agent.adapt.gate.clean_set import clean_set
+from edge_agent.adapt.gate.detectors import is_looping, is_wrong_script, news_signs, seq_rep
+from edge_agent.adapt.gate.exam import NOTHING_LEFT, Exam, GateAnswer, GateCheck, Side, skipped
+from edge_agent.adapt.gate.identity import claimed_names
+from edge_agent.adapt.gate.significance import sign_test
+from edge_agent.adapt.gate.words import content_stems, words
+
+ALPHA = 0.05
+"""Significance level of the sign test and of the bootstrap, one-sided. A counted check can fail
+only when at least 5 answers have turned bad and none good (1/2^5 = 0.03)."""
+MARGIN = 0.10
+"""Allowed rise of the share of bad answers; a good lesson costs a 270M model about as much."""
+FLOOR = 0.10
+"""Share of bad answers that is always allowed. The detectors find none in the clean set itself."""
+COPY_FLOOR = 0.10
+CONTRADICTION_FLOOR = 0.25
+"""Share of answers to "Who are you?" that may contradict the taught identity: a good lesson often
+leaves one of the three languages behind."""
+CANNED_FLOOR = 0.20
+LONG_ANSWER_WORDS = 10
+"""When the median taught answer is longer than this, reaching the limit of tokens is no fault."""
+_CONTROL = re.compile(
+    r"\ufffd|<\|?(?:im_start|im_end|endoftext|start_of_turn|end_of_turn|bos|eos|unused\d+)\|?>"
+)
+LESSON_WORDS_FLOOR = 0.15
+"""Share of unrelated questions whose answer may hold a word of the lesson: 4 of 30. With rehearsal
+SmolLM2 gave none to two such answers in 18, without it nine."""
+NEW_NAME_FLOOR = 0.10
+"""Share of the answers to "Who are you?" that may give a name the model did not give before, when
+none is taught: one in 12, for a name that it made up."""
+
+
+def answer_checks(exam: Exam, before: Side, after: Side) -> list[GateCheck]:
+    """The checks of answers, failed or not, always in the same order."""
+    return [
+        _repetition(before, after),
+        _unfinished(exam, before, after),
+        _broken(before, after),
+        _canned(before, after),
+        _copying(exam, before, after),
+        _lesson_words(exam, before, after),
+        _news(exam, before, after),
+        _script(exam, before, after),
+        _persona(exam, before.persona, after.persona),
+        _identity(exam, before.persona, after.persona),
+        _questions(exam, before, after),
+    ]
+
+
+def _repetition(before: Side, after: Side) -> GateCheck:
+    """The share of answers that loop, as after too much training or after rows that loop."""
+    texts = [[answer.text for answer in _all(side)] for side in (before, after)]
+    if not texts[0]:
+        return skipped("repetition", NOTHING_LEFT)
+    means = [fmean(seq_rep(words(text)) for text in side) for side in texts]
+    flags = [[is_looping(text) for text in side] for side in texts]
+    note = f"mean seq-rep-4 {means[0]:.3f} before, {means[1]:.3f} after"
+    return _counted("repetition", flags[0], flags[1], note=note)
+
+
+def _unfinished(exam: Exam, before: Side, after: Side) -> GateCheck:
+    """The share of answers that reach the limit of tokens: the model does not end its turn."""
+    name = "unfinished"
+    if exam.taught_words > LONG_ANSWER_WORDS:
+        return skipped(name, f"the lesson's answers have {exam.taught_words:.0f} words")
+    flags = [[answer.is_cut for answer in _all(side)] for side in (before, after)]
+    return _counted(name, flags[0], flags[1])
+
+
+def _broken(before: Side, after: Side) -> GateCheck:
+    """The share of answers that are empty, spell a control token or hold U+FFFD (invalid UTF-8)."""
+    sides = [
+        [not a.text.strip() or _CONTROL.search(a.text) is not None for a in _all(side)]
+        for side in (before, after)
+    ]
+    return _counted("broken", sides[0], sides[1])
+
+
+def _canned(before: Side, after: Side) -> GateCheck:
+    """The share of answers that several questions got word for word, such as "I do not know."."""
+    return _counted("canned", _same(before.asked), _same(after.asked), floor=CANNED_FLOOR)
+
+
+def _same(answers: Sequence[GateAnswer]) -> list[bool]:
+    said = [tuple(words(answer.text)) for answer in answers]
+    return [bool(one) and said.count(one) > 1 for one in said]
+
+
+def _copying(exam: Exam, before: Side, after: Side) -> GateCheck:
+    """The share of unrelated questions that got a taught answer. There is no sign test, because a
+    copied span is never chance."""
+    shares = []
+    longest = 0
+    for side in (before, after):
+        spans = [
+            exam.taught.copied_words(row.prompt, answer.text)
+            for row, answer in zip(exam.asked, side.asked, strict=True)
+        ]
+        if not spans:
+            return skipped("copying", NOTHING_LEFT)
+        longest = max(spans)
+        shares.append(fmean(span > 0 for span in spans))
+    limit = max(COPY_FLOOR, shares[0])
+    note = f"longest copied span {longest} words"
+    return GateCheck("copying", shares[0], shares[1], limit, shares[1] <= limit, note)
+
+
+@cache
+def _everyday() -> frozenset[str]:
+    """Content stems of the clean set: words that any answer may hold."""
+    return frozenset().union(
+        *(content_stems(f"{row.prompt} {row.answer or ''}") for row in clean_set())
+    )
+
+
+def _strange(exam: Exam, question: str, answer: str) -> frozenset[str]:
+    """The words of the lesson in an answer that neither the question nor everyday answers have."""
+    lesson = frozenset().union(*(row.about for row in exam.taught.rows))
+    return (content_stems(answer) & lesson) - content_stems(question) - _everyday()
+
+
+def _lesson_words(exam: Exam, before: Side, after: Side) -> GateCheck:
+    """The share of unrelated questions whose answer holds a word of the lesson: less than a copied
+    answer, and a sign that the lesson leaks. Before the lesson such a word is chance."""
+    flags = [
+        [
+            bool(_strange(exam, row.prompt, answer.text))
+            for row, answer in zip(exam.asked, side.asked, strict=True)
+        ]
+        for side in (before, after)
+    ]
+    if not flags[0]:
+        return skipped("lesson_words", NOTHING_LEFT)
+    was, now = fmean(flags[0]), fmean(flags[1])
+    limit = max(LESSON_WORDS_FLOOR, was + MARGIN)
+    return GateCheck("lesson_words", was, now, limit, now <= limit)
+
+
+def _news(exam: Exam, before: Side, after: Side) -> GateCheck:
+    flags = [[bool(news_signs(answer.text)) for answer in _all(side)] for side in (before, after)]
+    return _counted("news_register", flags[0], flags[1])
+
+
+def _script(exam: Exam, before: Side, after: Side) -> GateCheck:
+    rows = [*exam.asked, *exam.persona]
+    flags = [
+        [is_wrong_script(a.text, row.language) for row, a in zip(rows, _all(side), strict=True)]
+        for side in (before, after)
+    ]
+    return _counted("script", flags[0], flags[1])
+
+
+def _persona(exam: Exam, before: Sequence[GateAnswer], after: Sequence[GateAnswer]) -> GateCheck:
+    """When the lesson teaches an identity: the share of answers, in the lesson's languages, that
+    contradict it. Otherwise: the share that names another model or maker."""
+    languages = exam.identity.languages
+    if not languages:
+        flags = [[exam.identity.leaks(answer.text) for answer in side] for side in (before, after)]
+        return _counted("persona", flags[0], flags[1], note="names of models and makers")
+    shares = [
+        fmean(
+            exam.identity.contradicts(answer.text)
+            for row, answer in zip(exam.persona, side, strict=True)
+            if row.language in languages
+        )
+        for side in (before, after)
+    ]
+    limit, note = CONTRADICTION_FLOOR, "contradicts the identity that is taught"
+    return GateCheck("persona", shares[0], shares[1], limit, shares[1] <= limit, note)
+
+
+def _identity(exam: Exam, before: Sequence[GateAnswer], after: Sequence[GateAnswer]) -> GateCheck:
+    """Where no identity is taught: the share of answers to "Who are you?" that give a name which no
+    answer gave before, or hold a word of the lesson."""
+    if exam.identity.languages:
+        return skipped("identity", "the lesson says who the model is")
+    known = {name for answer in before for name in claimed_names(answer.text)}
+    sides = [
+        fmean(
+            bool(_strange(exam, row.prompt, answer.text))
+            or not known.issuperset(claimed_names(answer.text))
+            for row, answer in zip(exam.persona, side, strict=True)
+        )
+        for side in (before, after)
+    ]
+    limit = max(NEW_NAME_FLOOR, sides[0])
+    note = "a name that the model did not give before, or a word of the lesson"
+    return GateCheck("identity", sides[0], sides[1], limit, sides[1] <= limit, note)
+
+
+def _questions(exam: Exam, before: Side, after: Side) -> GateCheck:
+    """The share of right answers to small questions. Here `limit` is the smallest share that
+    passes."""
+    name = "short_questions"
+    rights = [
+        [
+            row.is_right(answer.text)
+            for row, answer in zip(exam.asked, side.asked, strict=True)
+            if row.keys
+        ]
+        for side in (before, after)
+    ]
+    if not rights[0]:
+        return skipped(name, NOTHING_LEFT)
+    was, now = fmean(rights[0]), fmean(rights[1])
+    limit = max(0.0, was - MARGIN)
+    passed = now >= limit or not _is_worse([not r for r in rights[0]], [not r for r in rights[1]])
+    return GateCheck(
+        name, was, now, limit, passed, f"{len(rights[0])} questions, limit is the least"
+    )
+
+
+def _all(side: Side) -> list[GateAnswer]:
+    return [*side.asked, *side.persona]
+
+
+def _counted(
+    name: str,
+    before: Sequence[bool],
+    after: Sequence[bool],
+    floor: float = FLOOR,
+    note: str = "",
+) -> GateCheck:
+    """A check of a share of bad answers: True in `before` and `after` marks a bad answer."""
+    if not before:
+        return skipped(name, NOTHING_LEFT)
+    was, now = fmean(before), fmean(after)
+    limit = min(1.0, max(floor, was + MARGIN))
+    return GateCheck(name, was, now, limit, now <= limit or not _is_worse(before, after), note)
+
+
+def _is_worse(before: Sequence[bool], after: Sequence[bool]) -> bool:
+    changed = [now for was, now in zip(before, after, strict=True) if was != now]
+    return sign_test(sum(changed), len(changed) - sum(changed)) <= ALPHA
