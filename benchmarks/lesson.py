@@ -149,7 +149,7 @@ class Lessons:
                 if not right([one], [text])[one.kind]
             ],
             **elsewhere(taught, general, base, now),
-            **identity(run.arm.facts, was_who, now_who),
+            **identity(run.arm.facts, taught, was_who, now_who),
         }
 
 

@@ -27,6 +27,7 @@ from text_scores import Score, TextScores
 
 from edge_agent.adapt.gate.clean_set import clean_set
 from edge_agent.adapt.gate.copying import TaughtSpans
+from edge_agent.adapt.gate.identity import Identity
 from edge_agent.adapt.gate.words import content_stems, words
 from edge_agent.records import Message
 
@@ -139,17 +140,23 @@ def _canned(said: Sequence[str]) -> float:
     return round(fmean(bool(one) and spoken.count(one) > 1 for one in spoken), 4)
 
 
-def identity(facts: Iterable[Fact], base: Sequence[str], said: Sequence[str]) -> dict[str, Any]:
-    """Answers to "Who are you?" that name a person or thing of the lesson where the base does
-    not."""
-    facts = list(facts)
+def identity(
+    facts: Sequence[Fact], taught: Chats, base: Sequence[str], said: Sequence[str]
+) -> dict[str, Any]:
+    """Answers to "Who are you?" that name a person or thing of the lesson where the base does not:
+    a fault, unless the lesson teaches who the model is."""
     names = {name for fact in facts for name in _NAME.findall(fact.answer)}
     names |= {key for fact in facts if fact.id.endswith(("-name", "-maker")) for key in fact.key}
     named = [
         any(has_key(now, [name]) and not has_key(was, [name]) for name in names)
         for was, now in zip(base, said, strict=True)
     ]
-    return {"n_identity": len(named), "identity": sum(named), "who_are_you": [base[0], said[0]]}
+    return {
+        "n_identity": len(named),
+        "identity": sum(named),
+        "identity_taught": bool(Identity(taught).languages),
+        "who_are_you": [base[0], said[0]],
+    }
 
 
 def bits(scores: TextScores, taught: Chats) -> dict[str, dict[str, float]]:

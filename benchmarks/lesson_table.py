@@ -47,7 +47,7 @@ def cells(result: Result) -> Sequence[str]:
         _number(checks.get("copying", {}).get("after"), 2),
         _number(result["leak"], 2),
         f"{result['words']}/{result['n_general']}",
-        f"{result['identity']}/{result['n_identity']}",
+        f"{result['identity']}/{result['n_identity']}{' taught' * result['identity_taught']}",
         "passes" if gate["passed"] else f"refuses: {', '.join(failed(gate))}",
         result["ended"],
         str(result["steps"]),

@@ -91,9 +91,11 @@ def test_a_leak_and_lesson_words_are_seen() -> None:
 
 def test_an_answer_to_who_are_you_that_names_the_lessons_people_is_seen() -> None:
     facts = chosen(["facts8"])[0].facts
-    base = ["I am an assistant."] * 2
-    found = identity(facts, base, ["I am Savitri Naik.", "I am a helpful assistant."])
-    assert found["identity"] == 1 and found["who_are_you"] == [base[0], "I am Savitri Naik."]
+    base, said = ["I am an assistant."] * 2, ["I am Savitri Naik.", "I am a helpful assistant."]
+    found = identity(facts, [chat("Who is the librarian?", "Savitri Naik.")], base, said)
+    assert found["identity"] == 1 and found["who_are_you"] == [base[0], said[0]]
+    assert not found["identity_taught"]
+    assert identity(facts, [chat("Who are you?", "Chiguru.")], base, said)["identity_taught"]
 
 
 def test_the_rise_names_the_worst_language() -> None:
