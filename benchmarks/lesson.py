@@ -48,7 +48,7 @@ from lesson_answers import (
 from lesson_arms import SEEDS, Arm, arms, chosen
 from lesson_rows import read_jsonl
 from lesson_table import table
-from servers import PROGRAM, BenchmarkError, Server, edge_agent, register
+from servers import PROGRAM, SAFE_PATH, BenchmarkError, Server, edge_agent, register
 from stream_client import ask_json
 from text_scores import TextScores
 
@@ -118,7 +118,7 @@ class Lessons:
         command += ["--from", str(data), "--name", NAME, "--model", run.model]
         command += ["--seed", str(run.seed), *run.adapt]
         command += [] if self.threads is None else ["--threads", str(self.threads)]
-        env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state)}
+        env = {**os.environ, **SAFE_PATH, "EDGE_AGENT_STATE_DIR": str(state)}
         began_s = time.monotonic()
         done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True)
         wall_s = time.monotonic() - began_s

@@ -24,6 +24,9 @@ from build_llama_server import peer_program
 from stream_client import Address, ask_json
 
 PROGRAM = Path(sys.executable).parent / "edge-agent"
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Without it `python -m`, with which edge-agent starts its processes, takes the package that lies in
+the current directory, and not the program's own."""
 START_S = 180.0
 STOP_S = 30.0
 
@@ -52,7 +55,7 @@ class Server:
 def cli(*arguments: str, state_dir: Path, program: Path = PROGRAM) -> str:
     """The output of an `edge-agent` command. Raises BenchmarkError with its error output."""
     command = [str(program), *arguments]
-    env = {**os.environ, "EDGE_AGENT_STATE_DIR": str(state_dir)}
+    env = {**os.environ, **SAFE_PATH, "EDGE_AGENT_STATE_DIR": str(state_dir)}
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode:
         raise BenchmarkError(f"`{' '.join(command)}` failed: {done.stderr.decode()[-600:]}")
@@ -90,7 +93,7 @@ def edge_agent(
     command = [str(program), "serve", "--port", "0"]
     command += ["--state-dir", str(state_dir), "--model", model]
     given = {f"EDGE_AGENT_{name.upper()}": str(value) for name, value in (settings or {}).items()}
-    env = {**os.environ, "EDGE_AGENT_KEEP_ALIVE_S": "-1", **given}
+    env = {**os.environ, **SAFE_PATH, "EDGE_AGENT_KEEP_ALIVE_S": "-1", **given}
     (state_dir / "run.json").unlink(missing_ok=True)
     with _process(command, env, state_dir / "serve.log") as process:
         port = _wait_for_port(state_dir, process)

@@ -19,7 +19,7 @@ from lesson_answers import (
 from lesson_arms import ABOUT_ITSELF, GEMMA, SMOLLM, arms, chosen
 from lesson_rows import LANGUAGES, LESSON, read_facts, read_jsonl
 from lesson_table import rise, table
-from servers import BenchmarkError
+from servers import BenchmarkError, cli
 
 from edge_agent.adapt.gate.clean_set import clean_set
 from edge_agent.adapt.gate.copying import TaughtSpans
@@ -126,3 +126,11 @@ def test_a_series_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert series(runs, fake, path)
     assert lessons.measured_seeds == [1, 2, 3, 2]
     assert len(stored(path)) == 4
+
+
+def test_another_checkouts_program_runs_its_own_code(tmp_path: Path) -> None:
+    """`python -m` would take the package of the current directory."""
+    program = tmp_path / "edge-agent"
+    program.write_text('#!/bin/sh\necho "$1 safe=$PYTHONSAFEPATH"\n')
+    program.chmod(0o700)
+    assert cli("status", state_dir=tmp_path, program=program) == "status safe=1\n"
