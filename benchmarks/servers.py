@@ -25,8 +25,8 @@ from stream_client import Address, ask_json
 
 PROGRAM = Path(sys.executable).parent / "edge-agent"
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""Without it `python -m`, with which edge-agent starts its processes, takes the package that lies in
-the current directory, and not the program's own."""
+"""Without it `python -m`, with which edge-agent starts its processes, takes the package in the
+current directory, and not the program's own."""
 START_S = 180.0
 STOP_S = 30.0
 
