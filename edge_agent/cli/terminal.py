@@ -60,6 +60,19 @@ class Terminal:
         return self.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
     @property
+    def columns(self) -> int:
+        """Of the terminal that stdout is (80 where it does not say); 0 when stdout is none."""
+        if not self.is_tty:
+            return 0
+        given = self.environ.get("COLUMNS", "")
+        if given.isdecimal():
+            return int(given)
+        try:
+            return os.get_terminal_size(self.stdout.fileno()).columns or 80
+        except OSError:
+            return 80
+
+    @property
     def has_styles(self) -> bool:
         """Whether text may be dim or bold. NO_COLOR (https://no-color.org) asks for neither."""
         return not (self.is_dumb or self.environ.get("NO_COLOR"))

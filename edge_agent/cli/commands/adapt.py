@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_agent.cli.lesson_text import findings, longest_text, progress_text, rehearsal_text
 from edge_agent.cli.options import (
     Options,
     SettingFlags,
@@ -23,6 +24,7 @@ from edge_agent.cli.options import (
     flag_error,
 )
 from edge_agent.cli.terminal import Progress, Terminal, duration_text, size_text
+from edge_agent.cli.verdict import LessonVerdict, verdict_lines
 from edge_agent.client.connection import find_daemon
 from edge_agent.errors import TrainingFailed, error_from_code
 
@@ -148,11 +150,12 @@ def plan(options: LessonOptions, terminal: Terminal) -> int:
     """
     from edge_agent.client.lessons import open_lessons
 
-    planned = open_lessons(options.state_dir, terminal.environ).plan(_lesson(options))
+    lesson = _lesson(options)
+    planned = open_lessons(options.state_dir, terminal.environ).plan(lesson)
     if options.json:
         terminal.document(planned)
     else:
-        _print_plan(planned, terminal)
+        _print_plan(planned, lesson.settings.epochs, terminal)
     return 0 if planned.get("fits", True) else 1
 
 
@@ -237,9 +240,10 @@ def _follow(
     """Shows the lesson until it ends. Raises the error it ended with."""
     last: Mapping[str, Any] = {}
     try:
+        noted: set[str] = set()
         with terminal.progress(counts_bytes=False) as show:
             for last in events:
-                _show(last, show, terminal)
+                _show(last, show, terminal, noted)
     except KeyboardInterrupt:
         how = (
             "it has a checkpoint; `edge-agent adapt resume` goes on"
@@ -260,35 +264,21 @@ def _follow(
     return 0 if (result.get("gate") or {}).get("passed") else 1
 
 
-def _show(event: Mapping[str, Any], show: Progress, terminal: Terminal) -> None:
+def _show(event: Mapping[str, Any], show: Progress, terminal: Terminal, noted: set[str]) -> None:
+    """`noted`: notes that were shown; a lesson that chooses its blocks is planned twice."""
     kind = event.get("event")
     if kind == "progress":
-        show(_progress_text(event), event.get("step"), event.get("n_steps") or None)
+        show(progress_text(event), event.get("step"), event.get("n_steps") or None)
     elif kind in ("judging", "paused"):
         show(f"{kind}: {event.get('note') or event.get('reason')}", None, None)
     elif kind == "planned":
-        for note in [*event.get("notes", []), *_flagged(event)]:
-            terminal.note(note)
+        for note in [*event.get("notes", []), *findings(event)]:
+            if note not in noted:
+                noted.add(note)
+                terminal.note(note)
 
 
-def _progress_text(event: Mapping[str, Any]) -> str:
-    parts = [str(event.get("phase"))]
-    for key, label in (("loss", "loss"), ("validation_bits_per_byte", "bits/byte")):
-        if event.get(key) is not None:
-            parts.append(f"{label} {event[key]:.3f}")
-    if event.get("tok_s"):
-        parts.append(f"{event['tok_s']:.0f} tok/s")
-    return ", ".join(parts)
-
-
-def _flagged(planned: Mapping[str, Any]) -> list[str]:
-    return [
-        f"row {found.get('row')} left out: {found.get('reason')}"
-        for found in planned.get("flagged") or []
-    ]
-
-
-def _print_plan(planned: Mapping[str, Any], terminal: Terminal) -> None:
+def _print_plan(planned: Mapping[str, Any], epochs: int, terminal: Terminal) -> None:
     rows = [(part, size_text(size)) for part, size in planned["bytes"].items()]
     terminal.table(("MEMORY", "SIZE"), rows)
     epoch_s = planned.get("epoch_s")
@@ -297,7 +287,9 @@ def _print_plan(planned: Mapping[str, Any], terminal: Terminal) -> None:
         f" {planned['n_tokens']} tokens an epoch, {planned['n_supervised']} of them learned;"
         f" {'unknown time' if epoch_s is None else duration_text(epoch_s)} an epoch"
     )
-    for note in [*planned.get("notes", []), *_flagged(planned)]:
+    terminal.line(rehearsal_text(planned))
+    terminal.line(longest_text(planned, epochs))
+    for note in [*planned.get("notes", []), *findings(planned)]:
         terminal.note(note)
 
 
@@ -313,16 +305,10 @@ def _print_result(result: Mapping[str, Any], terminal: Terminal) -> None:
         f" {result['tok_s']:.0f} tok/s, peak {size_text(result['peak_rss_anon_bytes'])},"
         f" blocks {layers}"
     )
-    gate = result.get("gate") or {}
-    name = f"{result['model']}:{result['name']}"
-    if gate.get("passed") and result.get("is_active"):
-        terminal.line(f"gate passed; {result['model']} now answers with {name}")
-    elif gate.get("passed"):
-        terminal.line(f"gate passed; `edge-agent adapters activate {result['name']}` uses it")
-    else:
-        for reason in gate.get("reasons", []):
-            terminal.note(f"gate: {reason}")
-        terminal.line(f"{name} is kept, and not active: its gate did not let it pass")
+    gate, is_active = result.get("gate"), result["is_active"]
+    verdict = LessonVerdict(result["model"], result["name"], gate, is_active)
+    for line in verdict_lines(verdict, terminal.columns):
+        terminal.line(line)
 
 
 def _raise_error(last: Mapping[str, Any]) -> None:

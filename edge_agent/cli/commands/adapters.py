@@ -17,6 +17,7 @@ import typer
 
 from edge_agent.cli.options import Options, add_command, command_group, complete_model
 from edge_agent.cli.terminal import Terminal, size_text
+from edge_agent.cli.verdict import LessonVerdict, verdict_lines
 from edge_agent.client.adapters import open_adapters
 from edge_agent.errors import EdgeAgentError, UsageError
 
@@ -149,7 +150,13 @@ def show(options: NamedOptions, terminal: Terminal) -> int:
     shown["created_at"] = _day(found["created_at"])
     rows = [(key.replace("_", " "), str(value)) for key, value in shown.items()]
     rows += [(f"setting {key}", str(value)) for key, value in _scalars(found["settings"])]
-    terminal.table(("FIELD", "VALUE"), [*rows, *_gate_rows(found["gate"])])
+    terminal.table(("FIELD", "VALUE"), [*rows, *_check_rows(found["gate"])])
+    terminal.line()
+    verdict = LessonVerdict(
+        found["model"], found["name"], found["gate"], found["is_active"], found["status"]
+    )
+    for line in verdict_lines(verdict, terminal.columns):
+        terminal.line(line)
     return 0
 
 
@@ -159,17 +166,12 @@ def _scalars(settings: Mapping[str, Any] | None) -> Iterable[tuple[str, Any]]:
     return [(key, value) for key, value in found if isinstance(value, (str, int, float))]
 
 
-def _gate_rows(gate: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The verdict, why, and each check's figures (adapt/gate/gate.py)."""
-    if gate is None:
-        return [("gate", "not judged yet")]
-    verdict = "passed" if gate.get("passed") else "failed"
-    reasons = [("gate", str(reason)) for reason in gate.get("reasons") or []]
-    checks = [
+def _check_rows(gate: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Each check's figures (adapt/gate/gate.py)."""
+    return [
         (f"check {name}", " ".join(f"{key} {value}" for key, value in check.items()))
-        for name, check in (gate.get("checks") or {}).items()
+        for name, check in ((gate or {}).get("checks") or {}).items()
     ]
-    return [("gate", verdict), *reasons, *checks]
 
 
 def activate(options: ActivateOptions, terminal: Terminal) -> int:

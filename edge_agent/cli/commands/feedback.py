@@ -18,6 +18,7 @@ import typer
 
 from edge_agent import atomic_file, json_lines
 from edge_agent.cli.commands.run import checked_text
+from edge_agent.cli.lesson_text import waiting_text
 from edge_agent.cli.options import Options, add_command, command_group, complete_model
 from edge_agent.cli.terminal import Terminal
 from edge_agent.client.connection import find_daemon
@@ -261,22 +262,6 @@ def _write(path: Path, lines: Iterator[str]) -> int:
     except OSError as error:
         raise UsageError(f"cannot write {path}", error.strerror or str(error), "") from error
     return len(written)
-
-
-def waiting_text(waiting: Mapping[str, int]) -> str:
-    """
-    >>> waiting_text({"corrections": 1, "approved": 2, "bad": 5})
-    '1 correction and 2 good answers wait to be learned'
-    >>> waiting_text({"corrections": 0, "approved": 0, "bad": 5})
-    'nothing waits to be learned'
-    """
-    names = {"corrections": "correction", "approved": "good answer"}
-    counts = ((waiting[key], name) for key, name in names.items() if waiting[key])
-    parts = [f"{count} {name}{'s' * (count != 1)}" for count, name in counts]
-    total = waiting["corrections"] + waiting["approved"]
-    if not parts:
-        return "nothing waits to be learned"
-    return f"{' and '.join(parts)} {'waits' if total == 1 else 'wait'} to be learned"
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
