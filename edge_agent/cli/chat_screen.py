@@ -18,17 +18,22 @@ from pathlib import Path
 from typing import TextIO
 
 from edge_agent import atomic_file
+from edge_agent.cli.chat_lesson import ChatLesson
 from edge_agent.cli.conversation import (
+    COMMAND_WORDS,
     Action,
     Ask,
     ChatState,
     Complain,
     Judge,
+    Learn,
     Leave,
     LoadChat,
     Save,
     Say,
+    Undo,
     answered,
+    corrected,
     document,
     from_document,
     handle,
@@ -110,7 +115,13 @@ class ChatSession:
                 self.terminal.note(f"{len(state.turns)} turns loaded")
             elif isinstance(action, Judge):
                 kept = self.client.post("/v1/feedback", state.feedback(action))
-                self.terminal.note(f"kept as feedback {kept['id']}, for the next lesson")
+                self.terminal.note(f"kept as feedback {kept['id']}, for the next lesson: /learn")
+                if action.correction is not None:
+                    state = corrected(state, action.correction)
+            elif isinstance(action, Learn):
+                self._lesson().learn(state.model)
+            elif isinstance(action, Undo):
+                self._lesson().undo(state.model)
             elif isinstance(action, Say):
                 self.terminal.note(action.text)
             elif isinstance(action, Complain):
@@ -118,6 +129,10 @@ class ChatSession:
         except EdgeAgentError as error:
             self.terminal.error(error)
         return state
+
+    def _lesson(self) -> ChatLesson:
+        ask = self.read_line if self.is_interactive else None
+        return ChatLesson(self.client, self.terminal, ask)
 
     def _ask(self, state: ChatState) -> ChatState:
         """Stream one answer. Text from before a stop or an error is kept and marked as cut."""
@@ -178,12 +193,14 @@ def plain_lines(stdin: TextIO, show: Callable[[str], None] = lambda prompt: None
 
 
 def edited_lines(history_file: Path) -> ReadLine:
-    """A line editor with history, and Alt-Enter for a new line. The history file has mode 0600.
+    """A line editor with history, Tab for a command's name, and Alt-Enter for a new line. The
+    history file has mode 0600.
 
     Where the history file cannot be written (the service's state directory), the history lasts for
     this chat only.
     """
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -196,7 +213,12 @@ def edited_lines(history_file: Path) -> ReadLine:
     history: History = InMemoryHistory()
     if make_private(history_file):
         history = FileHistory(str(history_file))
-    session: PromptSession[str] = PromptSession(history=history, key_bindings=keys)
+    session: PromptSession[str] = PromptSession(
+        history=history,
+        key_bindings=keys,
+        completer=WordCompleter(COMMAND_WORDS, sentence=True),
+        complete_while_typing=False,
+    )
     return lambda prompt: session.prompt(prompt)
 
 

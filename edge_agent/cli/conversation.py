@@ -16,17 +16,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from edge_agent.cli.chat_settings import (
+    KEYS,
+    ChatSettings,
+    changed,
+    setting_text,
+    settings_text,
+    stored_settings,
+)
 from edge_agent.cli.quoted_block import QUOTES, is_quoted, unquoted
 from edge_agent.errors import UsageError
-from edge_agent.records import Sampling
-from edge_agent.sampling_bounds import SAMPLING_BOUNDS
-from edge_agent.setting import WrongSetting
 
-_DEFAULT = Sampling()
 SAVE_VERSION = 1
 _COMMAND = re.compile(r"/(\?|[a-zA-Z][^\s/]*)(?:\s+(.*))?", re.DOTALL)
 _NEAR = 0.75
@@ -39,6 +43,8 @@ HELP = """\
 /regen            answer the last question again
 /good, /bad       mark the last answer as right or wrong, for the next lesson
 /correct TEXT     give the right answer to the last question, for the next lesson
+/learn            teach the model what was corrected, and say what became of it
+/undo             take back what the model has learned last
 /save NAME|PATH   write the conversation to a JSON file
 /load NAME|PATH   continue a saved conversation
 /help, /?         this text
@@ -50,31 +56,6 @@ of lines, which one that ends with \"\"\" or Ctrl-D closes and Ctrl-C drops; a b
 
 
 @dataclass(frozen=True)
-class ChatSettings:
-    """The settings that /set changes. None leaves the choice to the daemon."""
-
-    temperature: float = _DEFAULT.temperature
-    top_p: float = _DEFAULT.top_p
-    top_k: int | None = None
-    min_p: float | None = None
-    repeat_penalty: float = _DEFAULT.repeat_penalty
-    """1.0 is off, and the default: where a tokenizer knows few pieces of a script, 90 % of the
-    tokens of a correct Hindi or Kannada sentence are repeats, and 1.1 would punish them all."""
-    seed: int | None = None
-    max_tokens: int | None = None
-    verbose: bool = False
-
-    def request_fields(self) -> dict[str, Any]:
-        """The settings as members of the request body; a setting that is None is left out."""
-        given = asdict(self)
-        del given["verbose"]
-        return {name: value for name, value in given.items() if value is not None}
-
-
-_KEYS = tuple(field.name for field in fields(ChatSettings))
-
-
-@dataclass(frozen=True)
 class Turn:
     """One message. `cut`: the answer was stopped or broke off; `content` is what arrived."""
 
@@ -83,6 +64,8 @@ class Turn:
     cut: bool = False
     id: str = ""
     """The id of the daemon's response; "" when it sent none."""
+    correction: str = ""
+    """What the answer should have been: the conversation goes on from it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +80,9 @@ class ChatState:
     def request(self) -> dict[str, Any]:
         """Body of POST /v1/chat/completions for the turns so far."""
         head = [{"role": "system", "content": self.system}] if self.system else []
-        turns = [{"role": turn.role, "content": turn.content} for turn in self.turns]
+        turns = [
+            {"role": turn.role, "content": turn.correction or turn.content} for turn in self.turns
+        ]
         model = {"model": self.model} if self.model else {}
         return {**model, "messages": [*head, *turns], **self.settings.request_fields()}
 
@@ -152,11 +137,21 @@ class Judge:
 
 
 @dataclass(frozen=True)
+class Learn:
+    """Teach what waits, and show the verdict."""
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Take the active adapter back."""
+
+
+@dataclass(frozen=True)
 class Leave:
     pass
 
 
-Action = Say | Complain | Ask | Save | LoadChat | Judge | Leave
+Action = Say | Complain | Ask | Save | LoadChat | Judge | Learn | Undo | Leave
 Result = tuple[ChatState, tuple[Action, ...]]
 
 
@@ -201,6 +196,14 @@ def answered(state: ChatState, text: str, *, cut: bool = False, response_id: str
     return replace(state, turns=(*state.turns, Turn("assistant", text, cut, response_id)))
 
 
+def corrected(state: ChatState, text: str) -> ChatState:
+    """The state whose last answer should have been `text`. A later question follows on it: the
+    lesson would otherwise hold the wrong answer too, before the right answers to later questions.
+    """
+    *before, answer = state.turns
+    return replace(state, turns=(*before, replace(answer, correction=text)))
+
+
 def document(state: ChatState) -> dict[str, Any]:
     """The state as /save writes it."""
     return {"v": SAVE_VERSION, **asdict(state)}
@@ -213,26 +216,11 @@ def from_document(value: Any) -> ChatState:
     model, system = value.get("model"), value.get("system", "")
     if not (model is None or isinstance(model, str)) or not isinstance(system, str):
         raise UsageError("the saved conversation is damaged", "`model` or `system` is no text")
-    settings = _settings(value.get("settings", {}))
+    settings = stored_settings(value.get("settings", {}))
     turns = value.get("turns", [])
     if not isinstance(turns, list):
         raise UsageError("the saved conversation is damaged", "`turns` is no list")
     return ChatState(model, system, settings, tuple(_turn(turn) for turn in turns))
-
-
-def changed(settings: ChatSettings, key: str, text: str) -> ChatSettings:
-    """`settings` with one value replaced. Raises UsageError that names setting and range."""
-    if key not in _KEYS:
-        raise UsageError(f"unknown setting {key!r}", "", f"known: {', '.join(_KEYS)}")
-    is_optional = getattr(ChatSettings(), key) is None
-    change: dict[str, Any] = {key: None}
-    if not (is_optional and text == "default"):
-        try:
-            change[key] = _switch(text) if key == "verbose" else SAMPLING_BOUNDS[key].number(text)
-        except WrongSetting as wrong:
-            hint = wrong.hint + ("; or `default`" if is_optional else "")
-            raise UsageError(f"{key} cannot be {text!r}", wrong.why, hint) from None
-    return replace(settings, **change)
 
 
 def _question(state: ChatState, text: str) -> Result:
@@ -255,20 +243,20 @@ def _system(state: ChatState, text: str) -> Result:
 def _set(state: ChatState, text: str) -> Result:
     key, _, value = text.partition(" ")
     if not key:
-        return state, (Say(_settings_text(state.settings)),)
+        return state, (Say(settings_text(state.settings)),)
     key = key.replace("-", "_")
     try:
         settings = changed(state.settings, key, value.strip())
     except UsageError as error:
         return state, (Complain(str(error), error.hint),)
-    return replace(state, settings=settings), (Say(_setting_text(settings, key)),)
+    return replace(state, settings=settings), (Say(setting_text(settings, key)),)
 
 
 def _show(state: ChatState, _: str) -> Result:
     model = state.model or "the daemon's default"
     turns = f"{len(state.turns)} turns"
     lines = [f"model = {model}", f"system = {state.system or '(none)'}", turns]
-    return state, (Say("\n".join([*lines, _settings_text(state.settings)])),)
+    return state, (Say("\n".join([*lines, settings_text(state.settings)])),)
 
 
 def _clear(state: ChatState, _: str) -> Result:
@@ -317,7 +305,15 @@ def _file(name: str, action: type[Save] | type[LoadChat]) -> Callable[[ChatState
 
 
 def _help(state: ChatState, _: str) -> Result:
-    return state, (Say(HELP.format(keys=", ".join(_KEYS)).rstrip()),)
+    return state, (Say(HELP.format(keys=", ".join(KEYS)).rstrip()),)
+
+
+def _learn(state: ChatState, _: str) -> Result:
+    return state, (Learn(),)
+
+
+def _undo(state: ChatState, _: str) -> Result:
+    return state, (Undo(),)
 
 
 def _bye(state: ChatState, _: str) -> Result:
@@ -333,6 +329,8 @@ _COMMANDS: Mapping[str, Callable[[ChatState, str], Result]] = {
     "good": _judgement("up"),
     "bad": _judgement("down"),
     "correct": _correct,
+    "learn": _learn,
+    "undo": _undo,
     "save": _file("save", Save),
     "load": _file("load", LoadChat),
     "help": _help,
@@ -343,31 +341,15 @@ _COMMANDS: Mapping[str, Callable[[ChatState, str], Result]] = {
 }
 
 
+COMMAND_WORDS = tuple(f"/{name}" for name in _COMMANDS)
+
+
 def _meant(name: str, argument: str) -> str | None:
     """The command of which `name` is a slip or, alone on its line, the beginning."""
     name = name.lower()
     close = get_close_matches(name, _COMMANDS, 1, _NEAR)
     begun = [] if argument else [command for command in _COMMANDS if command.startswith(name)]
     return next(iter([*close, *begun]), None)
-
-
-def _switch(text: str) -> bool:
-    words = {"on": True, "true": True, "yes": True, "1": True}
-    words |= {"off": False, "false": False, "no": False, "0": False}
-    if text.lower() not in words:
-        raise WrongSetting("verbose", "this is no switch", "on or off")
-    return words[text.lower()]
-
-
-def _settings(value: Any) -> ChatSettings:
-    """Settings of a saved conversation, checked by the rules of /set. Raises UsageError."""
-    known = {field.name for field in fields(ChatSettings)}
-    if not isinstance(value, dict) or not value.keys() <= known:
-        raise UsageError("the saved conversation is damaged", "`settings` holds unknown keys")
-    settings = ChatSettings()
-    for key, given in value.items():
-        settings = changed(settings, key, "default" if given is None else str(given))
-    return settings
 
 
 def _turn(value: Any) -> Turn:
@@ -380,15 +362,6 @@ def _turn(value: Any) -> Turn:
         raise UsageError("the saved conversation is damaged", "a turn has no role or no content")
     response_id = value.get("id", "")
     known_id = response_id if isinstance(response_id, str) else ""
-    return Turn(value["role"], value["content"], value.get("cut") is True, known_id)
-
-
-def _setting_text(settings: ChatSettings, key: str) -> str:
-    value = getattr(settings, key)
-    if isinstance(value, bool):
-        value = "on" if value else "off"
-    return f"{key} = {'default' if value is None else value}"
-
-
-def _settings_text(settings: ChatSettings) -> str:
-    return "\n".join(_setting_text(settings, key) for key in _KEYS)
+    correction = value.get("correction", "")
+    right = correction if isinstance(correction, str) else ""
+    return Turn(value["role"], value["content"], value.get("cut") is True, known_id, right)

@@ -2,7 +2,7 @@
 
 Flows in: documents of /v1/feedback and /adapt, and events of a lesson (adapt/messages.py's records
 as JSON). Flows out: lines. Not here: the verdict (verdict.py), following a lesson
-(commands/adapt.py).
+(commands/adapt.py, chat_lesson.py).
 """
 
 from __future__ import annotations
@@ -94,6 +94,18 @@ def findings(planned: Mapping[str, Any]) -> list[str]:
         f" {REASONS.get(str(found.get('reason')), found.get('reason'))}: {found.get('text')}"
         for found in planned.get("flagged") or []
     ]
+
+
+def event_text(event: Mapping[str, Any]) -> str | None:
+    """How far the lesson is; None for an event that does not say it.
+
+    >>> event_text({"event": "judging", "note": "as it is: questions, 3 of 30"})
+    'judging, as it is: questions, 3 of 30'
+    """
+    kind = event.get("event")
+    if kind in ("judging", "paused"):
+        return f"{kind}, {event.get('note') or event.get('reason')}"
+    return progress_text(event) if kind == "progress" else None
 
 
 def progress_text(event: Mapping[str, Any]) -> str:

@@ -6,22 +6,18 @@ import io
 import json
 import math
 import os
-import pty
 import re
-import select
 import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import FakeSupervisor
 from http_front import Front, serving
+from pseudo_terminal import on_a_terminal
 from waiting import DEADLINE_S, until
 
 from edge_agent.cli.chat_screen import (
@@ -32,8 +28,8 @@ from edge_agent.cli.chat_screen import (
     save,
     saved_path,
 )
+from edge_agent.cli.chat_settings import ChatSettings
 from edge_agent.cli.conversation import (
-    ChatSettings,
     ChatState,
     Turn,
     answered,
@@ -270,65 +266,6 @@ def test_a_full_context_says_how_to_make_room(tmp_path: Path) -> None:
 
 
 # ---- the real program on a real terminal -------------------------------------------------------
-
-
-class Screen:
-    """The far end of a pseudo-terminal: what was shown so far, and a keyboard."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.shown = ""
-        self.raw = ""
-
-    def type(self, keys: str) -> None:
-        os.write(self.descriptor, keys.encode())
-
-    def wait_for(self, text: str) -> str:
-        """Everything up to and including `text`, which is then forgotten."""
-        deadline = time.monotonic() + DEADLINE_S
-        while text not in self.shown:
-            left_s = deadline - time.monotonic()
-            assert left_s > 0 and self._read(left_s), f"never shown: {text!r} in {self.shown!r}"
-        before, _, self.shown = self.shown.partition(text)
-        return before + text
-
-    def _read(self, timeout_s: float) -> bool:
-        if not select.select([self.descriptor], [], [], timeout_s)[0]:
-            return False
-        try:
-            data = os.read(self.descriptor, 65536).decode("utf-8", "replace")
-        except OSError:
-            return False
-        self.raw += data
-        self.shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data)
-        return True
-
-
-@contextmanager
-def on_a_terminal(
-    state_dir: Path, *arguments: str, **variables: str
-) -> Iterator[tuple[Screen, int]]:
-    """`edge-agent chat` on a pty of its own session, so that Ctrl-C reaches it and not us."""
-    pid, descriptor = pty.fork()
-    if pid == 0:
-        command = [sys.executable, "-m", "edge_agent.cli", "chat", *arguments]
-        environ = {
-            **os.environ,
-            "EDGE_AGENT_STATE_DIR": str(state_dir),
-            "TERM": "xterm",
-            "PROMPT_TOOLKIT_NO_CPR": "1",
-            **variables,
-        }
-        os.execve(command[0], command, environ)
-    try:
-        yield Screen(descriptor), pid
-    finally:
-        os.close(descriptor)
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

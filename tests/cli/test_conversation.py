@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from edge_agent.cli.chat_settings import ChatSettings
 from edge_agent.cli.conversation import (
     Ask,
-    ChatSettings,
     ChatState,
     Complain,
     Judge,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_agent.cli.lesson_text import findings, longest_text, progress_text, rehearsal_text
+from edge_agent.cli.lesson_text import event_text, findings, longest_text, rehearsal_text
 from edge_agent.cli.options import (
     Options,
     SettingFlags,
@@ -266,12 +266,9 @@ def _follow(
 
 def _show(event: Mapping[str, Any], show: Progress, terminal: Terminal, noted: set[str]) -> None:
     """`noted`: notes that were shown; a lesson that chooses its blocks is planned twice."""
-    kind = event.get("event")
-    if kind == "progress":
-        show(progress_text(event), event.get("step"), event.get("n_steps") or None)
-    elif kind in ("judging", "paused"):
-        show(f"{kind}: {event.get('note') or event.get('reason')}", None, None)
-    elif kind == "planned":
+    if (text := event_text(event)) is not None:
+        show(text, event.get("step"), event.get("n_steps") or None)
+    elif event.get("event") == "planned":
         for note in [*event.get("notes", []), *findings(event)]:
             if note not in noted:
                 noted.add(note)

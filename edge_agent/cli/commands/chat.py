@@ -50,7 +50,8 @@ def chat(options: ChatOptions, terminal: Terminal) -> int:
     """
     # Deferred: these bring msgspec and cost every other command 50 ms at its start.
     from edge_agent.cli.chat_screen import ChatSession, edited_lines, plain_lines
-    from edge_agent.cli.conversation import ChatSettings, ChatState
+    from edge_agent.cli.chat_settings import ChatSettings
+    from edge_agent.cli.conversation import ChatState
 
     system = system_prompt(options.system)
     client = find_daemon(options.state_dir, terminal.environ)
