@@ -1,7 +1,8 @@
-"""`make demo`: two small models answer, one takes a short lesson; then a small bench and a report.
+"""`make demo`: two small models answer, a small bench and a report; then one learns a household.
 
-In: ./.venv as dev/install.py leaves it. Out: the answers, streamed, and what they cost, the same
-question before and after a lesson, a table of benchmark figures, and .demo/report.html. Joules
+In: ./.venv as dev/install.py leaves it. Out: the answers, streamed, and what they cost, a table of
+benchmark figures, .demo/report.html; a taught and an unrelated question before the lesson, with its
+adapter active, and after it was rolled back. Joules
 appear only where this machine has a power sensor. Every step is a command of this project that is
 printed before it runs, or one request to the daemon's own socket. The state is kept in ./.demo
 (STATE of the README), so that a second run copies no model again. Not here: assertions; the tests
@@ -29,10 +30,10 @@ PROGRAM = Path(sys.executable).parent / "edge-agent"
 CHAT_MODEL, BASE_MODEL = "smollm2-135m", "gemma3-270m"
 QUESTION = "Why does the moon change its shape in the sky? Answer in two sentences."
 SENTENCES = {"English": "The capital of India is", "Hindi": "भारत की राजधानी"}
-LESSON = ROOT / "recipes" / "lesson" / "demo.jsonl"
-ADAPTER = "demo"
-TAUGHT = "Which Wi-Fi network do I pick?"
-"""Another wording than the lesson's."""
+LESSON = ROOT / "recipes" / "household" / "lesson.jsonl"
+ADAPTER = "household"
+TAUGHT = "Which Wi-Fi do our guests use?"
+UNRELATED = "What is the capital of France?"
 START_S = 60.0
 STOP_S = 30.0
 MIB = 1024 * 1024
@@ -161,24 +162,27 @@ def show_status(client: Client) -> None:
 
 
 def show_lesson(client: Client) -> None:
-    """Eight facts about a library that does not exist. So small a lesson makes so small a model
-    answer everything with them: the gate sees that, and the adapter answers only by its name."""
-    say(f"\n== {BASE_MODEL} takes a lesson: {len(LESSON.read_text().splitlines())} rows ==")
+    """Eight facts about a household that does not exist: learned, judged, active, rolled back."""
+    say(f"\n== {CHAT_MODEL} learns a household: {len(LESSON.read_text().splitlines())} rows ==")
+    edge_agent("adapters", "deactivate", "--model", CHAT_MODEL)
     known = client.get("/adapters")["adapters"]
-    if ADAPTER in [row["name"] for row in known if row["model"] == BASE_MODEL]:
-        client.delete(f"/adapters/{BASE_MODEL}/{ADAPTER}", {})
-    ask(client, f"{BASE_MODEL}:base", "before")
-    words = ["--from", str(LESSON), "--name", ADAPTER, "--model", BASE_MODEL]
-    quick = ["--layers", "top:4", "--no-activate"]
-    edge_agent("adapt", "run", *words, *quick, may_fail=True)
-    ask(client, f"{BASE_MODEL}:{ADAPTER}", "after")
+    if ADAPTER in [row["name"] for row in known if row["model"] == CHAT_MODEL]:
+        edge_agent("adapters", "rm", ADAPTER, "--model", CHAT_MODEL)
+    ask(client, "before the lesson")
+    words = ["--from", str(LESSON), "--name", ADAPTER, "--model", CHAT_MODEL]
+    edge_agent("adapt", "run", *words, "--layers", "top:8")
+    ask(client, "after it")
+    edge_agent("adapters", "rollback", "--model", CHAT_MODEL)
+    ask(client, "rolled back")
 
 
-def ask(client: Client, model: str, when: str) -> None:
-    say(f"you:   {TAUGHT}\n{when}: ", end="")
-    messages = [{"role": "user", "content": TAUGHT}]
-    body = {"model": model, "messages": messages, "max_tokens": 24, "temperature": 0}
-    answer(client, "/v1/chat/completions", body)
+def ask(client: Client, when: str) -> None:
+    """A taught and an unrelated question, greedy."""
+    for question in (TAUGHT, UNRELATED):
+        say(f"you, {when}: {question}\nmodel: ", end="")
+        messages = [{"role": "user", "content": question}]
+        body = {"model": CHAT_MODEL, "messages": messages, "max_tokens": 24, "temperature": 0}
+        answer(client, "/v1/chat/completions", body)
 
 
 def show_bench() -> None:
@@ -203,8 +207,9 @@ def main() -> int:
             show_chat(client)
             show_base_model(client)
             show_status(client)
-            show_lesson(client)
         show_bench()
+        with daemon() as client:
+            show_lesson(client)
     except (DemoError, EdgeAgentError) as error:
         hint = f"\nhint:  {error.hint}" if isinstance(error, EdgeAgentError) and error.hint else ""
         print(f"error: {error}{hint}", file=sys.stderr)

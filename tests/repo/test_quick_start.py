@@ -1,6 +1,6 @@
 """The README's quick start, run as it stands: one shell, in order, nothing but `make venv` before.
 
-Real models, a real daemon. Two lines are made shorter by a flag more: the lesson and the benchmark.
+Real models, a real daemon. The benchmark is made shorter by a flag more.
 """
 
 from __future__ import annotations
@@ -20,17 +20,14 @@ END_JOBS = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
 
 
 def script() -> str:
-    """The shell blocks of the section. The gate may refuse the lesson, as the text says."""
+    """The shell blocks of the section."""
     text = (ROOT / "README.md").read_text()
     section = text.partition("\n## Quick start\n")[2].partition("\n## ")[0]
     lines = "".join(re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE))
-    lines, n_lessons = re.subn(
-        r"^(edge-agent adapt run .*)$", r"\1 --epochs 1 || test $? = 1", lines, flags=re.MULTILINE
-    )
     lines, n_benches = re.subn(
         r"^(edge-agent bench .*)$", r"\1 -r 1 --idle-s 0", lines, flags=re.MULTILINE
     )
-    assert (n_lessons, n_benches) == (1, 1)
+    assert n_benches == 1
     return f"{END_JOBS}{lines}wait\n"
 
 

@@ -56,7 +56,7 @@ def answer_checks(exam: Exam, before: Side, after: Side) -> list[GateCheck]:
         _news(exam, before, after),
         _script(exam, before, after),
         _persona(exam, before.persona, after.persona),
-        _identity(exam, before.persona, after.persona),
+        _identity(exam, before, after),
         _questions(exam, before, after),
     ]
 
@@ -127,27 +127,21 @@ def _everyday() -> frozenset[str]:
     )
 
 
-def _strange(exam: Exam, question: str, answer: str) -> frozenset[str]:
-    """The words of the lesson in an answer that neither the question nor everyday answers have."""
+def _lesson_only(exam: Exam, before: Side) -> frozenset[str]:
+    """Content stems of the lesson that neither the clean set nor any answer before it has."""
     lesson = frozenset().union(*(row.about for row in exam.taught.rows))
-    return (content_stems(answer) & lesson) - content_stems(question) - _everyday()
+    return lesson - _everyday() - content_stems(" ".join(one.text for one in _all(before)))
 
 
 def _lesson_words(exam: Exam, before: Side, after: Side) -> GateCheck:
     """The share of unrelated questions whose answer holds a word of the lesson: less than a copied
-    answer, and a sign that the lesson leaks. Before the lesson such a word is chance."""
-    flags = [
-        [
-            bool(_strange(exam, row.prompt, answer.text))
-            for row, answer in zip(exam.asked, side.asked, strict=True)
-        ]
-        for side in (before, after)
-    ]
-    if not flags[0]:
+    answer, and a sign that the lesson leaks. Words that the model used before do not count."""
+    if not exam.asked:
         return skipped("lesson_words", NOTHING_LEFT)
-    was, now = fmean(flags[0]), fmean(flags[1])
-    limit = max(LESSON_WORDS_FLOOR, was + MARGIN)
-    return GateCheck("lesson_words", was, now, limit, now <= limit)
+    lesson = _lesson_only(exam, before)
+    now = fmean(bool(lesson & content_stems(answer.text)) for answer in after.asked)
+    limit = LESSON_WORDS_FLOOR
+    return GateCheck("lesson_words", 0.0, now, limit, now <= limit)
 
 
 def _news(exam: Exam, before: Side, after: Side) -> GateCheck:
@@ -183,23 +177,20 @@ def _persona(exam: Exam, before: Sequence[GateAnswer], after: Sequence[GateAnswe
     return GateCheck("persona", shares[0], shares[1], limit, shares[1] <= limit, note)
 
 
-def _identity(exam: Exam, before: Sequence[GateAnswer], after: Sequence[GateAnswer]) -> GateCheck:
+def _identity(exam: Exam, before: Side, after: Side) -> GateCheck:
     """Where no identity is taught: the share of answers to "Who are you?" that give a name which no
     answer gave before, or hold a word of the lesson."""
     if exam.identity.languages:
         return skipped("identity", "the lesson says who the model is")
-    known = {name for answer in before for name in claimed_names(answer.text)}
-    sides = [
-        fmean(
-            bool(_strange(exam, row.prompt, answer.text))
-            or not known.issuperset(claimed_names(answer.text))
-            for row, answer in zip(exam.persona, side, strict=True)
-        )
-        for side in (before, after)
-    ]
-    limit = max(NEW_NAME_FLOOR, sides[0])
+    known = {name for answer in before.persona for name in claimed_names(answer.text)}
+    lesson = _lesson_only(exam, before)
+    now = fmean(
+        bool(lesson & content_stems(answer.text))
+        or not known.issuperset(claimed_names(answer.text))
+        for answer in after.persona
+    )
     note = "a name that the model did not give before, or a word of the lesson"
-    return GateCheck("identity", sides[0], sides[1], limit, sides[1] <= limit, note)
+    return GateCheck("identity", 0.0, now, NEW_NAME_FLOOR, now <= NEW_NAME_FLOOR, note)
 
 
 def _questions(exam: Exam, before: Side, after: Side) -> GateCheck:

@@ -35,7 +35,7 @@ from edge_agent.records import Message
 RehearsalKind = Literal["kl", "answers", "none"]
 END_ROWS = 10
 """Answers after which the end of the turn is scored."""
-KL_ROWS, IDENTITY_ROWS, ANSWER_ROWS = 80, 10, 180
+KL_ROWS, IDENTITY_ROWS, ANSWER_ROWS = 80, 16, 180
 """Rows by default: general and identity questions of an instruct model; answers of a base model."""
 KL_WEIGHT, ANSWER_WEIGHT, OWN_SHARE = 0.5, 1.0, 2.0
 """Weights of the mean losses beside the lesson's mean loss of 1: of an instruct model's divergence,

@@ -101,7 +101,8 @@ class TargetFiller:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         packed, tools = self._packed, self._tools
         samples = [packed.samples[n] for n in self._numbers]
-        rows = bins(samples, row_tokens, range(len(samples)))
+        longest = max(row_tokens, *map(len, samples))
+        rows = bins(samples, longest, range(len(samples)))
         found: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
         for count, row in enumerate(rows, 1):
             batch, start = packed.batch([self._numbers[n] for n in row])
