@@ -49,6 +49,9 @@ class LessonState:
     is_active: bool = False
     error: EdgeAgentError | None = None
     joules: float | None = None
+    """None as well when a part of the lesson was not measured."""
+    rows: int | None = None
+    """Taught and validated on."""
     listeners: list[Callable[[dict[str, Any]], None]] = field(default_factory=list)
     watchers: list[asyncio.Queue[dict[str, Any] | None]] = field(default_factory=list)
 
@@ -89,6 +92,13 @@ class LessonState:
             "error": None if self.error is None else _error_json(self.error),
         }
 
+    def outcome(self, ended_at: float) -> dict[str, Any]:
+        """How it ended, for later: the result's members, if there is one, beside the state."""
+        document = self.as_json()
+        kept = ("state", "name", "model", "data", "started_at", "error")
+        head = {key: document[key] for key in kept}
+        return {**(document["result"] or {}), **head, "ended_at": ended_at}
+
     def _result(self, finished: Finished) -> dict[str, Any]:
         return {
             "name": self.request.name,
@@ -100,6 +110,7 @@ class LessonState:
             "tok_s": finished.tok_s,
             "train_s": finished.train_s,
             "steps": finished.steps,
+            "rows": self.rows,
             "peak_rss_anon_bytes": finished.peak_rss_anon_bytes,
             "joules": self.joules,
             "influence": finished.influence,

@@ -28,6 +28,8 @@ FEEDBACK_FILE = "feedback.jsonl"
 GIVEN_FILE = "given.jsonl"
 """Rows that came over HTTP."""
 RESULT_FILE = "result.json"
+REQUEST_FILE = "request.json"
+OUTCOME_FILE = "outcome.json"
 RESERVED_NAMES = ("base", "latest")
 
 
@@ -103,12 +105,14 @@ class LessonFiles:
                 path.unlink()
 
     def write_request(self, request: LessonRequest) -> None:
-        path = self.directory(request.name) / "request.json"
-        atomic_file.write(path, msgspec.json.encode(request))
+        """A run begins: what an earlier one of its name came to is forgotten."""
+        directory = self.directory(request.name)
+        (directory / OUTCOME_FILE).unlink(missing_ok=True)
+        atomic_file.write(directory / REQUEST_FILE, msgspec.json.encode(request))
 
     def stored_request(self, name: str | None) -> LessonRequest:
         """Of the run of this name, or of the latest. Raises UsageError."""
-        found = sorted(self._root.glob("*/request.json"), key=lambda path: path.stat().st_mtime)
+        found = sorted(self._root.glob(f"*/{REQUEST_FILE}"), key=_changed_at)
         paths = [path for path in found if name is None or path.parent.name == name]
         if not paths:
             which = "no run" if name is None else f"no run named {name[:80]!r}"
@@ -142,7 +146,29 @@ class LessonFiles:
             raise TrainingFailed(f"{path} cannot be read", str(error), "run it anew") from error
         return parts[0], parts[1]
 
-    def write_outcome(self, name: str, result: Mapping[str, Any]) -> None:
-        """Everything `adapt run --json` prints, for later."""
-        text = json.dumps(result, ensure_ascii=False, indent=1)
-        atomic_file.write(self.directory(name) / "outcome.json", text.encode())
+    def write_outcome(self, name: str, outcome: Mapping[str, Any]) -> None:
+        """How the lesson ended (LessonState.outcome), for later."""
+        text = json.dumps(outcome, ensure_ascii=False, indent=1)
+        atomic_file.write(self.directory(name) / OUTCOME_FILE, text.encode())
+
+    def outcome(self, name: str) -> dict[str, Any] | None:
+        """What `write_outcome` wrote; None when the lesson has not ended, or nothing is readable.
+        One that an earlier version wrote has no `state`: it was judged."""
+        try:
+            found = json.loads((self._root / name / OUTCOME_FILE).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return {"state": "finished", **found} if isinstance(found, dict) else None
+
+    def last_outcome(self) -> dict[str, Any] | None:
+        """Of the lesson that ended last; None before the first one."""
+        found = sorted(self._root.glob(f"*/{OUTCOME_FILE}"), key=_changed_at)
+        return self.outcome(found[-1].parent.name) if found else None
+
+
+def _changed_at(path: Path) -> float:
+    """0 for a file that was removed meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -69,8 +69,18 @@ class LessonRunner:
     # ---- asked from outside -------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """The lesson under way, or the last one of this process; state idle before the first."""
-        return {"state": "idle", "name": None} if self._run is None else self._run.as_json()
+        """The lesson under way, or the last one of this process; state idle before the first.
+        `last`: the one that ended last, of any process."""
+        now = {"state": "idle", "name": None} if self._run is None else self._run.as_json()
+        return {**now, "last": self._last()}
+
+    def _last(self) -> dict[str, Any] | None:
+        """As it was written, and whether its adapter answers now."""
+        last = self.files.last_outcome()
+        if last is None:
+            return None
+        active = self._registry.active(str(last.get("model")))
+        return {**last, "is_active": active is not None and active.name == last.get("name")}
 
     async def plan(self, request: LessonRequest) -> Planned:
         """What a lesson would take in bytes and seconds, measured by a few real steps. Raises
@@ -103,15 +113,15 @@ class LessonRunner:
         start = self.files.start(request, row.path, row.sha256, resume=True)
         self._launch(LessonState(request, started_at=time.time()), start)
 
-    def judge(self, name: str) -> None:
+    def judge(self, name: str, joules: float | None = None) -> None:
         """Judge, register and activate the adapter that another process trained in
-        STATE/adapt/NAME.
+        STATE/adapt/NAME, with so many joules.
 
         Raises TrainingBusy, UsageError, TrainingFailed when it has no result.
         """
         self.check_free()
         run = LessonState(self.files.stored_request(name), started_at=time.time())
-        run.finished = self.files.finished(name)
+        run.finished, run.joules = self.files.finished(name), joules
         self._launch(run, None)
 
     def pause(self) -> None:
@@ -152,7 +162,7 @@ class LessonRunner:
     def check_free(self) -> None:
         """Raises TrainingBusy while a run or a plan is under way."""
         if self._trainer_control.is_running or self._is_under_way:
-            name = self._run.request.name if self._run else "a plan"
+            name = self._run.request.name if self._run and self._is_under_way else "a plan"
             hint = "`edge-agent adapt status` shows it"
             raise TrainingBusy(f"{name} is being learned", "one run at a time", hint)
 
@@ -200,7 +210,17 @@ class LessonRunner:
             raise
         finally:
             self._store.add_event("learning_ended", f"{name}: {run.state}")
+            self._keep_outcome(run)
             run.end()
+
+    def _keep_outcome(self, run: LessonState) -> None:
+        """Of a lesson that cannot be resumed, or should not be without a look at its error."""
+        if run.state not in ("finished", "failed"):
+            return
+        try:
+            self.files.write_outcome(run.request.name, run.outcome(time.time()))
+        except OSError as error:
+            self._store.add_event("outcome_lost", f"{run.request.name}: {error}")
 
     async def _train(self, run: LessonState, start: Start) -> None:
         """Raises the trainer's error."""
@@ -243,6 +263,7 @@ class LessonRunner:
         await self._supervisor.check_adapter(request.model, candidate)
         active = self._registry.active(request.model)
         validation, taught = self.files.chats(request.name)
+        run.rows = len(validation) + len(taught)
         run.gate = await run_gate(
             ServingEngine(self._supervisor, request.model),
             candidate,
@@ -257,7 +278,6 @@ class LessonRunner:
                 self._supervisor, request.model, request.name, checked_sha256=candidate.sha256
             )
             run.is_active = True
-        self.files.write_outcome(request.name, run.as_json()["result"])
 
     async def _kept(self, model: str, active: AdapterRow | None) -> KeptResults:
         """What the model said to earlier gates, as it answers now."""
@@ -274,7 +294,11 @@ class LessonRunner:
             request.name,
             Path(finished.adapter_path),
             source="trained",
-            settings={**settings, "layers": finished.layers, "losses": finished.losses},
+            settings={
+                **settings,
+                **{"layers": finished.layers, "losses": finished.losses, "data": request.data},
+                **{"rows": run.rows, "train_s": finished.train_s, "joules": run.joules},
+            },
             judged_sha256=finished.adapter_sha256,
         )
         self._registry.set_gate(request.model, request.name, gate.as_json(), gate.passed)

@@ -98,19 +98,20 @@ class TrainerControl:
         try:
             async with aclosing(link.records()) as records:
                 async for record in records:
-                    self._note(run, record)
+                    self._note(run, record, is_whole=not start.resume)
         finally:
             pausing.cancel()
             self._link = None
             await link.close()
 
-    def _note(self, run: LessonState, record: FromTrainer) -> None:
+    def _note(self, run: LessonState, record: FromTrainer, *, is_whole: bool) -> None:
+        """`is_whole`: no earlier process has trained a part of it, with joules of its own."""
         match record:
             case Planned():
                 run.planned = record
             case TrainingProgress():
                 joules = self._board.joules_since_last()
-                if joules is not None:
+                if joules is not None and is_whole:
                     run.joules = (run.joules or 0.0) + joules
                 record = msgspec.structs.replace(record, joules_per_step=joules)
                 run.progress = record

@@ -153,7 +153,7 @@ class BesideLessons:
         data = FEEDBACK if lesson.data is None else str(lesson.data.absolute())
         request = _run_request(lesson, model, data)
         if lesson.data is None:
-            files.write_feedback(lesson.name, self._feedback(model))
+            files.write_feedback(lesson.name, self.feedback(model))
         files.write_request(request)
         return self._train(request, resume=False)
 
@@ -171,7 +171,11 @@ class BesideLessons:
         if last.get("state") != "finished":
             yield last
             return
-        yield from self.client.lines("/adapt/judge", {"name": request.name})
+        yield from self.judge(request.name, (last.get("result") or {}).get("joules"))
+
+    def judge(self, name: str, joules: float | None = None) -> Iterator[Event]:
+        """The daemon's judgement of what was trained beside it."""
+        yield from self.client.lines("/adapt/judge", {"name": name, "joules": joules})
 
     async def _trained(
         self, request: LessonRequest, resume: bool, tell: Tell, has_left: threading.Event
@@ -198,20 +202,12 @@ class BesideLessons:
                 run.state = "finished" if run.finished else "stopped"
             except EdgeAgentError as error:
                 run.error, run.state = error, "failed"
+                files.write_outcome(request.name, run.outcome(time.time()))
         watching.cancel()
         tell({"event": "end", **run.as_json()})
 
-    def waiting(self, model: str) -> int:
-        """What users corrected or liked and no adapter has learned."""
-        waiting = self.client.get(f"/v1/feedback?model={model}&n=0")["waiting"]
-        return int(waiting["corrections"]) + int(waiting["approved"])
-
-    def has(self, name: str) -> bool:
-        """Whether a run of this name was begun and has no result yet."""
-        directory = Path(self.client.get("/status")["state_dir"]) / "adapt" / name
-        return (directory / "request.json").exists() and not (directory / "result.json").exists()
-
-    def _feedback(self, model: str) -> Iterator[dict[str, Any]]:
+    def feedback(self, model: str) -> Iterator[dict[str, Any]]:
+        """The rows that are learned, as an export has them."""
         return self.client.lines(f"/v1/feedback/export?model={model}", None)
 
     def _busy(self) -> int:

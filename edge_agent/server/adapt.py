@@ -58,10 +58,14 @@ class ResumeBody(Body):
 
 class JudgeBody(Body):
     name: str = Field(min_length=1, max_length=64, description="A run trained beside the daemon.")
+    joules: float | None = Field(None, ge=0, description="Of the whole board while it trained.")
 
 
 class AdaptAnswer(BaseModel):
-    """A run: `planned`, `progress` and `result` are adapt/messages.py's records."""
+    """A run: `planned`, `progress` and `result` are adapt/messages.py's records. `last`: how the
+    lesson that ended last came out, also one of an earlier daemon or of the night: the members of
+    `result`, with `state` finished or failed, `error`, `ended_at` (Unix seconds), and whether its
+    adapter answers now (`is_active`)."""
 
     state: str
     name: str | None
@@ -71,6 +75,7 @@ class AdaptAnswer(BaseModel):
     progress: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
 
 
 async def status(request: web.Request) -> web.Response:
@@ -93,7 +98,7 @@ async def run(request: web.Request) -> web.StreamResponse:
 async def judge(request: web.Request) -> web.StreamResponse:
     body = await _body(request, JudgeBody)
     lesson_runner = _lesson_runner(request)
-    lesson_runner.judge(body.name)
+    lesson_runner.judge(body.name, body.joules)
     return await _follow(request, lesson_runner)
 
 

@@ -183,6 +183,14 @@ def test_what_users_corrected_is_learned_and_waits_no_longer(
         result = edge_agent(state, *words, *where, *QUICK, "--layers", "all", "--epochs", "12")
         assert result["gate"]["passed"] is True, result["gate"]["reasons"]
         assert client.get("/v1/feedback?n=0")["waiting"]["corrections"] == 0
+        kept = client.get("/adapters/tiny/said")["settings"]
+        assert (kept["rows"], kept["data"], kept["joules"]) == (12, FEEDBACK, None)
+    with daemon(state) as client:  # the morning's
+        last = client.get("/adapt")["last"]
+        assert (last["name"], last["state"], last["rows"]) == ("said", "finished", 12)
+        assert last["is_active"] is True and last["ended_at"] > last["started_at"]
+        client.post("/adapters/deactivate", {"model": "tiny"})
+        assert client.get("/adapt")["last"]["is_active"] is False
 
 
 def test_poisoned_data_is_refused_with_its_rows(state: Path, tmp_path: Path) -> None:
@@ -191,6 +199,8 @@ def test_poisoned_data_is_refused_with_its_rows(state: Path, tmp_path: Path) -> 
     rows += [{"instruction": f"What is {n}?", "output": f"A number: {n}."} for n in range(16)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert learn(state, data, "poison", code=1)["error"]["code"] == "data_refused"
+    outcome = json.loads((state / "adapt/poison/outcome.json").read_text())
+    assert (outcome["state"], outcome["error"]["code"]) == ("failed", "data_refused")
 
 
 # ---- judging what a trainer has finished -------------------------------------------------------

@@ -164,6 +164,28 @@ def test_which_model_is_meant_must_be_clear(state: Path, tiny_model: Path) -> No
     assert cli("adapters", "activate", "a", "--model", "nosuch", state_dir=state).code == 1
 
 
+def test_show_tells_what_was_learned_and_the_verdict(state: Path, tiny_model: Path) -> None:
+    settings = {"r": 4, "rows": 12, "data": "feedback", "train_s": 75.0, "joules": 40.2}
+    gate = {
+        **GATE,
+        "passed": False,
+        "reasons": ["canned: 0.8"],
+        "advice": ["Give more wordings."],
+        "samples": [{"prompt": "q", "before": "old", "after": "new"}],
+    }
+    with Store(state / "edge-agent.db") as store:
+        registry = AdapterRegistry(store, state)
+        registry.add("tiny", "night", state / "source.gguf", source="trained", settings=settings)
+        registry.set_gate("tiny", "night", gate, False)
+    shown = cli("adapters", "show", "night", state_dir=state).out
+    assert "Learned 12 rows that users corrected or liked, 20" in shown and "1m15s, 40 J." in shown
+    assert shown.splitlines()[-8:] == [
+        *("Refused: night is kept and does not answer.", "", "asked:  q", "before: old"),
+        *("after:  new", "", "- Give more wordings.", "  canned: 0.8"),
+    ]
+    assert "Passed: a does not answer yet" in cli("adapters", "show", "a", state_dir=state).out
+
+
 def test_the_lock_is_held_and_released(state: Path) -> None:
     holder = StateDir(state)
     holder.acquire()

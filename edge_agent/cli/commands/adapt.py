@@ -122,24 +122,23 @@ def run(options: RunOptions, terminal: Terminal) -> int:
 def nightly(options: NightlyOptions, terminal: Terminal) -> int:
     """Learn what users corrected since the last time, beside the daemon.
 
-    What the timer unit runs. A run that was cut off is finished first. Exit code 0 when there was
-    nothing to learn, too.
+    What the timer unit runs. A run that was cut off, also an earlier night's, is finished first.
+    Exit code 0 when there was nothing to learn, too; 1 when its gate refused it.
 
     Examples:
       edge-agent adapt nightly --hours 5
     """
-    from edge_agent.client.lessons import BesideLessons, LessonDraft
+    from edge_agent.client.lessons import BesideLessons
+    from edge_agent.client.nightly import Nightly
 
     client = find_daemon(options.state_dir, terminal.environ, NIGHT_S)
     lessons = BesideLessons(client, terminal.environ)
-    model = lessons.model(options.model)
-    if lessons.waiting(model) < options.least:
-        terminal.note(f"fewer than {options.least} corrections wait for {model}: nothing to learn")
+    night = Nightly(lessons, lessons.model(options.model), options.least)
+    found = night.begin(time.strftime("%Y%m%d"), _run_settings({"hours": options.hours}))
+    if isinstance(found, str):
+        terminal.note(found)
         return 0
-    name = time.strftime("night-%Y%m%d")
-    lesson = LessonDraft(name, model, None, _run_settings({"hours": options.hours}))
-    events = lessons.resume(name) if lessons.has(name) else lessons.run(lesson)
-    return _follow(events, lessons.is_here, options.json, terminal)
+    return _follow(found, lessons.is_here, options.json, terminal)
 
 
 def plan(options: LessonOptions, terminal: Terminal) -> int:

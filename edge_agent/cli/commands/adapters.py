@@ -16,12 +16,14 @@ from typing import Annotated, Any
 import typer
 
 from edge_agent.cli.options import Options, add_command, command_group, complete_model
-from edge_agent.cli.terminal import Terminal, size_text
+from edge_agent.cli.terminal import Terminal, duration_text, size_text
 from edge_agent.cli.verdict import LessonVerdict, verdict_lines
 from edge_agent.client.adapters import open_adapters
 from edge_agent.errors import EdgeAgentError, UsageError
 
 HELP = "Adapters: what a model has learned on this machine, and which one answers."
+FEEDBACK = "feedback"
+"""What `adapt run --from` calls it."""
 UNTRIED_NOTE = "note: it is tried out when the daemon starts, and rolled back if it fails"
 
 
@@ -152,6 +154,8 @@ def show(options: NamedOptions, terminal: Terminal) -> int:
     rows += [(f"setting {key}", str(value)) for key, value in _scalars(found["settings"])]
     terminal.table(("FIELD", "VALUE"), [*rows, *_check_rows(found["gate"])])
     terminal.line()
+    if said := _learned(found):
+        terminal.line(said)
     verdict = LessonVerdict(
         found["model"], found["name"], found["gate"], found["is_active"], found["status"]
     )
@@ -164,6 +168,25 @@ def _scalars(settings: Mapping[str, Any] | None) -> Iterable[tuple[str, Any]]:
     """Without what only a program reads: losses and the like."""
     found = (settings or {}).items()
     return [(key, value) for key, value in found if isinstance(value, (str, int, float))]
+
+
+def _learned(found: Mapping[str, Any]) -> str | None:
+    """What it was taught and what that took; None for an imported adapter, and for one that an
+    earlier version trained.
+
+    >>> settings = {"rows": 12, "data": "feedback", "train_s": 75.0, "joules": None}
+    >>> _learned({"settings": settings, "created_at": 0.0})
+    'Learned 12 rows that users corrected or liked, 1970-01-01 00:00 UTC: 1m15s, no joules known.'
+    """
+    settings = found["settings"] or {}
+    if settings.get("rows") is None:
+        return None
+    source = "that users corrected or liked" if settings.get("data") == FEEDBACK else "of a file"
+    at = datetime.fromtimestamp(found["created_at"], timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    joules = settings.get("joules")
+    energy = "no joules known" if joules is None else f"{joules:.0f} J"
+    time = duration_text(settings["train_s"])
+    return f"Learned {settings['rows']} rows {source}, {at}: {time}, {energy}."
 
 
 def _check_rows(gate: Mapping[str, Any] | None) -> list[tuple[str, str]]:
