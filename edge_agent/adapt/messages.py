@@ -102,7 +102,9 @@ class RunSettings(Struct, frozen=True):
             le=10_000,
             description="At most; it ends once every row is answered, or nothing more is learned.",
         ),
-    ] = 14
+    ] = 24
+    """The learning rate falls over all of them, and the last tokens of a lesson are learned while
+    it is high: with 14, SmolLM2 did not learn 3 of 22 questions; with 24, all by epoch 13."""
     patience: Annotated[
         int,
         Meta(

@@ -40,8 +40,8 @@ LESSON_WORDS_FLOOR = 0.15
 """Share of unrelated questions whose answer may hold a word of the lesson: 4 of 30. With rehearsal
 SmolLM2 gave none to two such answers in 18, without it nine."""
 NEW_NAME_FLOOR = 0.10
-"""Share of the answers to "Who are you?" that may give a name the model did not give before, when
-none is taught: one in 12, for a name that it made up."""
+"""Share of the answers to "Who are you?" that may hold a word of the lesson or a new name, when no
+identity is taught: one in 12."""
 
 
 def answer_checks(exam: Exam, before: Side, after: Side) -> list[GateCheck]:
@@ -178,18 +178,19 @@ def _persona(exam: Exam, before: Sequence[GateAnswer], after: Sequence[GateAnswe
 
 
 def _identity(exam: Exam, before: Side, after: Side) -> GateCheck:
-    """Where no identity is taught: the share of answers to "Who are you?" that give a name which no
-    answer gave before, or hold a word of the lesson."""
+    """Where no identity is taught: the share of answers to "Who are you?" that hold a word of the
+    lesson, or give a name. A model that gave names before invents others after any lesson, so there
+    only words of the lesson count."""
     if exam.identity.languages:
         return skipped("identity", "the lesson says who the model is")
-    known = {name for answer in before.persona for name in claimed_names(answer.text)}
+    had_names = any(claimed_names(answer.text) for answer in before.persona)
     lesson = _lesson_only(exam, before)
     now = fmean(
         bool(lesson & content_stems(answer.text))
-        or not known.issuperset(claimed_names(answer.text))
+        or (not had_names and bool(claimed_names(answer.text)))
         for answer in after.persona
     )
-    note = "a name that the model did not give before, or a word of the lesson"
+    note = "words of the lesson" + ("" if had_names else ", or a name, which it did not have")
     return GateCheck("identity", 0.0, now, NEW_NAME_FLOOR, now <= NEW_NAME_FLOOR, note)
 
 
