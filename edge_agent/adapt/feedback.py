@@ -137,10 +137,11 @@ def lessons(store: Store, wanted: FeedbackQuery) -> Iterator[list[FeedbackRow]]:
     ids = store.transact(lambda connection: feedback_table.taught_ids(connection, wanted))
     for start in range(0, len(ids), PAGE):
         part = ids[start : start + PAGE]
-        yield _rows_of(store, part)
+        yield rows_of(store, part)
 
 
-def _rows_of(store: Store, ids: Sequence[int]) -> list[FeedbackRow]:
+def rows_of(store: Store, ids: Sequence[int]) -> list[FeedbackRow]:
+    """The rows of these ids that are still there, oldest first. Raises StoreError."""
     return store.transact(lambda connection: feedback_table.rows_of(connection, ids))
 
 

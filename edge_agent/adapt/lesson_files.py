@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from edge_agent.records import Message
 
 FEEDBACK = "feedback"
 FEEDBACK_FILE = "feedback.jsonl"
+EARLIER_FILE = "earlier.json"
+"""{"rows", "note"}: what the active adapter was taught, when the lesson was prepared."""
 GIVEN_FILE = "given.jsonl"
 """Rows that came over HTTP."""
 RESULT_FILE = "result.json"
@@ -74,6 +77,7 @@ class LessonFiles:
             resume=resume,
             plan_only=plan_only,
             cache_dir=str(self._state_dir / "rehearsal"),
+            earlier_path=str(directory / EARLIER_FILE),
         )
 
     def write_feedback(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -92,6 +96,29 @@ class LessonFiles:
         rows = [json.loads(line) for _, line in json_lines.numbered_lines(text)]
         return [row["id"] for row in rows if "id" in row]
 
+    def write_earlier(self, name: str, rows: Sequence[Mapping[str, Any]], note: str) -> None:
+        """What the active adapter was taught, and a note for the plan, as the trainer reads it."""
+        text = json.dumps({"rows": rows, "note": note}, ensure_ascii=False)
+        atomic_file.write(self.directory(name) / EARLIER_FILE, text.encode())
+
+    def feedback_ids(self, name: str) -> dict[str, int]:
+        """The ids of the feedback rows among those that a run learned, by their messages as
+        JSON with sorted keys. Rows that are unreadable count as none."""
+        found: dict[str, int] = {}
+        directory = self._root / name
+        try:
+            lines = (directory / FEEDBACK_FILE).read_text("utf-8")
+            rows = [json.loads(line) for _, line in json_lines.numbered_lines(lines)]
+        except (OSError, ValueError):
+            rows = []
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            rows += json.loads((directory / EARLIER_FILE).read_bytes())["rows"]
+        for row in rows:
+            if isinstance(row, dict) and isinstance(row.get("id"), int):
+                messages = json.dumps(row.get("messages"), ensure_ascii=False, sort_keys=True)
+                found[messages] = row["id"]
+        return found
+
     def make_room(self, name: str) -> None:
         """Forget a finished run whose adapter is gone: its name is free. A run that can still be
         resumed stays, and the trainer refuses a new one of its name."""
@@ -101,7 +128,7 @@ class LessonFiles:
         for path in directory.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name not in (GIVEN_FILE, FEEDBACK_FILE):
+            elif path.name not in (GIVEN_FILE, FEEDBACK_FILE, EARLIER_FILE):
                 path.unlink()
 
     def write_request(self, request: LessonRequest) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.adapt import activation
+from edge_agent.adapt.earlier_rows import earlier_rows
 from edge_agent.adapt.feedback import mark_used, training_rows
 from edge_agent.adapt.gate.exam import GateAnswer, TaughtLesson
 from edge_agent.adapt.gate.gate import GateReport, run_gate
@@ -182,7 +183,18 @@ class LessonRunner:
         if request.data == FEEDBACK:
             rows = await asyncio.to_thread(training_rows, self._store, row.name)
             self.files.write_feedback(request.name, rows)
+        await self.write_earlier(request.name, row.name)
         return self.files.start(request, row.path, row.sha256, plan_only=plan_only)
+
+    async def write_earlier(self, name: str, model: str) -> None:
+        """Write what the model's active adapter was taught into the run's directory. Raises
+        ModelNotFound, UsageError, StoreError, OSError."""
+
+        def write() -> None:
+            active = self._registry.active(self._store.model(model).name)
+            self.files.write_earlier(name, *earlier_rows(self.files, self._store, active))
+
+        await asyncio.to_thread(write)
 
     def _launch(self, run: LessonState, start: Start | None) -> None:
         self._trainer_control.is_held = False

@@ -262,6 +262,8 @@ class Start(Struct, frozen=True, tag="start"):
     settings: RunSettings
     resume: bool = False
     plan_only: bool = False
+    earlier_path: str = ""
+    """JSON of what the active adapter was taught (lesson_files.py); read when the run begins."""
     cache_dir: str = ""
     """Where computed targets are kept for the next run with the same model; empty: nowhere."""
 

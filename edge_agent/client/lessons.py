@@ -154,6 +154,7 @@ class BesideLessons:
         request = _run_request(lesson, model, data)
         if lesson.data is None:
             files.write_feedback(lesson.name, self.feedback(model))
+        self.client.post("/adapt/earlier", {"name": lesson.name, "model": model})
         files.write_request(request)
         return self._train(request, resume=False)
 

@@ -56,6 +56,11 @@ class ResumeBody(Body):
     name: str | None = Field(None, max_length=64, description="The run [the latest].")
 
 
+class EarlierBody(Body):
+    name: str = Field(min_length=1, max_length=64, description="A run about to be trained beside.")
+    model: str = Field(min_length=1, max_length=256, description="The model it teaches.")
+
+
 class JudgeBody(Body):
     name: str = Field(min_length=1, max_length=64, description="A run trained beside the daemon.")
     joules: float | None = Field(None, ge=0, description="Of the whole board while it trained.")
@@ -93,6 +98,13 @@ async def run(request: web.Request) -> web.StreamResponse:
     lesson_runner = _lesson_runner(request)
     await lesson_runner.begin(_run_request(request, body))
     return await _follow(request, lesson_runner) if body.stream else await status(request)
+
+
+async def earlier(request: web.Request) -> web.Response:
+    """What the active adapter was taught is written for a trainer beside the daemon."""
+    body = await _body(request, EarlierBody)
+    await _lesson_runner(request).write_earlier(body.name, body.model)
+    return await status(request)
 
 
 async def judge(request: web.Request) -> web.StreamResponse:
@@ -182,6 +194,11 @@ ROUTES = (
         *("POST", "/adapt/judge", judge, "Judge, register and activate a finished run"),
         body=JudgeBody,
         streams=(NDJSON, AdaptAnswer),
+    ),
+    Route(
+        *("POST", "/adapt/earlier", earlier, "Write what the active adapter was taught for a run"),
+        AdaptAnswer,
+        body=EarlierBody,
     ),
     Route("POST", "/adapt/pause", pause, "Hold the lesson", AdaptAnswer),
     Route("POST", "/adapt/resume", resume, "Go on with a lesson", AdaptAnswer, body=ResumeBody),

@@ -234,7 +234,7 @@ def _contradictions(rows: Sequence[ChatRow]) -> Iterator[Finding]:
     for row in rows:
         for place, message in enumerate(row.messages):
             if message.role == "assistant":
-                asked[_question(row.messages[:place])].append((row, place))
+                asked[same_question(row.messages[:place])].append((row, place))
     for places in asked.values():
         camps = _camps([row.messages[place].content for row, place in places])
         most = max(map(len, camps))
@@ -281,7 +281,7 @@ def _copies(rows: Sequence[ChatRow]) -> Iterator[Finding]:
     when all their words are."""
     same: dict[_Question, list[ChatRow]] = defaultdict(list)
     for row in rows:
-        same[_question(row.messages)].append(row)
+        same[same_question(row.messages)].append(row)
     limit = max(FEWEST_COPIES - 1, COPY_SHARE * len(rows))
     for copies in same.values():
         if len(copies) > limit:
@@ -290,8 +290,9 @@ def _copies(rows: Sequence[ChatRow]) -> Iterator[Finding]:
                 yield _finding(row, "copies", text + row.messages[-1].content)
 
 
-def _question(messages: Sequence[Message]) -> _Question:
-    """The turns of a chat in the form in which chats are compared."""
+def same_question(messages: Sequence[Message]) -> _Question:
+    """The turns of a chat in the form in which chats are compared: equal for two that ask the
+    same."""
     return tuple(
         (message.role, *asked_terms(message.content))
         if message.role == "user"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,7 @@ from edge_agent.adapt.trainer.audit import audit, verdict
 from edge_agent.adapt.trainer.blas import Blas
 from edge_agent.adapt.trainer.dataset import ChatRow, Sample, encode_rows, read_rows, split
 from edge_agent.adapt.trainer.decoder import packed_weights
+from edge_agent.adapt.trainer.earlier import with_earlier
 from edge_agent.adapt.trainer.manifest import Circumstances
 from edge_agent.adapt.trainer.packed_samples import PackedSamples
 from edge_agent.adapt.trainer.rehearsal import POOL_TOKENS, Rehearsal, end_chats, general_chats
@@ -53,8 +55,13 @@ class PreparedData:
     rehearsal: Rehearsal = field(default_factory=Rehearsal)
 
 
-def prepare(data: Path, model: Path, settings: RunSettings) -> PreparedData:
+def prepare(
+    data: Path, model: Path, settings: RunSettings, earlier: Mapping[str, Any] | None = None
+) -> PreparedData:
     """Read, audit, split and encode the rows of the file `data` for the model file `model`.
+
+    `earlier`: {"rows", "note"} of what the active adapter was taught (lesson_files.py). Its rows
+    are learned again, unless a row of `data` asks the same.
 
     Raises DataRefused for rows that cannot be read, too many flagged rows, or no row that is left;
     ModelFormatError, RequestError and TemplateError when the model cannot encode chats.
@@ -71,6 +78,8 @@ def prepare(data: Path, model: Path, settings: RunSettings) -> PreparedData:
             rejected["flagged"] = len(judged.rows)
     else:
         notes.append("the data was not audited")
+    rows, told = with_earlier(rows, earlier or {})
+    notes += told
     train_rows, validation_rows = split(rows, settings.validation_share)
     limit = min(settings.max_length, settings.batch_tokens)
     with vocabulary_only(model) as prompts:

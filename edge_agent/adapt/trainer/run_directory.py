@@ -52,6 +52,7 @@ class RunDirectory:
         self.log = path / "log.jsonl"
         self.prefix = StateFiles(path / "prefix.f16", path / "prefix.json")
         self.trial_prefix = StateFiles(path / "trial.f16", path / "trial.json")
+        self.earlier = path / "earlier_rows.json"
         self.rehearsal = path / "rehearsal.json"
         self.targets = path / "targets.bin"
         self.trials = path / "trials.json"

@@ -152,9 +152,20 @@ class _Run:
             samples = began.circumstances.samples_sha256
             now = msgspec.structs.replace(now, samples_sha256=samples)
             manifest.check_same(start.name, began.circumstances, now)
-        lesson = prepare(data, Path(start.model_path), self._settings)
+        lesson = prepare(data, Path(start.model_path), self._settings, self._earlier())
         self._tools.pauses.rest()
         return lesson, now
+
+    def _earlier(self) -> dict[str, Any]:
+        """What the active adapter was taught: frozen when the run begins, like the data."""
+        frozen = self._directory.earlier
+        if self._began is not None:
+            return read_json(frozen)
+        path = self._start.earlier_path
+        found = read_json(Path(path)) if path else {}
+        if found and not self._start.plan_only:
+            self._persist(lambda: write_json(frozen, found))
+        return found
 
     def _decided(
         self, weights: PackedWeights, lesson: PreparedData, now: Circumstances
