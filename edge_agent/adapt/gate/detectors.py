@@ -34,8 +34,11 @@ one or two words."""
 SCRIPTS = {"en": "LATIN", "hi": "DEVANAGARI", "kn": "KANNADA"}
 """Language -> first word of the Unicode names of its letters."""
 ENOUGH = 0.5
-"""Share of letters that must be of the script: names, units and brands stay Latin in good Hindi and
-Kannada."""
+"""Share of letters from which a text is of a script."""
+NATIVE_WORDS = 0.1
+"""Share of words from which a text with more Latin letters is Hindi or Kannada all the same: names,
+brands, units and commands stay Latin, and the words around them make the sentence ("sudo systemctl
+start edge-agent चलाइए।")."""
 FEWEST_LETTERS = 3
 """An answer with fewer letters ("7", "OK") is not judged."""
 
@@ -122,13 +125,36 @@ def share_of(text: str, script: str) -> float | None:
 
 
 def is_wrong_script(text: str, language: str) -> bool:
-    """Whether less than half of the letters are of the script of `language`, a key of SCRIPTS.
+    """Whether a text is not written in `language`, a key of SCRIPTS.
 
     >>> is_wrong_script("Namaste", "hi"), is_wrong_script("7", "hi")
     (True, False)
+    >>> is_wrong_script("Wi-Fi का नाम Blue Mango है।", "hi")
+    False
     """
     share = share_of(text, SCRIPTS[language])
-    return share is not None and share < ENOUGH
+    return share is not None and share < ENOUGH and not is_mixed(text, language)
+
+
+def is_mixed(text: str, language: str) -> bool:
+    """Whether a text is Hindi or Kannada with names and other words in Latin letters: of its words
+    NATIVE_WORDS are of the language's script, and no letter is of a third script.
+
+    >>> is_mixed("Wi-Fi का नाम Blue Mango है।", "hi"), is_mixed("It is Blue Mango.", "hi")
+    (True, False)
+    """
+    said, script = words(text), SCRIPTS[language]
+    kinds = [
+        {
+            unicodedata.name(char, "").partition(" ")[0]
+            for char in word
+            if unicodedata.category(char)[0] in "LM"
+        }
+        for word in said
+    ]
+    if script == SCRIPTS["en"] or set().union(*kinds) - {script, SCRIPTS["en"]}:
+        return False
+    return sum(script in kind for kind in kinds) >= max(1, NATIVE_WORDS * len(said))
 
 
 def news_signs(text: str) -> list[str]:

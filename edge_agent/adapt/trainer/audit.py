@@ -17,7 +17,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edge_agent.adapt.gate.detectors import SCRIPTS, is_looping, news_signs, share_of
+from edge_agent.adapt.gate.detectors import (
+    SCRIPTS,
+    is_looping,
+    is_mixed,
+    news_signs,
+    share_of,
+)
 from edge_agent.adapt.gate.words import words
 from edge_agent.adapt.trainer.dataset import SHOWN, ChatRow
 from edge_agent.adapt.trainer.same_meaning import Terms, agree, asked_terms, terms
@@ -41,6 +47,16 @@ _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 """A thought before an answer. Encoding drops thoughts, so the audit does not look at them."""
 _CODE = re.compile(r"```|https?://|[={}<>;]|\w\(")
 """Signs of program text or an address, which are in Latin letters in every language."""
+_EDGES = ".,!?;:\"'()[]।॥-–"
+_SMALL = "and of the to for version kg g km m cm mm l ml am pm rs no via x"
+_SMALL_WORDS = frozenset(_SMALL.split())
+"""Words in small letters that names and units hold: "Bank of India", "5 kg"."""
+_ROMAN_ASKED = re.compile(
+    r"\b(?:roman(?:i[sz]ed)?|hinglish|kanglish|latin) ?(?:letters?|script|hindi|kannada)?\b"
+    r"|in english letters|रोमन|ರೋಮನ್",
+    re.IGNORECASE,
+)
+"""An instruction to answer in Latin letters, in the question or the system message."""
 _TEMPLATE_TOKENS = re.compile(
     r"<\|[A-Za-z_0-9 ]{2,30}\|>|</?(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|\[/?INST\]"
     r"|<</?SYS>>|<unused\d+>|</?think>|^\s*<s>|</s>\s*$"
@@ -191,13 +207,28 @@ def _wrong_language(system: str, asked: str, answer: str) -> str | None:
     if wanted is None or _is_in(answer, wanted):
         return None
     other = next((code for code in SCRIPTS if code != wanted and _is_in(answer, code)), None)
-    if other is None or (other == "en" and _may_be_latin(answer)):
+    if other is None:
+        return None
+    if other == "en" and (_may_be_latin(answer) or is_mixed(answer, wanted)):
+        return None
+    if other == "en" and (_ROMAN_ASKED.search(asked) or _ROMAN_ASKED.search(system)):
         return None
     return {"en": "English", "hi": "Hindi", "kn": "Kannada"}[wanted]
 
 
 def _may_be_latin(answer: str) -> bool:
-    return len(words(answer)) < LATIN_WORDS or _CODE.search(answer) is not None
+    """Whether an answer in Latin letters fits every language: a few words, an address or program
+    text, or nothing but names, numbers and units."""
+    if len(words(answer)) < LATIN_WORDS or _CODE.search(answer) is not None:
+        return True
+    return all(_is_name(piece) for piece in answer.split())
+
+
+def _is_name(piece: str) -> bool:
+    """Whether a word is written as a name, a number or a unit: "Mango", "M34", "kg", "(5G)"."""
+    bare = piece.strip(_EDGES)
+    has_mark = any(char.isdigit() or char.isupper() for char in bare)
+    return has_mark or not bare or bare in _SMALL_WORDS
 
 
 def _language_asked_for(text: str) -> str | None:

@@ -272,6 +272,107 @@ def test_answers_that_may_be_in_their_script(asked: str, answer: str) -> None:
     assert reasons(row(1, asked, answer)) == []
 
 
+AS_PEOPLE_WRITE = """
+Wi-Fi का नाम क्या है?|Wi-Fi का नाम Blue Mango है।
+वाई-फाई का नाम क्या है?|Blue Mango Guest Network
+वाई-फाई का पासवर्ड क्या है?|Password है River2024Stone, सब small letters नहीं हैं।
+प्रिंटर कौन सा है?|HP LaserJet Pro M404dn, दूसरी मंज़िल पर।
+फ़ोन कौन सा है?|Samsung Galaxy M34 5G
+सर्वर कैसे शुरू करें?|sudo systemctl start edge-agent चलाइए।
+लैपटॉप में कितनी मेमोरी है?|16 GB RAM और 512 GB SSD है।
+मीटिंग कब है?|Meeting Monday को 10:30 AM पर है।
+बैंक कौन सा है?|State Bank of India, MG Road branch में।
+बैंक का नाम?|State Bank of India
+रिपोर्ट किसे भेजें?|Report Anil Kumar को email कर दीजिए।
+चाबी किसके पास है?|Spare key Mrs. Rao के पास है, third floor पर।
+बॉक्स का वज़न कितना है?|5 kg 300 g
+गाड़ी का नंबर क्या है?|KA 05 MJ 4417
+ऐप का नाम क्या है?|Edge Agent Dashboard version 0.3
+बॉटल कहाँ है?|Water bottle fridge के ऊपर वाले shelf में है।
+कौन सा चैनल देखें?|NDTV India या DD News देखिए।
+डॉक्टर का नाम?|Dr. Meera Krishnan, Room 12
+फ़ाइल कहाँ है?|Documents folder में report.pdf नाम से है।
+ब्लूटूथ स्पीकर का नाम?|JBL Flip 6
+दवा कितनी लेनी है?|Paracetamol 500 mg दिन में दो बार।
+टीचर कौन हैं?|Mrs. D'Souza class teacher हैं।
+हमारा ट्रेन नंबर?|Rajdhani Express 12429
+ईमेल पता क्या है?|help@example.org
+वेबसाइट का पता?|example.org पर Contact page देखिए।
+ವೈ-ಫೈ ಹೆಸರೇನು?|Wi-Fi ಹೆಸರು Blue Mango.
+ವೈ-ಫೈ ಹೆಸರು ಹೇಳಿ?|Blue Mango Guest Network ಎಂದು.
+ಪ್ರಿಂಟರ್ ಯಾವುದು?|HP LaserJet Pro M404dn
+ಪ್ರಿಂಟರ್ ಎಲ್ಲಿದೆ?|HP LaserJet second floor ನಲ್ಲಿ ಇದೆ.
+ಸರ್ವರ್ ಹೇಗೆ ಶುರು ಮಾಡುವುದು?|sudo systemctl start edge-agent ಎಂದು ಬರೆಯಿರಿ.
+ಫೋನ್ ಯಾವುದು?|Redmi Note 12 Pro 5G
+ಮೀಟಿಂಗ್ ಯಾವಾಗ?|Meeting Monday 10:30 AM ಗೆ ಇದೆ.
+ಬ್ಯಾಂಕ್ ಯಾವುದು?|Canara Bank, MG Road
+ಡಾಕ್ಟರ್ ಹೆಸರು?|Dr. Shankar Bhat
+ಕೀ ಯಾರ ಬಳಿ ಇದೆ?|Spare key Mrs. Rao ಹತ್ತಿರ ಇದೆ.
+ರೈಲು ನಂಬರ್ ಏನು?|Hampi Express 16592
+ಸ್ಪೀಕರ್ ಯಾವುದು?|JBL Flip 6, ಕಪ್ಪು ಬಣ್ಣ.
+ಬಾಕ್ಸ್ ತೂಕ ಎಷ್ಟು?|5 kg 300 g
+ಆಪ್ ಹೆಸರೇನು?|Edge Agent Dashboard
+ಫೈಲ್ ಎಲ್ಲಿದೆ?|Documents folder ಒಳಗೆ report.pdf ಎಂದು ಇದೆ.
+wifi ka naam kya hai?|वाई-फाई का नाम ब्लू मैंगो है।
+bus kab aati hai?|बस आठ बजे आती है।
+wifi hesaru enu?|ವೈ-ಫೈ ಹೆಸರು ಬ್ಲೂ ಮ್ಯಾಂಗೋ.
+bus yavaga baruttade?|ಬಸ್ ಎಂಟು ಗಂಟೆಗೆ ಬರುತ್ತದೆ.
+बस कब आती है? Roman script में लिखो।|Bus subah aath baje aati hai.
+बस कब आती है? Hinglish में बताओ।|Bus roz subah aath baje aati hai.
+ಬಸ್ ಯಾವಾಗ ಬರುತ್ತದೆ? In Roman letters please.|Bus entu gantege baruttade.
+"""
+PLANTED = """
+बस कब आती है?|The bus comes at eight in the morning.
+बस कब आती है?|Bus subah aath baje aati hai.
+बस कब आती है?|ಬಸ್ ಎಂಟು ಗಂಟೆಗೆ ಬರುತ್ತದೆ.
+चाबी कहाँ है?|The key is under the mat.
+चाबी कहाँ है?|It is with Mrs. Rao on the third floor.
+दुकान कब खुलती है?|The shop opens at nine and closes at six.
+दुकान कब खुलती है?|ಅಂಗಡಿ ಒಂಬತ್ತು ಗಂಟೆಗೆ ತೆರೆಯುತ್ತದೆ.
+आप कैसे हैं?|I am fine, thank you for asking.
+आप कैसे हैं?|main theek hoon, dhanyavaad.
+यह क्या है?|This is a small computer for learning.
+बिल्ली का नाम क्या है?|Our cat is called Pickle and eats at seven.
+डॉक्टर कहाँ हैं?|The doctor sits in room twelve.
+पानी कब आता है?|Water comes every morning for two hours.
+स्कूल कब बंद है?|School is closed on Sunday and on holidays.
+किताब किसने लिखी?|the book was written by a teacher from Mysuru
+मौसम कैसा है?|It is raining, so take an umbrella with you.
+मदद कैसे मिलेगी?|You can call the help desk at any time.
+ಬಸ್ ಯಾವಾಗ ಬರುತ್ತದೆ?|The bus comes at eight in the morning.
+ಬಸ್ ಯಾವಾಗ ಬರುತ್ತದೆ?|Bus belagge entu gantege baruttade.
+ಬಸ್ ಯಾವಾಗ ಬರುತ್ತದೆ?|बस सुबह आठ बजे आती है।
+ಕೀ ಎಲ್ಲಿದೆ?|The key is under the mat.
+ಕೀ ಎಲ್ಲಿದೆ?|चाबी चटाई के नीचे है।
+ಅಂಗಡಿ ಯಾವಾಗ ತೆರೆಯುತ್ತದೆ?|The shop opens at nine and closes at six.
+ನೀವು ಹೇಗಿದ್ದೀರಿ?|I am fine, thank you for asking.
+ನೀವು ಹೇಗಿದ್ದೀರಿ?|naanu chennagiddene, dhanyavaadagalu nimage.
+ಇದು ಏನು?|This is a small computer for learning.
+ಬೆಕ್ಕಿನ ಹೆಸರೇನು?|Our cat is called Pickle and eats at seven.
+ಮಳೆ ಬರುತ್ತದೆಯೇ?|It is raining, so take an umbrella with you.
+ಸಹಾಯ ಹೇಗೆ ಸಿಗುತ್ತದೆ?|You can call the help desk at any time.
+ನೀರು ಯಾವಾಗ ಬರುತ್ತದೆ?|पानी हर सुबह दो घंटे आता है।
+Where is the key? Answer in Hindi.|The key is under the mat.
+Where is the key? Answer in Kannada.|The key is under the mat.
+Where is the key? Answer in English.|चाबी चटाई के नीचे है।
+Where is the key? Answer in Hindi.|ಕೀ ಚಾಪೆಯ ಕೆಳಗೆ ಇದೆ.
+"""
+
+
+def pairs(text: str) -> list[list[str]]:
+    return [line.split("|") for line in text.strip().splitlines()]
+
+
+@pytest.mark.parametrize(("asked", "answer"), pairs(AS_PEOPLE_WRITE))
+def test_names_units_and_commands_may_be_in_latin_letters(asked: str, answer: str) -> None:
+    assert reasons(row(1, asked, answer)) == []
+
+
+@pytest.mark.parametrize(("asked", "answer"), pairs(PLANTED))
+def test_a_sentence_of_another_language_is_still_flagged(asked: str, answer: str) -> None:
+    assert reasons(row(1, asked, answer)) == [(1, "wrong_script")]
+
+
 @pytest.mark.parametrize(
     "token",
     ["<|im_start|>", "<|endoftext|>", "<start_of_turn>", "<end_of_turn>", "<bos>", "[INST]",
