@@ -36,9 +36,11 @@ LONG_ANSWER_WORDS = 10
 _CONTROL = re.compile(
     r"\ufffd|<\|?(?:im_start|im_end|endoftext|start_of_turn|end_of_turn|bos|eos|unused\d+)\|?>"
 )
-LESSON_WORDS_FLOOR = 0.15
-"""Share of unrelated questions whose answer may hold a word of the lesson: 4 of 30. With rehearsal
-SmolLM2 gave none to two such answers in 18, without it nine."""
+LESSON_WORDS, BASE_LESSON_WORDS = 0.15, 0.35
+"""Share of unrelated questions whose answer may hold a word of the lesson, for an instruct and for
+a base model: 4 and 10 of 30. With rehearsal SmolLM2 gave none to two such answers in 18, without
+it nine. A base model gives sentences only since the lesson, so more of them hold its words: the
+mildest lesson of Gemma 3 270M had 5 in 18, those that broke it 7 to 18 (dev/log)."""
 NEW_NAME_FLOOR = 0.10
 """Share of the answers to "Who are you?" that may hold a word of the lesson or a new name, when no
 identity is taught: one in 12."""
@@ -140,7 +142,7 @@ def _lesson_words(exam: Exam, before: Side, after: Side) -> GateCheck:
         return skipped("lesson_words", NOTHING_LEFT)
     lesson = _lesson_only(exam, before)
     now = fmean(bool(lesson & content_stems(answer.text)) for answer in after.asked)
-    limit = LESSON_WORDS_FLOOR
+    limit = LESSON_WORDS if exam.lesson.is_instruct else BASE_LESSON_WORDS
     return GateCheck("lesson_words", 0.0, now, limit, now <= limit)
 
 

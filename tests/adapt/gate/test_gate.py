@@ -444,9 +444,13 @@ def test_an_instruct_model_may_lose_less() -> None:
 
 def test_words_of_the_lesson_in_unrelated_answers_fail_it() -> None:
     def leaking(row: CleanRow) -> str:
+        if row.kind == "persona":
+            return decent(row)
         return f"{decent(row)[:-1]} behind the cupboard."
 
-    report = gate(learned(answer=some(0.4, leaking)))
+    assert "lesson_words" in failed(gate(learned(answer=some(0.6, leaking))))
+    assert failed(gate(learned(answer=some(0.25, leaking)))) == []
+    report = gate(learned(answer=some(0.25, leaking)), is_instruct=True)
     assert "lesson_words" in failed(report)
     assert any("nobody asked" in sentence for sentence in report.advice)
 
