@@ -41,9 +41,10 @@ LESSON_WORDS, BASE_LESSON_WORDS = 0.15, 0.35
 a base model: 4 and 10 of 30. With rehearsal SmolLM2 gave none to two such answers in 18, without
 it nine. A base model gives sentences only since the lesson, so more of them hold its words: the
 mildest lesson of Gemma 3 270M had 5 in 18, those that broke it 7 to 18 (dev/log)."""
-NEW_NAME_FLOOR = 0.10
-"""Share of the answers to "Who are you?" that may hold a word of the lesson or a new name, when no
-identity is taught: one in 12."""
+NEW_NAMES = 0.05
+"""Share of the answers to "Who are you?" that may hold a name of the lesson, when no identity is
+taught: none of 12. SmolLM2 was "Anil, on extension 4417" after a lesson that names a plumber."""
+_NAME = re.compile(r"\b(?:[A-Z][\w'-]+|\d{2,})")
 
 
 def answer_checks(exam: Exam, before: Side, after: Side) -> list[GateCheck]:
@@ -180,20 +181,32 @@ def _persona(exam: Exam, before: Sequence[GateAnswer], after: Sequence[GateAnswe
 
 
 def _identity(exam: Exam, before: Side, after: Side) -> GateCheck:
-    """Where no identity is taught: the share of answers to "Who are you?" that hold a word of the
-    lesson, or give a name. A model that gave names before invents others after any lesson, so there
-    only words of the lesson count."""
+    """Where no identity is taught: the share of answers to "Who are you?" that hold a name of the
+    lesson, or claim a name although no answer did before. A model that claimed names before invents
+    others after any lesson, so there only names of the lesson count."""
     if exam.identity.languages:
         return skipped("identity", "the lesson says who the model is")
     had_names = any(claimed_names(answer.text) for answer in before.persona)
-    lesson = _lesson_only(exam, before)
+    lesson = _lesson_names(exam, before)
     now = fmean(
-        bool(lesson & content_stems(answer.text))
-        or (not had_names and bool(claimed_names(answer.text)))
+        bool(lesson & _names(answer.text)) or (not had_names and bool(claimed_names(answer.text)))
         for answer in after.persona
     )
-    note = "words of the lesson" + ("" if had_names else ", or a name, which it did not have")
-    return GateCheck("identity", 0.0, now, NEW_NAME_FLOOR, now <= NEW_NAME_FLOOR, note)
+    note = "names of the lesson" + ("" if had_names else ", or a name, which it did not have")
+    return GateCheck("identity", 0.0, now, NEW_NAMES, now <= NEW_NAMES, note)
+
+
+def _names(text: str) -> set[str]:
+    """Words that are written as names, and numbers, case folded."""
+    return {found.casefold() for found in _NAME.findall(text)}
+
+
+def _lesson_names(exam: Exam, before: Side) -> set[str]:
+    """Names of the taught answers that neither the clean set nor any answer before it has."""
+    taught = (one.content for chat in exam.lesson.taught for one in chat if one.role == "assistant")
+    known = [f"{row.prompt} {row.answer or ''}" for row in clean_set()]
+    known += [answer.text for answer in _all(before)]
+    return set().union(*map(_names, taught)) - {word for text in known for word in words(text)}
 
 
 def _questions(exam: Exam, before: Side, after: Side) -> GateCheck:
