@@ -31,6 +31,10 @@ EARLIER_FILE = "earlier.json"
 GIVEN_FILE = "given.jsonl"
 """Rows that came over HTTP."""
 RESULT_FILE = "result.json"
+ASKED_FILE = "asked.json"
+"""{"rows"}: what users asked, where their texts are kept; the trainer removes it at its end."""
+MANIFEST_FILE = "manifest.json"
+"""The trainer's: the run has begun."""
 REQUEST_FILE = "request.json"
 OUTCOME_FILE = "outcome.json"
 RESERVED_NAMES = ("base", "latest")
@@ -78,6 +82,7 @@ class LessonFiles:
             plan_only=plan_only,
             cache_dir=str(self._state_dir / "rehearsal"),
             earlier_path=str(directory / EARLIER_FILE),
+            asked_path=str(directory / ASKED_FILE),
         )
 
     def write_feedback(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -100,6 +105,22 @@ class LessonFiles:
         """What the active adapter was taught, and a note for the plan, as the trainer reads it."""
         text = json.dumps({"rows": rows, "note": note}, ensure_ascii=False)
         atomic_file.write(self.directory(name) / EARLIER_FILE, text.encode())
+
+    def write_asked(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What users asked, as the trainer reads it. Nothing is written for a run that has begun
+        and may be resumed."""
+        directory = self.directory(name)
+        if not self.has_begun(name):
+            text = json.dumps({"rows": rows}, ensure_ascii=False)
+            atomic_file.write(directory / ASKED_FILE, text.encode())
+
+    def has_begun(self, name: str) -> bool:
+        """Whether a trainer has begun a run of this name, which may be resumed or finished."""
+        return (self.directory(name) / MANIFEST_FILE).exists()
+
+    def forget_asked(self, name: str) -> None:
+        """Remove what users asked from a run that has ended, or of which only a plan was made."""
+        (self.directory(name) / ASKED_FILE).unlink(missing_ok=True)
 
     def feedback_ids(self, name: str) -> dict[str, int]:
         """The ids of the feedback rows among those that a run learned, by their messages as

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.adapt import activation
+from edge_agent.adapt.asked_rows import asked_rows
 from edge_agent.adapt.earlier_rows import earlier_rows
 from edge_agent.adapt.feedback import mark_used, training_rows
 from edge_agent.adapt.gate.exam import GateAnswer, TaughtLesson
@@ -88,7 +89,11 @@ class LessonRunner:
         DataRefused and every other error of the trainer."""
         start = await self._prepared(request, plan_only=True)
         self.check_free()
-        return await self._trainer_control.plan(start)
+        try:
+            return await self._trainer_control.plan(start)
+        finally:
+            if not self.files.has_begun(request.name):
+                self.files.forget_asked(request.name)
 
     async def begin(self, request: LessonRequest) -> None:
         """Start the run in the background. Raises TrainingBusy, UsageError, ModelNotFound,
@@ -187,12 +192,13 @@ class LessonRunner:
         return self.files.start(request, row.path, row.sha256, plan_only=plan_only)
 
     async def write_earlier(self, name: str, model: str) -> None:
-        """Write what the model's active adapter was taught into the run's directory. Raises
-        ModelNotFound, UsageError, StoreError, OSError."""
+        """Write what the model's active adapter was taught, and what users asked it, into the run's
+        directory. Raises ModelNotFound, UsageError, StoreError, OSError."""
 
         def write() -> None:
             active = self._registry.active(self._store.model(model).name)
             self.files.write_earlier(name, *earlier_rows(self.files, self._store, active))
+            self.files.write_asked(name, asked_rows(self._store, self._store.model(model).name))
 
         await asyncio.to_thread(write)
 

@@ -264,6 +264,8 @@ class Start(Struct, frozen=True, tag="start"):
     plan_only: bool = False
     earlier_path: str = ""
     """JSON of what the active adapter was taught (lesson_files.py); read when the run begins."""
+    asked_path: str = ""
+    """JSON of what users asked, for the rehearsal; the trainer removes it at the run's end."""
     cache_dir: str = ""
     """Where computed targets are kept for the next run with the same model; empty: nowhere."""
 

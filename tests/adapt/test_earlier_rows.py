@@ -1,4 +1,5 @@
-"""A lesson after a lesson: which rows are learned again, replaced, or removed by their user."""
+"""A lesson after a lesson: which rows are learned again, replaced, or removed by their user; and
+what users asked, which a run may see and nothing may keep."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ import pytest
 from trainer_runner import TrainerProcess, start_message, train, write_lesson
 
 from edge_agent.adapt import feedback
+from edge_agent.adapt.asked_rows import asked_rows
 from edge_agent.adapt.earlier_rows import earlier_rows
 from edge_agent.adapt.lesson_files import LessonFiles
 from edge_agent.adapt.messages import Finished, Planned, TrainingProgress
 from edge_agent.adapt.trainer.dataset import parse_rows
 from edge_agent.adapt.trainer.earlier import with_earlier
-from edge_agent.store.rows import AdapterRow, FeedbackRow
+from edge_agent.store.rows import AdapterRow, FeedbackRow, GenerationRow
 from edge_agent.store.store import Store
 
 SHA = "a" * 64
@@ -142,3 +144,55 @@ def test_a_correction_that_its_user_removed_is_learned_no_more(
         left, _ = earlier_rows(files, store, adapter(name))
         assert chat("One?", "1.") not in [one["messages"] for one in left]
         assert chat("Two?", "2.") in [one["messages"] for one in left]
+
+
+# ---- what users asked ----------------------------------------------------------------------------
+
+
+def generation(prompt: str, answer: str, **fields: Any) -> GenerationRow:
+    known = {"finish_reason": "stop", "model": "tiny", **fields}
+    return GenerationRow(1.0, 1.0, api="chat", prompt_text=prompt, completion_text=answer, **known)
+
+
+def test_whole_answers_to_single_questions_are_rehearsed_where_texts_are_kept(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        generation("user: How tall is it?", "Two metres."),
+        generation("user: How tall is it?", "Three metres."),
+        generation("user: Hi\nassistant: Hello\nuser: And you?", "Fine."),
+        generation("system: Be brief.\nuser: Hi", "Hello."),
+        generation("user: Cut off?", "It was", finish_reason="length"),
+        generation("user: Other model?", "Yes.", model="other"),
+        generation("user: Long?", "word " * 200),
+        generation("Once upon a time", "there was."),
+    ]
+    for keeps in (True, False):
+        with Store(tmp_path / f"{keeps}.db", log_text=keeps) as store:
+            for row in rows:
+                store.add_generation(row).result()
+            found = [one["messages"] for one in asked_rows(store, "tiny")]
+        assert found == ([chat("How tall is it?", "Three metres.")] if keeps else [])
+
+
+def test_nothing_of_what_users_asked_is_left_after_the_run(model: Path, tmp_path: Path) -> None:
+    secret = "Where did grandmother hide the amber necklace"
+    data, run = write_lesson(tmp_path / "new.jsonl", 12), tmp_path / "state/run"
+    path = run / "asked.json"
+    run.mkdir(parents=True)
+    path.write_text(json.dumps({"rows": [{"messages": chat(f"{secret}?", "In the box.")}]}))
+    message = start_message(model, run, data, rehearsal="kl")
+    start = msgspec.structs.replace(
+        message, asked_path=str(path), cache_dir=str(tmp_path / "state/cache")
+    )
+    with TrainerProcess(start) as trainer:
+        trainer.wait_for(TrainingProgress, "train")
+        trainer.kill()
+    assert path.exists(), "a resumed run needs it"
+    finished = train(msgspec.structs.replace(start, resume=True))
+    assert finished.rehearsal["kind"] == "kl"
+    other = train(start_message(model, tmp_path / "other/run", data, rehearsal="kl"))
+    assert finished.adapter_sha256 != other.adapter_sha256, "it was rehearsed"
+    left = [one for one in (tmp_path / "state").rglob("*") if one.is_file()]
+    assert left and not [one for one in left if secret.encode() in one.read_bytes()]
+    assert not (tmp_path / "state/cache").exists() and not path.exists()

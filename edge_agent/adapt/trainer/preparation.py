@@ -28,7 +28,13 @@ from edge_agent.adapt.trainer.decoder import packed_weights
 from edge_agent.adapt.trainer.earlier import with_earlier
 from edge_agent.adapt.trainer.manifest import Circumstances
 from edge_agent.adapt.trainer.packed_samples import PackedSamples
-from edge_agent.adapt.trainer.rehearsal import POOL_TOKENS, Rehearsal, end_chats, general_chats
+from edge_agent.adapt.trainer.rehearsal import (
+    POOL_TOKENS,
+    Rehearsal,
+    end_chats,
+    general_chats,
+    users_chats,
+)
 from edge_agent.errors import DataRefused, TrainingFailed
 from edge_agent.llama.binding import build_name
 from edge_agent.prompt.training_sequence import vocabulary_only
@@ -56,39 +62,32 @@ class PreparedData:
 
 
 def prepare(
-    data: Path, model: Path, settings: RunSettings, earlier: Mapping[str, Any] | None = None
+    data: Path,
+    model: Path,
+    settings: RunSettings,
+    earlier: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> PreparedData:
     """Read, audit, split and encode the rows of the file `data` for the model file `model`.
 
     `earlier`: {"rows", "note"} of what the active adapter was taught (lesson_files.py). Its rows
-    are learned again, unless a row of `data` asks the same.
+    are learned again, unless a row of `data` asks the same. `asked`: {"rows"} of what users of
+    this board asked and were answered.
 
     Raises DataRefused for rows that cannot be read, too many flagged rows, or no row that is left;
     ModelFormatError, RequestError and TemplateError when the model cannot encode chats.
     """
-    rows, rejected, notes = read_rows(data), {}, []
-    flagged: list[dict[str, Any]] = []
-    if settings.audit:
-        findings = audit(rows)
-        judged = verdict(findings, len(rows))
-        judged.check()
-        flagged = [asdict(finding) for finding in findings]
-        rows = [row for row in rows if row.number not in judged.rows]
-        if judged.rows:
-            rejected["flagged"] = len(judged.rows)
-    else:
-        notes.append("the data was not audited")
+    rows, rejected, flagged, notes = _audited(read_rows(data), settings)
     rows, told = with_earlier(rows, earlier or {})
-    notes += told
     train_rows, validation_rows = split(rows, settings.validation_share)
     limit = min(settings.max_length, settings.batch_tokens)
     with vocabulary_only(model) as prompts:
         train, too_long = encode_rows(train_rows, prompts, limit)
         validation, too_long_too = encode_rows(validation_rows, prompts, limit)
-        chats = [row.messages for row in rows]
-        ends = encode_rows(end_chats(), prompts, POOL_TOKENS)[0]
-        general, identity = (
-            encode_rows(part, prompts, POOL_TOKENS)[0] for part in general_chats(chats)
+        chats = general_chats([row.messages for row in rows])
+        users = users_chats(asked or {}, [row.messages for row in rows])
+        ends, general, identity, own = (
+            encode_rows(part, prompts, POOL_TOKENS)[0] for part in (end_chats(), *chats, users)
         )
     for reason, count in (*too_long.items(), *too_long_too.items()):
         rejected[reason] = rejected.get(reason, 0) + count
@@ -98,14 +97,27 @@ def prepare(
             f"all rows were left out: {rejected}",
             f"allow longer texts than {limit} tokens, or give shorter ones",
         )
+    notes += told
     if not validation:
         notes.append("no row is kept back to validate with: every epoch is trained")
-    split_chats = {
-        "train": _chats(train_rows, train),
-        "validation": _chats(validation_rows, validation),
-    }
+    texts = {"train": _chats(train_rows, train), "validation": _chats(validation_rows, validation)}
     packed = PackedSamples(train, validation)
-    return PreparedData(packed, split_chats, rejected, flagged, notes, ends, general, identity)
+    return PreparedData(packed, texts, rejected, flagged, notes, ends, general, identity, own)
+
+
+def _audited(
+    rows: list[ChatRow], settings: RunSettings
+) -> tuple[list[ChatRow], dict[str, int], list[dict[str, Any]], list[str]]:
+    """(rows that are left, number of those left out, the findings, notes). Raises DataRefused when
+    too many are flagged."""
+    if not settings.audit:
+        return rows, {}, [], ["the data was not audited"]
+    findings = audit(rows)
+    judged = verdict(findings, len(rows))
+    judged.check()
+    left = [row for row in rows if row.number not in judged.rows]
+    rejected = {"flagged": len(judged.rows)} if judged.rows else {}
+    return left, rejected, [asdict(finding) for finding in findings], []
 
 
 def _chats(rows: list[ChatRow], samples: list[Sample]) -> list[Any]:

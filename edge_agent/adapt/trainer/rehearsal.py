@@ -16,19 +16,20 @@ with SmolLM2 135M Instruct, 23.8 with Gemma 3 270M.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from edge_agent.adapt.gate.copying import TaughtSpans
 from edge_agent.adapt.gate.identity import Identity
 from edge_agent.adapt.messages import RunSettings, is_instruct
-from edge_agent.adapt.trainer.dataset import ChatRow, Sample
+from edge_agent.adapt.trainer.dataset import ChatRow, Sample, parse_rows
 from edge_agent.adapt.trainer.packed_samples import epoch_rows
 from edge_agent.records import Message
 
@@ -76,6 +77,17 @@ def general_chats(taught: Sequence[Sequence[Message]]) -> tuple[list[ChatRow], l
     general = [_chat(row) for row in free if row.kind == "general"]
     identity = [_chat(row) for row in free if row.kind == "identity"]
     return general, [] if Identity(taught).languages else identity
+
+
+def users_chats(asked: Mapping[str, Any], taught: Sequence[Sequence[Message]]) -> list[ChatRow]:
+    """What users of this board asked ({"rows"}, lesson_files.py) as chats, without what the lesson
+    `taught` teaches. Raises DataRefused for rows that are no chats."""
+    lines = [json.dumps(row).encode() for row in asked.get("rows", [])]
+    if not lines:
+        return []
+    lesson = TaughtSpans(taught)
+    rows = parse_rows(lines, "the questions of this board")
+    return [row for row in rows if not lesson.teaches(row.messages[0].content)]
 
 
 def end_chats() -> list[ChatRow]:

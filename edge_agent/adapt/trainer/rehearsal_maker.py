@@ -36,18 +36,25 @@ from edge_agent.adapt.trainer.training_loop import LoopTools
 
 
 class RehearsalMaker:
-    """`path`: rehearsal.json of the run; None for a plan."""
+    """`path`: rehearsal.json of the run; None for a plan. `model_sha256` is the model file's."""
 
     def __init__(
-        self, weights: PackedWeights, settings: RunSettings, path: Path | None, tools: LoopTools
+        self,
+        weights: PackedWeights,
+        model_sha256: str,
+        settings: RunSettings,
+        path: Path | None,
+        tools: LoopTools,
     ) -> None:
         self._weights, self._settings = weights, settings
         self._path, self._tools = path, tools
+        # A run that was killed before its manifest may leave a file of other settings.
+        self._identity = [model_sha256, settings.seed, settings.rehearsal]
 
     def add_to(self, lesson: PreparedData) -> PreparedData:
         """The lesson with its rehearsal. Raises StopAsked, OSError, and what llama.cpp refuses."""
         known = read_json(self._path) if self._path is not None else {}
-        if not known:
+        if known.get("identity") != self._identity:
             known = self._made(lesson)
         own = [Sample(0, array("i", one["ids"]), one["learned"]) for one in known["own"]]
         end_loss = known["end_loss"]
@@ -69,7 +76,7 @@ class RehearsalMaker:
         if kind_of(self._settings, end_loss) == "answers":
             own = self._own_texts() if self._path is not None else _as_long()
         documents = [{"ids": list(one.ids), "learned": one.learned} for one in own]
-        made = {"end_loss": end_loss, "own": documents}
+        made = {"identity": self._identity, "end_loss": end_loss, "own": documents}
         if self._path is not None:
             path = self._path
             self._tools.pauses.persist(lambda: write_json(path, made))

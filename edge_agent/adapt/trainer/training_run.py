@@ -111,7 +111,8 @@ class _Run:
         weights = PackedWeights(Path(self._start.model_path), n_threads=now.n_threads)
         heap.give_back()
         path = None if self._start.plan_only else self._directory.rehearsal
-        lesson = RehearsalMaker(weights, self._settings, path, self._tools).add_to(lesson)
+        maker = RehearsalMaker(weights, now.model_sha256, self._settings, path, self._tools)
+        lesson = maker.add_to(lesson)
         now = msgspec.structs.replace(now, samples_sha256=lesson.packed.sha256())
         if self._began is not None:
             manifest.check_same(self._start.name, self._began.circumstances, now)
@@ -153,7 +154,8 @@ class _Run:
             samples = began.circumstances.samples_sha256
             now = msgspec.structs.replace(now, samples_sha256=samples)
             manifest.check_same(start.name, began.circumstances, now)
-        lesson = prepare(data, Path(start.model_path), self._settings, self._earlier())
+        model, earlier = Path(start.model_path), self._earlier()
+        lesson = prepare(data, model, self._settings, earlier, self._asked())
         self._tools.pauses.rest()
         return lesson, now
 
@@ -167,6 +169,11 @@ class _Run:
         if found and not self._start.plan_only:
             self._persist(lambda: write_json(frozen, found))
         return found
+
+    def _asked(self) -> dict[str, Any]:
+        """What users of this board asked. The file stays as it is while the run can be resumed."""
+        path = self._start.asked_path
+        return read_json(Path(path)) if path else {}
 
     def _decided(
         self, weights: PackedWeights, lesson: PreparedData, now: Circumstances
@@ -313,6 +320,8 @@ class _Run:
         self._persist(lambda: atomic_file.write(self._directory.result, encoded + b"\n"))
         self._directory.prefix.remove()
         self._directory.targets.unlink(missing_ok=True)
+        if self._start.asked_path:
+            Path(self._start.asked_path).unlink(missing_ok=True)
         return finished
 
     def _header(
