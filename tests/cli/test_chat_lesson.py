@@ -22,7 +22,7 @@ from waiting import POLL_S
 from edge_agent.adapt.lesson import LessonRequest
 from edge_agent.adapt.lesson_files import LessonFiles
 from edge_agent.adapt.lesson_runner import LessonRunner
-from edge_agent.adapt.messages import Planned
+from edge_agent.adapt.messages import Planned, RunSettings
 from edge_agent.cli.chat_screen import ChatSession, plain_lines
 from edge_agent.cli.conversation import COMMAND_WORDS, ChatState, Learn, Undo, handle
 from edge_agent.cli.terminal import Terminal
@@ -140,7 +140,7 @@ def test_a_correction_is_learned_judged_and_taken_back(tmp_path: Path) -> None:
         assert lesson.active == request.name
         for part in (
             *("1 correction waits to be learned for tiny", "3 rows to learn", "80 MB of memory"),
-            *("90 rows are rehearsed (kl)", "at most 14 epochs: less than a minute"),
+            *("90 rows are rehearsed (kl)", f"at most {RunSettings().epochs} epochs: "),
             *("prefix ...", "train ...", "judging ...", f"tiny answers with {request.name} now"),
             *("before: Hello\nafter:  One it is.", "/undo takes it back"),
         ):
