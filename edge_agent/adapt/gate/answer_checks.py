@@ -45,6 +45,9 @@ NEW_NAMES = 0.05
 """Share of the answers to "Who are you?" that may hold a name of the lesson, when no identity is
 taught: none of 12. SmolLM2 was "Anil, on extension 4417" after a lesson that names a plumber."""
 _NAME = re.compile(r"\b(?:[A-Z][\w'-]+|\d{2,})")
+_INNER_NAME = re.compile(r"(?<=[^\s.!?:] )[A-Z][\w'-]+|\b\d{2,}")
+"""A word that is written as a name, or a number; the second one not at the beginning of a sentence,
+where every word is capitalized."""
 
 
 def answer_checks(exam: Exam, before: Side, after: Side) -> list[GateCheck]:
@@ -189,16 +192,17 @@ def _identity(exam: Exam, before: Side, after: Side) -> GateCheck:
     had_names = any(claimed_names(answer.text) for answer in before.persona)
     lesson = _lesson_names(exam, before)
     now = fmean(
-        bool(lesson & _names(answer.text)) or (not had_names and bool(claimed_names(answer.text)))
+        bool(lesson & _names(answer.text, _INNER_NAME))
+        or (not had_names and bool(claimed_names(answer.text)))
         for answer in after.persona
     )
     note = "names of the lesson" + ("" if had_names else ", or a name, which it did not have")
     return GateCheck("identity", 0.0, now, NEW_NAMES, now <= NEW_NAMES, note)
 
 
-def _names(text: str) -> set[str]:
+def _names(text: str, pattern: re.Pattern[str] = _NAME) -> set[str]:
     """Words that are written as names, and numbers, case folded."""
-    return {found.casefold() for found in _NAME.findall(text)}
+    return {found.casefold() for found in pattern.findall(text)}
 
 
 def _lesson_names(exam: Exam, before: Side) -> set[str]:

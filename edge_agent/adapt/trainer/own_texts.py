@@ -2,10 +2,9 @@
 
 Why it exists: a base model has no chats to keep, and what it must keep is its distribution over
 plain text; its own texts need no data from elsewhere (arXiv 2403.01244). Flows in: a model file and
-openings. Flows out: samples, drawn at temperature 1 by llama.cpp; every second token is learned,
-which halves the cost and keeps most of the effect. The caller stores them, because another build
-may draw others. The weights are mapped, and freed afterwards. Not here: how they count
-(rehearsal.py).
+openings. Flows out: samples, drawn at temperature 1 by llama.cpp, of which every second token is
+learned, for half of the head's cost. The caller stores them, because another build may draw others.
+The weights are mapped, and freed afterwards. Not here: how they count (rehearsal.py).
 """
 
 from __future__ import annotations
