@@ -39,7 +39,7 @@ from converters import gguf_to_hf, hf_to_gguf
 from converters.gguf_output import write_model
 from converters.quantizer import How
 from converters.sample_texts import PASSAGES
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.dataset import read_rows
 from edge_agent.adapt.trainer.decoder.decoder import Decoder, pack
 from edge_agent.adapt.trainer.decoder.lora import (

@@ -30,7 +30,7 @@ from adapt import MB, R, is_disturbed
 from lesson_arms import chosen
 from measured_child import ChildFailed, Measured, environment, run, wait_for_quiet
 
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.blas import choose_threads
 from edge_agent.adapt.trainer.decoder.decoder import Decoder, PackedRow
 from edge_agent.adapt.trainer.decoder.lora import TARGETS, LoraWeight

@@ -67,7 +67,7 @@ def sgemm_flops_s() -> float:
 
 def steps(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds, processor seconds and losses of each step; the floating-point operations of one."""
-    from edge_agent.adapt.messages import RunSettings
+    from edge_agent.adapt.run_settings import RunSettings
     from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
     from edge_agent.adapt.trainer.layer_choice import new_decoder, parse_layers
     from edge_agent.adapt.trainer.rehearsal import RehearsalOrder

@@ -40,7 +40,7 @@ from converters.adapter import read_adapter
 from converters.base_model import open_base
 from converters.logits import LlamaLogits
 from converters.lora_to_gguf import convert
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.adapter_writer import AdapterHeader, write_adapter
 from edge_agent.adapt.trainer.dataset import Sample
 from edge_agent.adapt.trainer.decoder.compute import blas_threads

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from converters.families.family import TensorPlacement
 from converters.gguf_to_hf import open_model
 from converters.rows import rotary_order
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.decoder.lora import TARGETS, Loras, LoraSettings
 
 Text = tuple[Sequence[int], Sequence[bool]]

@@ -1,10 +1,10 @@
 """One setting as flags, help texts and errors show it, all from its one declaration.
 
-Why it exists: config.Settings is a pydantic model, and adapt/messages.py's RunSettings is a msgspec
-struct because the trainer must not load pydantic. Both describe their fields as JSON Schema, which
-is what flags and help texts are made from; no default, bound or sentence is written a second time.
-Flows in: a JSON Schema. Flows out: one `Setting` per field. Not here: checking a value (pydantic
-and msgspec do that), the command line (cli/options.py).
+Why it exists: config.Settings is a pydantic model, and adapt/run_settings.py's RunSettings is a
+msgspec struct because the trainer must not load pydantic. Both describe their fields as JSON
+Schema, which is what flags and help texts are made from; no default, bound or sentence is written a
+second time. Flows in: a JSON Schema. Flows out: one `Setting` per field. Not here: checking a value
+(pydantic and msgspec do that), the command line (cli/options.py).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from edge_agent.adapt.messages import TARGET_MODULES
+from edge_agent.adapt.run_settings import TARGET_MODULES
 from edge_agent.errors import UsageError
 
 METHODS = ("lora", "qlora", "full", "qat")

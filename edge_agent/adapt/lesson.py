@@ -16,7 +16,8 @@ from typing import Any, Literal
 import msgspec
 
 from edge_agent.adapt.gate.gate import GateReport
-from edge_agent.adapt.messages import Finished, Planned, RunSettings, TrainingProgress
+from edge_agent.adapt.messages import Finished, Planned, TrainingProgress
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.errors import EdgeAgentError, UsageError
 from edge_agent.model_names import BASE_TAG, LATEST_TAG
 

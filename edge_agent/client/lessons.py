@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.client.connection import Client, find_daemon, state_dir_of
 from edge_agent.errors import (
     DaemonNotRunning,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from edge_agent.adapt.lesson_files import REQUEST_FILE, RESULT_FILE, LessonFiles
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.client.feedback import DaemonFeedback
 from edge_agent.client.lessons import BesideLessons, Event, LessonDraft
 from edge_agent.errors import UsageError

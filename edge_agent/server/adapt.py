@@ -19,7 +19,7 @@ from edge_agent import atomic_file
 from edge_agent.adapt.lesson import LessonRequest, taught_model
 from edge_agent.adapt.lesson_files import FEEDBACK, GIVEN_FILE
 from edge_agent.adapt.lesson_runner import LessonRunner
-from edge_agent.adapt.messages import RunSettings, declared_run_settings, run_settings
+from edge_agent.adapt.run_settings import RunSettings, declared_run_settings, run_settings
 from edge_agent.errors import RequestError
 from edge_agent.server.body import parse_json, read_body, validate
 from edge_agent.server.error_body import FieldError
@@ -45,7 +45,7 @@ class RunBody(Body):
     source: Literal["rows", "feedback"] = "rows"
     settings: dict[str, Any] = Field(
         default_factory=dict,
-        description="Of adapt/messages.py's RunSettings.",
+        description="Of adapt/run_settings.py's RunSettings.",
         json_schema_extra={"properties": _PROPERTIES},
     )
     activate: bool = Field(True, description="Make it active when its gate lets it pass.")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from waiting import DEADLINE_S
 
-from edge_agent.adapt.messages import RunSettings, Start
+from edge_agent.adapt.messages import Start
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer_control import TrainerLink
 from edge_agent.errors import TrainingFailed
 

@@ -22,7 +22,8 @@ from waiting import POLL_S
 from edge_agent.adapt.lesson import LessonRequest
 from edge_agent.adapt.lesson_files import LessonFiles
 from edge_agent.adapt.lesson_runner import LessonRunner
-from edge_agent.adapt.messages import Planned, RunSettings
+from edge_agent.adapt.messages import Planned
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.cli.chat_screen import ChatSession, plain_lines
 from edge_agent.cli.conversation import COMMAND_WORDS, ChatState, Learn, Undo, handle
 from edge_agent.cli.terminal import Terminal

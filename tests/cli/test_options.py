@@ -13,7 +13,7 @@ import pytest
 from cli_runner import cli
 from pydantic import ValidationError
 
-from edge_agent.adapt.messages import (
+from edge_agent.adapt.run_settings import (
     TARGET_MODULES,
     RunSettings,
     declared_run_settings,

@@ -12,7 +12,7 @@ import pytest
 
 from edge_agent.adapt.lesson import LessonRequest
 from edge_agent.adapt.lesson_files import FEEDBACK, LessonFiles
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.client.lessons import BesideLessons, LessonDraft
 from edge_agent.client.nightly import Nightly
 

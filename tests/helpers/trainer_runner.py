@@ -19,12 +19,12 @@ from waiting import DEADLINE_S
 from edge_agent.adapt.messages import (
     Finished,
     FromTrainer,
-    RunSettings,
     Start,
     ToTrainer,
     TrainerFailed,
     TrainingProgress,
 )
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.wire import FrameDecoder, encode
 
 QUICK = {

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.decoder.compute import Array
 from edge_agent.adapt.trainer.decoder.decoder import Decoder, PackedRow
 from edge_agent.adapt.trainer.decoder.lora import LoraSettings, LoraWeight, new_loras, target_sizes
@@ -98,7 +98,8 @@ def new_decoder(
     """A decoder with new adapters in `layers`, and the adapters. Raises UsageError when a setting
     does not fit the model."""
     sizes = adapter_sizes(weights.gguf, settings, layers)
-    loras = new_loras(sizes, lora_settings(settings, layers), settings.seed)
+    dtype, xp = weights.compute.dtype, weights.compute.xp
+    loras = new_loras(sizes, lora_settings(settings, layers), settings.seed, dtype, xp)
     return Decoder(weights, loras), loras
 
 

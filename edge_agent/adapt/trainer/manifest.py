@@ -16,7 +16,8 @@ import msgspec
 from msgspec import Struct
 
 from edge_agent import atomic_file
-from edge_agent.adapt.messages import Planned, RunSettings
+from edge_agent.adapt.messages import Planned
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.errors import TrainingFailed
 
 VERSION = 1

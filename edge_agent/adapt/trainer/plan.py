@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.adapt.messages import Planned, RunSettings
+from edge_agent.adapt.messages import Planned
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import adapter_sizes, candidates, parse_layers, top
 from edge_agent.adapt.trainer.manifest import Decisions

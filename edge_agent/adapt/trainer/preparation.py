@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 
 import edge_agent
-from edge_agent.adapt.messages import RunSettings, Start
-from edge_agent.adapt.trainer import blas
+from edge_agent.adapt.messages import Start
+from edge_agent.adapt.run_settings import RunSettings
+from edge_agent.adapt.trainer import blas, device
 from edge_agent.adapt.trainer.audit import audit, verdict
 from edge_agent.adapt.trainer.blas import Blas
 from edge_agent.adapt.trainer.dataset import ChatRow, Sample, encode_rows, read_rows, split
@@ -146,7 +147,7 @@ def circumstances(start: Start, data: Path, n_threads: int) -> Circumstances:
         n_threads=n_threads,
         tile_bytes=packed_weights.TILE_BYTES,
         head_tile_bytes=packed_weights.HEAD_TILE_BYTES,
-        software=_software(library),
+        software={**_software(library), **device.software(start.settings.device)},
     )
 
 

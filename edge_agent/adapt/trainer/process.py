@@ -24,13 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.adapt.messages import (
-    FromTrainer,
-    Start,
-    Stop,
-    ToTrainer,
-    TrainerFailed,
-)
+from edge_agent.adapt.messages import FromTrainer, Start, Stop, ToTrainer, TrainerFailed
 from edge_agent.adapt.trainer import blas, heap, manifest
 from edge_agent.adapt.trainer.pauses import FrontOrders
 from edge_agent.adapt.trainer.reporter import Reporter

@@ -28,7 +28,8 @@ import msgspec
 
 from edge_agent.adapt.gate.copying import TaughtSpans
 from edge_agent.adapt.gate.identity import Identity
-from edge_agent.adapt.messages import RunSettings, is_instruct
+from edge_agent.adapt.messages import is_instruct
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.dataset import ChatRow, Sample, parse_rows
 from edge_agent.adapt.trainer.packed_samples import epoch_rows
 from edge_agent.records import Message

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.dataset import Sample
+from edge_agent.adapt.trainer.decoder.compute import blas_threads
 from edge_agent.adapt.trainer.decoder.decoder import Decoder, pack
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.own_texts import write_texts
@@ -89,7 +90,7 @@ class RehearsalMaker:
             tools.reporter.note(f"the model writes texts to rehearse: {count} of {len(texts)}")
             tools.pauses.rest()
 
-        n_threads = self._weights.compute.n_threads
+        n_threads = blas_threads()  # the engine's, also where a GPU trains
         path, seed = self._weights.gguf.path, self._settings.seed
         return write_texts(path, texts, OWN_TOKENS, seed, n_threads, after_text)
 

@@ -120,7 +120,7 @@ class StateFiller:
 
     def _one_row(self, decoder: Decoder, store: StateStore, row: list[int]) -> None:
         batch, _ = self._packed.batch(row)
-        states, place = decoder.states(batch, decoder.lowest), 0
+        states, place = decoder.compute.to_host(decoder.states(batch, decoder.lowest)), 0
         for sample in row:
             n = len(self._packed.samples[sample])
             store.write(self._packed.first_token(sample), states[place : place + n])

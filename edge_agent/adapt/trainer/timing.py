@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import new_decoder
 from edge_agent.adapt.trainer.packed_samples import PackedSamples, bins, supervised
@@ -81,10 +81,11 @@ def calibrate(
     prefix_s = 0.0
     if decoder.lowest > 0:
         batch, _ = held.batch(row)
-        prefix_s = _timed(lambda: decoder.states(batch, decoder.lowest), tools)
+        to_host = decoder.compute.to_host  # waits for a GPU, so that its work is timed
+        prefix_s = _timed(lambda: to_host(decoder.states(batch, decoder.lowest)), tools)
         store, place = _HeldStates(), 0
         both = [*row, *(n for _, part in order.beside(0) for n in part)]
-        states = decoder.states(held.batch(both)[0], decoder.lowest)
+        states = to_host(decoder.states(held.batch(both)[0], decoder.lowest))
         for sample in both:
             n = len(held.samples[sample])
             store.put(held.first_token(sample), states[place : place + n])

@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edge_agent.adapt.messages import RunSettings
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.checkpoint import TrainingCheckpoint, TrainingCheckpoints
 from edge_agent.adapt.trainer.decoder.lora import parameters
 from edge_agent.adapt.trainer.packed_samples import epoch_rows
@@ -336,6 +336,8 @@ class TrainingLoop:
             arrays |= {f"lora/{name}": value, f"m/{name}": optimizer.m[name]}
             arrays[f"v/{name}"] = optimizer.v[name]
         arrays |= {f"best/{name}": value for name, value in self.best.items()}
+        to_host = self._training_step.decoder.compute.to_host
+        arrays = {name: to_host(array) for name, array in arrays.items()}
         state = {**asdict(self.loop_state), "t": optimizer.t}
         checkpoint = TrainingCheckpoint(self.loop_state.step, state, arrays)
         self._tools.pauses.persist(lambda: self._checkpoints.save(checkpoint))
@@ -361,7 +363,7 @@ class TrainingLoop:
         return True
 
     def _take(self, found: TrainingCheckpoint) -> None:
-        optimizer = self._training_step.optimizer
+        optimizer, compute = self._training_step.optimizer, self._training_step.decoder.compute
         for name, value, _ in parameters(self._training_step.loras):
             for kind, array in (
                 ("lora", value),
@@ -371,9 +373,9 @@ class TrainingLoop:
                 stored = found.arrays[f"{kind}/{name}"]
                 if (stored.shape, stored.dtype) != (array.shape, array.dtype):
                     raise ValueError(f"{kind}/{name} has shape {stored.shape}")
-                array[:] = stored
+                array[:] = compute.array(stored)
             if f"best/{name}" in found.arrays:
-                self.best[name] = found.arrays[f"best/{name}"]
+                self.best[name] = compute.array(found.arrays[f"best/{name}"])
         optimizer.t = int(found.state["t"])
         self.loop_state = LoopState.from_state(found.state)
         self._tools.reporter.peak_bytes = max(

@@ -19,7 +19,7 @@ import msgspec
 
 from edge_agent import atomic_file
 from edge_agent.adapt.messages import Finished, FromTrainer, Start, Stopped
-from edge_agent.adapt.trainer import heap, manifest
+from edge_agent.adapt.trainer import device, heap, manifest
 from edge_agent.adapt.trainer.adapter_writer import AdapterHeader, write_adapter
 from edge_agent.adapt.trainer.checkpoint import TrainingCheckpoints
 from edge_agent.adapt.trainer.decoder.compute import blas_threads
@@ -107,8 +107,10 @@ class _Run:
             found = self._finished_before(self._began)
             if found is not None:
                 return found
+        xp = device.array_module(self._settings.device)
         lesson, now = self._prepared()
-        weights = PackedWeights(Path(self._start.model_path), n_threads=now.n_threads)
+        lesson.notes.extend(device.notes(self._settings.device))
+        weights = PackedWeights(Path(self._start.model_path), n_threads=now.n_threads, xp=xp)
         heap.give_back()
         path = None if self._start.plan_only else self._directory.rehearsal
         maker = RehearsalMaker(weights, now.model_sha256, self._settings, path, self._tools)
@@ -264,6 +266,8 @@ class _Run:
         loop_state = loop.run()
         for name, value, _ in parameters(loras):
             value[:] = loop.best[name]
+        for lora in loras.values():
+            lora.a, lora.b = map(weights.compute.to_host, (lora.a, lora.b))
         return self._finished(weights, loras, loop_state, decided, lesson.rehearsal)
 
     def _fill_targets(self, decoder: Decoder, lesson: PreparedData, decided: Manifest) -> None:

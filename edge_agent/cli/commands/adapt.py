@@ -29,7 +29,7 @@ from edge_agent.client.connection import find_daemon
 from edge_agent.errors import TrainingFailed, error_from_code
 
 if TYPE_CHECKING:
-    from edge_agent.adapt.messages import RunSettings
+    from edge_agent.adapt.run_settings import RunSettings
     from edge_agent.client.lessons import LessonDraft
     from edge_agent.setting import Setting
 
@@ -39,14 +39,14 @@ NIGHT_S = 86400.0
 
 
 def _declared() -> Mapping[str, Setting]:
-    from edge_agent.adapt.messages import declared_run_settings
+    from edge_agent.adapt.run_settings import declared_run_settings
 
     return declared_run_settings()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LessonOptions(Options):
-    """What to learn and how; `settings` are adapt/messages.py's RunSettings."""
+    """What to learn and how; `settings` are adapt/run_settings.py's RunSettings."""
 
     source: Annotated[
         str,
@@ -219,7 +219,7 @@ def _lesson(options: LessonOptions, *, activate: bool = True) -> LessonDraft:
 
 def _run_settings(typed: Mapping[str, Any]) -> RunSettings:
     """Text by setting name, checked. Raises UsageError that names the flag."""
-    from edge_agent.adapt.messages import run_settings
+    from edge_agent.adapt.run_settings import run_settings
     from edge_agent.setting import WrongSetting
 
     declared = _declared()

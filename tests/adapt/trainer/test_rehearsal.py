@@ -18,7 +18,8 @@ from trainer_runner import QUICK, TrainerProcess, start_message, train, write_le
 
 from edge_agent.adapt.gate.clean_set import clean_set
 from edge_agent.adapt.gate.words import words
-from edge_agent.adapt.messages import Planned, RunSettings, TrainingProgress
+from edge_agent.adapt.messages import Planned, TrainingProgress
+from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.checkpoint import TrainingCheckpoints
 from edge_agent.adapt.trainer.dataset import Sample
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights

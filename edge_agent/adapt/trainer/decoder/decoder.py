@@ -160,7 +160,7 @@ class Decoder:
         `start` are the states that enter `first`; None: the embeddings. Each yielded array is
         overwritten when the second one after it is taken.
         """
-        x = self.embed(batch.tokens) if start is None else start
+        x = self.embed(batch.tokens) if start is None else self.compute.array(start)
         yield x
         run = self._run(self._row(batch), None)
         for layer in self.layers[first:]:
@@ -241,7 +241,7 @@ class Decoder:
     ) -> list[Array]:
         """Forward through the trained blocks. Returns the states that enter each block, then those
         that leave the last."""
-        first = start if start is not None else self.states(batch, self.lowest)
+        first = self.states(batch, self.lowest) if start is None else self.compute.array(start)
         size = len(batch.tokens), self.shape.n_embd
         inputs = [self._states.take(f"input{n}", *size) for n in range(len(layers) + 1)]
         inputs[0][:] = first
