@@ -22,6 +22,7 @@ from edge_agent.adapt.messages import Planned, TrainingProgress
 from edge_agent.adapt.run_settings import RunSettings
 from edge_agent.adapt.trainer.checkpoint import TrainingCheckpoints
 from edge_agent.adapt.trainer.dataset import Sample
+from edge_agent.adapt.trainer.decoder.compute import Compute
 from edge_agent.adapt.trainer.decoder.packed_weights import PackedWeights
 from edge_agent.adapt.trainer.layer_choice import new_decoder
 from edge_agent.adapt.trainer.packed_samples import PackedSamples
@@ -301,6 +302,7 @@ class PlayedStep:
     n_steps: int = 40
     loras: dict[str, Any] = field(default_factory=dict)
     optimizer: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(t=0))
+    decoder: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(compute=Compute()))
     epoch: int = 0
 
     def step(self, rows: object, number: int) -> Stepped:
